@@ -1,0 +1,1 @@
+//! Credential + keys + now → identity or refusal.

@@ -1,0 +1,167 @@
+//! Message bodies: batches of [`Bytes`] pulled by whoever writes them out.
+//!
+//! A body is pulled, never pushed: nothing is read from a socket until the other side has taken what was read before,
+//! so back-pressure reaches from the slowest reader to the sender without a queue in between.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use thiserror::Error;
+
+/// Chunks on their way from one socket to another, in order.
+pub type Batch = VecDeque<Bytes>;
+
+/// How many bytes one [`BodySource::poll_chunks`] call may append: with one batch in flight per direction this is the
+/// memory that a body holds, beside the buffers of the kernel and the transports.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Where body bytes come from: a socket, a tunnel stream, a generator.
+///
+/// Dropping a source before its end tells the sender that nobody reads on (connection closed, stream stopped).
+pub trait BodySource: Send {
+    /// Appends at least one chunk to `out`, at most about [`BATCH_BYTES_MAX`] bytes.
+    ///
+    /// `Ok(true)`: more may follow. `Ok(false)`: the body is complete (chunks may have been appended as well); the
+    /// source is not polled again.
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>>;
+
+    /// The trailer section (RFC 9110 §6.5), at most once and only after the body is complete.
+    fn take_trailers(&mut self) -> Option<HeaderMap> {
+        None
+    }
+
+    /// Drives work that belongs to the exchange while nobody wants chunks, such as an upload that is still running.
+    fn poll_background(&mut self, _cx: &mut Context<'_>) {}
+}
+
+/// What is known about a body's size before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// Exactly this many bytes.
+    Known(u64),
+    /// Delimited by the transport (chunked coding, END_STREAM, FIN).
+    Unknown,
+    /// Not a body: the bytes of an upgraded connection, in both directions until each side ends.
+    Raw,
+}
+
+/// A request's or response's content.
+pub struct Body {
+    kind: Kind,
+    length: Length,
+}
+
+/// Why a body ended before its end.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum BodyError {
+    /// The sender closed or reset its side before the announced end.
+    #[error("the sender ended the body early")]
+    Truncated,
+    /// The sender's chunked coding breaks RFC 9112 §7.1.
+    #[error("malformed chunked coding")]
+    Chunked,
+    /// No byte for longer than the idle limit.
+    #[error("no byte of the body arrived within the idle limit")]
+    Idle,
+    /// A trailer section over the limit or malformed.
+    #[error("malformed or oversized trailer section")]
+    Trailers,
+    /// More bytes than the limit of this route or listener.
+    #[error("the body is larger than allowed")]
+    TooLarge,
+}
+
+impl BodyError {
+    /// The name of this error in logs and metric labels.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Truncated => "body_truncated",
+            Self::Chunked => "body_chunked_malformed",
+            Self::Idle => "body_idle",
+            Self::Trailers => "body_trailers_malformed",
+            Self::TooLarge => "body_too_large",
+        }
+    }
+}
+
+impl Body {
+    /// No content.
+    pub fn empty() -> Self {
+        Self { kind: Kind::Empty, length: Length::Known(0) }
+    }
+
+    /// Content that is in memory already.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        if bytes.is_empty() {
+            return Self::empty();
+        }
+        Self { length: Length::Known(bytes.len() as u64), kind: Kind::Full(bytes) }
+    }
+
+    /// Content that arrives while it is sent on.
+    pub fn stream(source: impl BodySource + 'static, length: Length) -> Self {
+        Self { kind: Kind::Stream(Box::new(source)), length }
+    }
+
+    /// What is known of the size.
+    pub fn length(&self) -> Length {
+        self.length
+    }
+
+    /// True if there is nothing to send and nothing to wait for.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.kind, Kind::Empty)
+    }
+
+    /// True if the content is in memory, so that a request can be sent a second time.
+    pub fn is_replayable(&self) -> bool {
+        !matches!(self.kind, Kind::Stream(_))
+    }
+
+    /// Appends the next chunks; see [`BodySource::poll_chunks`]. After `Ok(false)` the body is empty.
+    ///
+    /// # Errors
+    /// The source's; the body is finished then.
+    pub fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(Ok(false)),
+            Kind::Full(bytes) => {
+                out.push_back(std::mem::take(bytes));
+                self.kind = Kind::Empty;
+                Poll::Ready(Ok(false))
+            }
+            Kind::Stream(source) => source.poll_chunks(cx, out),
+        }
+    }
+
+    /// See [`BodySource::take_trailers`].
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        match &mut self.kind {
+            Kind::Stream(source) => source.take_trailers(),
+            _ => None,
+        }
+    }
+
+    /// See [`BodySource::poll_background`].
+    pub fn poll_background(&mut self, cx: &mut Context<'_>) {
+        if let Kind::Stream(source) = &mut self.kind {
+            source.poll_background(cx);
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Stream(Box<dyn BodySource>),
+}

@@ -1,0 +1,360 @@
+//! One exchange on an origin's HTTP/1.1 connection.
+//!
+//! The upload and the download of an exchange are polled by the same task: first while the response head is awaited,
+//! then by whoever pulls the response's content.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use thiserror::Error;
+use tokio::io::AsyncWrite;
+
+use super::encode;
+use super::framing::Framing;
+use super::head::{self, HeadError, HeadScanner, ResponseHead};
+use super::source::Content;
+use crate::body::{Batch, Body, BodyError, BodySource, Length};
+use crate::idle::Idle;
+use crate::io::{Io, Reader, WriteIo};
+use crate::message::Response;
+use crate::pool::Home;
+use crate::write::poll_write_batch;
+
+/// A connection to an origin between exchanges.
+#[derive(Debug)]
+pub struct OriginConnection {
+    reader: Reader,
+    writer: WriteIo,
+}
+
+/// A request as the origin is to get it; the fields that frame it are added here.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Only path and query are sent.
+    pub uri: &'a Uri,
+    /// The `Host` field.
+    pub host: &'a str,
+    /// End-to-end fields.
+    pub headers: &'a HeaderMap,
+    /// The protocol to switch to, if the visitor asked.
+    pub upgrade: Option<&'a str>,
+}
+
+/// Limits of one exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeLimits {
+    /// Bytes of a response head.
+    pub head_bytes_max: usize,
+    /// From the request to the response head; none for streams that take their time.
+    pub head_timeout: Option<Duration>,
+    /// Without a byte of the response's content.
+    pub body_idle_timeout: Option<Duration>,
+    /// Without the origin taking a byte of the upload.
+    pub write_idle_timeout: Duration,
+}
+
+/// Why no response came.
+#[derive(Debug, Error)]
+pub enum ExchangeError {
+    /// The origin closed the connection before the first byte of a response. On a connection that was used before
+    /// this can mean that the request was never seen.
+    #[error("the origin closed the connection without a response")]
+    Closed(#[source] Option<io::Error>),
+    /// The origin's response head cannot be trusted.
+    #[error("the origin sent an invalid response head")]
+    Head(#[from] HeadError),
+    /// No response head in time.
+    #[error("the origin did not answer in time")]
+    Timeout,
+    /// The visitor's content ended early; the origin saw an aborted request.
+    #[error("the request's content ended early")]
+    RequestBody(#[from] BodyError),
+}
+
+impl OriginConnection {
+    /// Takes a fresh connection.
+    pub fn new(io: Io) -> Self {
+        let (read, writer) = io.into_split();
+        Self { reader: Reader::new(read, BytesMut::new()), writer }
+    }
+
+    /// True unless the origin has closed the connection or sent something unasked.
+    pub fn is_fresh(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.reader.buffer.is_empty() && self.reader.poll_fill(&mut cx).is_pending()
+    }
+
+    /// Sends a request and returns the response once its head is there.
+    ///
+    /// The connection goes `home` when the exchange is complete and the origin keeps it open. `body` is left in place
+    /// as long as nothing was taken from it.
+    ///
+    /// # Errors
+    /// [`ExchangeError`]; the connection is closed then.
+    pub async fn send(
+        self,
+        request: &Outgoing<'_>,
+        body: Body,
+        limits: &ExchangeLimits,
+        home: Home,
+    ) -> Result<Response, ExchangeError> {
+        let length = body.length();
+        let mut upload = Upload {
+            out: [encode_head(request, length)].into(),
+            chunked: length == Length::Unknown,
+            raw: length == Length::Raw,
+            body,
+            writer: self.writer,
+            state: UploadState::Sending,
+            stall: Idle::new(limits.write_idle_timeout),
+        };
+        let mut reader = self.reader;
+        let mut scanner = HeadScanner::default();
+        let mut timeout = limits.head_timeout.map(Idle::new);
+        let head = poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = upload.poll(cx) {
+                return Poll::Ready(Err(error.into()));
+            }
+            let head = poll_final_head(&mut reader, &mut scanner, request.method, limits.head_bytes_max, cx);
+            if head.is_pending()
+                && let Some(timeout) = &mut timeout
+            {
+                ready!(timeout.poll(cx));
+                return Poll::Ready(Err(ExchangeError::Timeout));
+            }
+            head
+        })
+        .await;
+        let head = match (head, upload.state) {
+            (Err(ExchangeError::Closed(None)), UploadState::Failed(error)) => {
+                return Err(ExchangeError::Closed(Some(error.into())));
+            }
+            (head, _) => head?,
+        };
+        Ok(into_response(head, reader, upload, limits, home))
+    }
+}
+
+/// The request's way to the origin.
+struct Upload {
+    out: Batch,
+    body: Body,
+    chunked: bool,
+    raw: bool,
+    writer: WriteIo,
+    state: UploadState,
+    stall: Idle,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum UploadState {
+    Sending,
+    /// The content is complete; what is left is in `out`.
+    Flushing,
+    Done,
+    /// The origin takes no more; it may still answer.
+    Failed(io::ErrorKind),
+}
+
+impl Upload {
+    /// Moves as much as both sides allow. Ready when there is nothing left to do.
+    ///
+    /// # Errors
+    /// The visitor's: the origin's write errors end the upload, not the exchange.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        loop {
+            if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
+                return Poll::Ready(Ok(()));
+            }
+            // The head waits for the first content that is there already: one write for both.
+            if self.state == UploadState::Sending && self.out.len() <= 1 {
+                match self.poll_body(cx) {
+                    Poll::Ready(more) => {
+                        if !more? {
+                            self.state = UploadState::Flushing;
+                        }
+                    }
+                    Poll::Pending if self.out.is_empty() => {
+                        let _ = Pin::new(&mut self.writer).poll_flush(cx);
+                        return Poll::Pending;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if let Err(error) = ready!(self.poll_write(cx)) {
+                self.state = UploadState::Failed(error.kind());
+            }
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+        if !self.chunked {
+            return self.body.poll_chunks(cx, &mut self.out);
+        }
+        let mut batch = Batch::new();
+        let more = ready!(self.body.poll_chunks(cx, &mut batch))?;
+        encode::chunk(&mut batch);
+        self.out.append(&mut batch);
+        if !more {
+            self.out.push_back(encode::last_chunk(self.body.take_trailers().as_ref()));
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match poll_write_batch(&mut self.writer, cx, &mut self.out) {
+            Poll::Ready(result) => {
+                result?;
+                self.stall.touch();
+            }
+            Poll::Pending => {
+                ready!(self.stall.poll(cx));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        if self.state == UploadState::Flushing {
+            if self.raw {
+                // The visitor ended its direction: the origin sees the end too, its own direction goes on.
+                ready!(Pin::new(&mut self.writer).poll_shutdown(cx))?;
+            } else {
+                ready!(Pin::new(&mut self.writer).poll_flush(cx))?;
+            }
+            self.state = UploadState::Done;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A response's content on its way from the origin, with the upload that still runs beside it.
+struct OriginSource {
+    reader: Option<Reader>,
+    content: Content,
+    upload: Option<Upload>,
+    /// Where the connection goes afterwards, if it can be used again.
+    home: Option<Home>,
+}
+
+impl BodySource for OriginSource {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        self.poll_background(cx);
+        let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
+        let more = ready!(self.content.poll_chunks(reader, cx, out))?;
+        if !more {
+            self.go_home();
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.content.take_trailers()
+    }
+
+    fn poll_background(&mut self, cx: &mut Context<'_>) {
+        let Some(upload) = self.upload.as_mut() else { return };
+        if let Poll::Ready(Err(_)) = upload.poll(cx) {
+            // The visitor broke off: the origin is to see it, the connection is not used again.
+            self.home = None;
+            upload.state = UploadState::Failed(io::ErrorKind::ConnectionAborted);
+        }
+    }
+}
+
+impl OriginSource {
+    fn go_home(&mut self) {
+        if let (Some(reader), Some(upload), Some(home)) = (self.reader.take(), self.upload.take(), self.home.take())
+            && upload.state == UploadState::Done
+        {
+            home.put(OriginConnection { reader, writer: upload.writer });
+        }
+    }
+}
+
+fn into_response(
+    head: ResponseHead,
+    mut reader: Reader,
+    upload: Upload,
+    limits: &ExchangeLimits,
+    home: Home,
+) -> Response {
+    let ResponseHead { status, headers, framing, keep_alive } = head;
+    let home = (keep_alive && framing != Framing::Raw).then_some(home);
+    let body = match framing {
+        // What is here already needs no stream, and the connection is free for the next request at once.
+        Framing::Length(bytes) if bytes <= reader.buffer.len() as u64 && upload.state == UploadState::Done => {
+            let content = reader.buffer.split_to(usize::try_from(bytes).unwrap_or(0)).freeze();
+            return_home(home, reader, upload);
+            Body::full(content)
+        }
+        Framing::Empty => {
+            return_home(home, reader, upload);
+            Body::empty()
+        }
+        _ => Body::stream(
+            OriginSource {
+                reader: Some(reader),
+                content: Content::new(framing, limits.body_idle_timeout),
+                upload: Some(upload),
+                home,
+            },
+            framing.length(),
+        ),
+    };
+    Response { status, headers, body }
+}
+
+fn return_home(home: Option<Home>, reader: Reader, upload: Upload) {
+    if let Some(home) = home
+        && upload.state == UploadState::Done
+    {
+        home.put(OriginConnection { reader, writer: upload.writer });
+    }
+}
+
+/// Reads heads until one that is not interim (RFC 9110 §15.2); the tunnel's wire has no place for the others.
+fn poll_final_head(
+    reader: &mut Reader,
+    scanner: &mut HeadScanner,
+    method: &Method,
+    bytes_max: usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<ResponseHead, ExchangeError>> {
+    loop {
+        if let Some(length) = scanner.scan(&reader.buffer, bytes_max)? {
+            let head = head::parse_response(reader.buffer.split_to(length).freeze(), method)?;
+            if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                continue;
+            }
+            return Poll::Ready(Ok(head));
+        }
+        match ready!(reader.poll_fill(cx)) {
+            Ok(0) if reader.buffer.is_empty() => return Poll::Ready(Err(ExchangeError::Closed(None))),
+            Ok(0) => return Poll::Ready(Err(HeadError::Malformed.into())),
+            Ok(_) => {}
+            Err(error) => return Poll::Ready(Err(ExchangeError::Closed(Some(error)))),
+        }
+    }
+}
+
+fn encode_head(request: &Outgoing<'_>, length: Length) -> Bytes {
+    let mut out = BytesMut::new();
+    encode::request_head(&mut out, request.method, request.uri, request.host, request.headers);
+    if let Some(protocol) = request.upgrade {
+        encode::field(&mut out, "Connection", b"Upgrade");
+        encode::field(&mut out, "Upgrade", protocol.as_bytes());
+    }
+    // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
+    let anticipates = matches!(*request.method, Method::POST | Method::PUT | Method::PATCH);
+    if length != Length::Known(0) || (anticipates && request.upgrade.is_none()) {
+        encode::framing(&mut out, length);
+    }
+    out.put_slice(b"\r\n");
+    out.freeze()
+}
+

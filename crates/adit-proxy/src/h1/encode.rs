@@ -1,0 +1,147 @@
+//! Writing heads and content in HTTP/1.1's form.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{HeaderMap, HeaderName};
+use http::{Method, StatusCode, Uri};
+
+use crate::body::{Batch, Length};
+
+/// Appends a request head.
+///
+/// `host` is written first, then the fields, then the framing that `length` asks for. Field names are written in
+/// canonical case (`Content-Type`): some old devices compare them with case.
+pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &HeaderMap) {
+    out.reserve(HEAD_BYTES_GUESS);
+    out.put_slice(method.as_str().as_bytes());
+    out.put_u8(b' ');
+    match uri.path_and_query() {
+        // `OPTIONS http://host` without a path asks for `*` (RFC 9112 §3.2.4).
+        Some(target) if !target.as_str().is_empty() => out.put_slice(target.as_str().as_bytes()),
+        _ => out.put_u8(b'/'),
+    }
+    out.put_slice(b" HTTP/1.1\r\nHost: ");
+    out.put_slice(host.as_bytes());
+    out.put_slice(b"\r\n");
+    fields(out, headers);
+}
+
+/// Appends a status line and fields.
+pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
+    out.reserve(HEAD_BYTES_GUESS);
+    out.put_slice(b"HTTP/1.1 ");
+    out.put_slice(status.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.put_slice(b"\r\n");
+    fields(out, headers);
+}
+
+/// Appends one field of ours.
+pub fn field(out: &mut BytesMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
+}
+
+/// Appends `Content-Length`.
+pub fn content_length(out: &mut BytesMut, bytes: u64) {
+    field(out, "Content-Length", itoa::Buffer::new().format(bytes).as_bytes());
+}
+
+/// Appends the field that frames content of this length; nothing for [`Length::Raw`].
+pub fn framing(out: &mut BytesMut, length: Length) {
+    match length {
+        Length::Known(bytes) => content_length(out, bytes),
+        Length::Unknown => out.put_slice(b"Transfer-Encoding: chunked\r\n"),
+        Length::Raw => {}
+    }
+}
+
+/// Puts the chunked coding around a batch: one chunk for the whole batch, its content untouched.
+pub fn chunk(batch: &mut Batch) {
+    let bytes: usize = batch.iter().map(Bytes::len).sum();
+    if bytes == 0 {
+        return;
+    }
+    let mut size = BytesMut::with_capacity(18);
+    let digits = format_hex(bytes);
+    size.put_slice(&digits.0[digits.1..]);
+    size.put_slice(b"\r\n");
+    batch.push_front(size.freeze());
+    batch.push_back(Bytes::from_static(b"\r\n"));
+}
+
+/// The last chunk with its trailer section.
+pub fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
+    match trailers {
+        None => Bytes::from_static(b"0\r\n\r\n"),
+        Some(trailers) => {
+            let mut out = BytesMut::with_capacity(256);
+            out.put_slice(b"0\r\n");
+            fields(&mut out, trailers);
+            out.put_slice(b"\r\n");
+            out.freeze()
+        }
+    }
+}
+
+fn fields(out: &mut BytesMut, headers: &HeaderMap) {
+    for (name, value) in headers {
+        put_name(out, name);
+        out.put_slice(b": ");
+        out.put_slice(value.as_bytes());
+        out.put_slice(b"\r\n");
+    }
+}
+
+fn put_name(out: &mut BytesMut, name: &HeaderName) {
+    let mut start = true;
+    for byte in name.as_str().bytes() {
+        out.put_u8(if start { byte.to_ascii_uppercase() } else { byte });
+        start = byte == b'-';
+    }
+}
+
+fn format_hex(value: usize) -> ([u8; 16], usize) {
+    let mut digits = [0u8; 16];
+    let mut at = digits.len();
+    let mut rest = value;
+    loop {
+        at -= 1;
+        digits[at] = b"0123456789abcdef"[rest & 15];
+        rest >>= 4;
+        if rest == 0 {
+            return (digits, at);
+        }
+    }
+}
+
+/// Most heads fit, so one allocation holds them.
+const HEAD_BYTES_GUESS: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_in_canonical_case() {
+        let mut headers = HeaderMap::new();
+        headers.insert("sec-websocket-key", "k".parse().unwrap());
+        headers.append("x-a", "1".parse().unwrap());
+        headers.append("x-a", "2".parse().unwrap());
+        let mut out = BytesMut::new();
+        request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers);
+        assert_eq!(
+            &out[..],
+            b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-Websocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n"
+        );
+    }
+
+    #[test]
+    fn a_batch_becomes_one_chunk() {
+        let mut batch: Batch = [Bytes::from_static(b"hello "), Bytes::from_static(b"world, hello")].into();
+        chunk(&mut batch);
+        assert_eq!(batch.iter().flatten().copied().collect::<Vec<u8>>(), b"12\r\nhello world, hello\r\n");
+    }
+}

@@ -1,0 +1,395 @@
+//! Heads of requests and responses: strict parsing out of a growing buffer.
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode, Uri, Version};
+use thiserror::Error;
+
+use super::framing::{self, Framing, FramingError};
+
+/// A request head that passed every check.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// Method as sent.
+    pub method: Method,
+    /// Target as sent: origin form, absolute form, or `*`.
+    pub uri: Uri,
+    /// 1.0 or 1.1.
+    pub version: Version,
+    /// The authority: of the absolute form, else of `Host`.
+    pub host: String,
+    /// Fields without `Host` and without those that frame the message.
+    pub headers: HeaderMap,
+    /// How the content is delimited.
+    pub framing: Framing,
+    /// The connection stays open after this exchange as far as the visitor is concerned.
+    pub keep_alive: bool,
+    /// The visitor waits for `100 Continue` (RFC 9110 §10.1.1).
+    pub expect_continue: bool,
+    /// The protocol to switch to, lower-case.
+    pub upgrade: Option<Box<str>>,
+}
+
+/// A response head from an origin.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// Status, 1xx included.
+    pub status: StatusCode,
+    /// Fields without those that frame the message.
+    pub headers: HeaderMap,
+    /// How the content is delimited.
+    pub framing: Framing,
+    /// The origin keeps the connection open after this exchange.
+    pub keep_alive: bool,
+}
+
+/// Why a head was refused. Every one of these closes the connection: what follows cannot be trusted to be framed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum HeadError {
+    /// A line that ends in LF without CR (RFC 9112 §2.2).
+    #[error("a line ends in LF without CR")]
+    BareLf,
+    /// A field line that starts with white space (RFC 9112 §5.2).
+    #[error("a folded header line")]
+    ObsFold,
+    /// The request or status line, a field name or a field value breaks the grammar.
+    #[error("malformed request line or header field")]
+    Malformed,
+    /// More bytes than [`Limits::bytes_max`].
+    #[error("the head is larger than allowed")]
+    TooLarge,
+    /// More fields than [`FIELDS_MAX`].
+    #[error("more header fields than allowed")]
+    TooManyFields,
+    /// No, or more than one, or a malformed `Host` (RFC 9112 §3.2).
+    #[error("missing, repeated or malformed Host")]
+    Host,
+    /// A request target that cannot be proxied.
+    #[error("unsupported request target")]
+    Target,
+    /// A protocol version other than 1.0 and 1.1.
+    #[error("unsupported HTTP version")]
+    Version,
+    /// The head does not say in one way where the content ends.
+    #[error("{0}")]
+    Framing(#[from] FramingError),
+}
+
+impl HeadError {
+    /// The name of this error in logs and metric labels.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::BareLf => "head_bare_lf",
+            Self::ObsFold => "head_obs_fold",
+            Self::Malformed => "head_malformed",
+            Self::TooLarge => "head_too_large",
+            Self::TooManyFields => "head_too_many_fields",
+            Self::Host => "head_host",
+            Self::Target => "head_target",
+            Self::Version => "head_version",
+            Self::Framing(error) => error.reason(),
+        }
+    }
+
+    /// The status to refuse a request with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Framing(FramingError::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Finds the end of a head, looking at each byte once while the head arrives.
+#[derive(Debug, Default)]
+pub struct HeadScanner {
+    scanned: usize,
+}
+
+impl HeadScanner {
+    /// The length of the head with its empty line, once it is there.
+    ///
+    /// # Errors
+    /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
+    pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
+        for offset in memchr::memchr_iter(b'\n', &buffer[self.scanned..]) {
+            let lf = self.scanned + offset;
+            if lf == 0 || buffer[lf - 1] != b'\r' {
+                return Err(HeadError::BareLf);
+            }
+            if lf >= 3 && buffer[lf - 3..lf] == *b"\r\n\r" {
+                self.scanned = 0;
+                return if lf < bytes_max { Ok(Some(lf + 1)) } else { Err(HeadError::TooLarge) };
+            }
+        }
+        self.scanned = buffer.len();
+        if buffer.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(None) }
+    }
+}
+
+/// Removes the empty lines that may stand before a request (RFC 9112 §2.2), a few of them.
+pub fn skip_empty_lines(buffer: &mut BytesMut) {
+    for _ in 0..2 {
+        if buffer.starts_with(b"\r\n") {
+            let _ = buffer.split_to(2);
+        }
+    }
+}
+
+/// Parses a whole request head (as measured by [`HeadScanner`]).
+///
+/// # Errors
+/// Anything that two parsers could read in two ways is refused; see [`HeadError`].
+pub fn parse_request(head: Bytes) -> Result<RequestHead, HeadError> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut fields);
+    match parsed.parse(&head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(HeadError::Malformed),
+        Err(error) => return Err(request_error(error, &head)),
+    }
+    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
+        return Err(HeadError::Malformed);
+    };
+    let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
+    let mut headers = collect(&head, parsed.headers)?;
+    let uri = parse_target(&head, &method, target)?;
+    let host = take_host(&mut headers, &uri, version)?;
+    let framing = framing::of_request(&headers, version)?;
+    let options = ConnectionOptions::read(&headers);
+    let expect_continue = version == Version::HTTP_11
+        && headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let upgrade = if options.upgrade && framing == Framing::Empty && version == Version::HTTP_11 {
+        upgrade_of(&headers)
+    } else {
+        None
+    };
+    let keep_alive = options.keep_alive(version);
+    framing::strip(&mut headers);
+    Ok(RequestHead { method, uri, version, host, headers, framing, keep_alive, expect_continue, upgrade })
+}
+
+/// Parses a whole response head that answers `method`.
+///
+/// # Errors
+/// As [`parse_request`].
+pub fn parse_response(head: Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut fields);
+    match parsed.parse(&head) {
+        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
+        Ok(_) => return Err(HeadError::Malformed),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(httparse::Error::Version) => return Err(HeadError::Version),
+        Err(_) => return Err(fold_or_malformed(&head)),
+    }
+    let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
+        return Err(HeadError::Malformed);
+    };
+    let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
+    let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
+    let mut headers = collect(&head, parsed.headers)?;
+    let framing = framing::of_response(&headers, status, method, version)?;
+    let keep_alive = ConnectionOptions::read(&headers).keep_alive(version) && framing != Framing::UntilClose;
+    // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
+    if framing == Framing::Empty {
+        headers.remove(header::TRANSFER_ENCODING);
+    } else {
+        framing::strip(&mut headers);
+    }
+    Ok(ResponseHead { status, headers, framing, keep_alive })
+}
+
+/// What the `Connection` field says.
+#[derive(Clone, Copy, Debug, Default)]
+struct ConnectionOptions {
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+}
+
+impl ConnectionOptions {
+    fn read(headers: &HeaderMap) -> Self {
+        let mut options = Self::default();
+        for value in headers.get_all(header::CONNECTION) {
+            for option in value.as_bytes().split(|b| *b == b',') {
+                let option = option.trim_ascii();
+                options.close |= option.eq_ignore_ascii_case(b"close");
+                options.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                options.upgrade |= option.eq_ignore_ascii_case(b"upgrade");
+            }
+        }
+        options
+    }
+
+    fn keep_alive(self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
+    }
+}
+
+fn upgrade_of(headers: &HeaderMap) -> Option<Box<str>> {
+    let value = headers.get(header::UPGRADE)?.to_str().ok()?;
+    let protocol = value.trim();
+    // `h2c` asks us to change protocol, not the origin; RFC 9113 §3.1 retired it.
+    (!protocol.is_empty() && !protocol.eq_ignore_ascii_case("h2c"))
+        .then(|| protocol.to_ascii_lowercase().into_boxed_str())
+}
+
+fn parse_target(head: &Bytes, method: &Method, target: &str) -> Result<Uri, HeadError> {
+    if *method == Method::CONNECT {
+        return Err(HeadError::Target);
+    }
+    // A fragment never travels (RFC 9112 §3.2), and `Uri` would drop it silently.
+    if target.contains('#') {
+        return Err(HeadError::Target);
+    }
+    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)?;
+    let origin_form = target.starts_with('/');
+    let absolute_form = matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some();
+    let asterisk = target == "*" && *method == Method::OPTIONS;
+    if origin_form || absolute_form || asterisk { Ok(uri) } else { Err(HeadError::Target) }
+}
+
+fn take_host(headers: &mut HeaderMap, uri: &Uri, version: Version) -> Result<String, HeadError> {
+    let mut values = headers.get_all(header::HOST).iter();
+    let first = values.next().cloned();
+    if values.next().is_some() || (first.is_none() && version == Version::HTTP_11) {
+        return Err(HeadError::Host);
+    }
+    headers.remove(header::HOST);
+    let host = match (uri.authority(), &first) {
+        // RFC 9112 §3.2.2: the absolute form wins over Host.
+        (Some(authority), _) => authority.as_str(),
+        (None, Some(value)) => value.to_str().map_err(|_| HeadError::Host)?,
+        (None, None) => "",
+    };
+    if is_host(host) { Ok(host.to_owned()) } else { Err(HeadError::Host) }
+}
+
+/// The characters of `uri-host [":" port]` (RFC 3986 §3.2.2); user information is refused, an empty host allowed.
+pub fn is_host(host: &str) -> bool {
+    let (name, port) = match host.rfind(':') {
+        Some(colon) if !host[colon..].contains(']') => (&host[..colon], &host[colon + 1..]),
+        _ => (host, ""),
+    };
+    let name_ok = match name.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
+        Some(literal) => {
+            literal.is_some_and(|l| l.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')))
+        }
+        None => name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b)),
+    };
+    name_ok && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
+        // The value stays a slice of the head: no copy per field.
+        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+fn request_error(error: httparse::Error, head: &[u8]) -> HeadError {
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooManyFields,
+        httparse::Error::Version => HeadError::Version,
+        _ => fold_or_malformed(head),
+    }
+}
+
+fn fold_or_malformed(head: &[u8]) -> HeadError {
+    let folded = memchr::memmem::find_iter(head, b"\r\n")
+        .any(|line| matches!(head.get(line + 2), Some(b' ' | b'\t')));
+    if folded { HeadError::ObsFold } else { HeadError::Malformed }
+}
+
+/// Most fields of one head; 128 × 2 pointers of stack while parsing.
+pub const FIELDS_MAX: usize = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<RequestHead, HeadError> {
+        let mut scanner = HeadScanner::default();
+        match scanner.scan(text.as_bytes(), 65_536)? {
+            Some(length) => parse_request(Bytes::copy_from_slice(&text.as_bytes()[..length])),
+            None => Err(HeadError::Malformed),
+        }
+    }
+
+    #[test]
+    fn a_plain_request_is_read() {
+        let head = parse("GET /a?b=c HTTP/1.1\r\nHost: x.example:81\r\nA: 1\r\na: 2\r\n\r\n").unwrap();
+        assert_eq!(head.uri, "/a?b=c");
+        assert_eq!(head.host, "x.example:81");
+        assert_eq!(head.headers.get_all("a").iter().count(), 2);
+        assert!(head.keep_alive);
+        assert_eq!(head.framing, Framing::Empty);
+    }
+
+    #[test]
+    fn smuggling_shapes_are_refused_by_name() {
+        for (text, want) in [
+            ("GET / HTTP/1.1\nHost: x\r\n\r\n", "head_bare_lf"),
+            ("GET / HTTP/1.1\r\nHost: x\n\r\n\r\n", "head_bare_lf"),
+            ("GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c\r\n\r\n", "head_obs_fold"),
+            ("GET / HTTP/1.1\r\nHost: x\r\nA : b\r\n\r\n", "head_malformed"),
+            ("GET / HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", "head_malformed"),
+            ("GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", "head_host"),
+            ("GET / HTTP/1.1\r\n\r\n", "head_host"),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "head_host"),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "head_host"),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", "head_target"),
+            ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", "head_target"),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "head_version"),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "framing_both",
+            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", "framing_length"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", "framing_length"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", "framing_length"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", "framing_coding"),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "framing_coding"),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "framing_coding",
+            ),
+            ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "framing_coding"),
+        ] {
+            assert_eq!(parse(text).err().map(HeadError::reason), Some(want), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_scanner_finds_the_same_end_however_the_head_is_split() {
+        let text = b"GET / HTTP/1.1\r\nHost: x\r\n\r\nrest";
+        for split in 0..text.len() {
+            let mut scanner = HeadScanner::default();
+            let first = scanner.scan(&text[..split], 1000).unwrap();
+            let end = match first {
+                Some(end) => Some(end),
+                None => scanner.scan(text, 1000).unwrap(),
+            };
+            assert_eq!(end, Some(27), "split at {split}");
+        }
+    }
+
+    #[test]
+    fn an_upgrade_needs_connection_and_upgrade_and_no_body() {
+        let asks = |text: &str| parse(text).unwrap().upgrade.map(String::from);
+        assert_eq!(
+            asks("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n"),
+            Some("websocket".to_owned())
+        );
+        assert_eq!(asks("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"), None);
+        assert_eq!(asks("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"), None);
+    }
+}

@@ -1,0 +1,525 @@
+//! One visitor's HTTP/1.1 connection: a single task reads heads, calls the service, writes answers.
+//!
+//! The request's content is read by whoever the service handed it to, straight from the socket; the answer's content is
+//! pulled by this task. No channel lies between them, so back-pressure is the socket's.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{self, HeaderValue};
+use http::{Method, StatusCode, Version};
+use tokio::io::AsyncWrite;
+
+use super::encode;
+use super::framing::Framing;
+use super::head::{self, HeadError, HeadScanner, RequestHead};
+use super::source::Content;
+use crate::body::{Batch, Body, BodyError, BodySource, Length};
+use crate::date;
+use crate::drain::Drain;
+use crate::idle::Idle;
+use crate::io::{Io, Reader, WriteIo};
+use crate::message::{Request, Response, Service, Visitor};
+use crate::metrics::Metrics;
+use crate::write::poll_write_batch;
+
+/// Limits of one connection; all times are silences, none limits a whole transfer.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// From the first byte of a head to its last; ends slow-header attacks.
+    pub header_timeout: Duration,
+    /// Between two requests.
+    pub keep_alive_timeout: Duration,
+    /// Without a byte of a request's content while it is wanted.
+    pub body_idle_timeout: Duration,
+    /// Without the visitor taking a byte of the answer.
+    pub write_idle_timeout: Duration,
+    /// Bytes of a request head.
+    pub head_bytes_max: usize,
+    /// Where refusals are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Serves requests until either side closes, a limit bites or `drain` begins.
+pub async fn serve<S: Service>(
+    io: Io,
+    read_ahead: BytesMut,
+    service: &S,
+    visitor: &Arc<Visitor>,
+    options: &Options,
+    drain: &Drain,
+) {
+    let (read, write) = io.into_split();
+    let mut connection = Connection {
+        reader: Some(Reader::new(read, read_ahead)),
+        writer: write,
+        options,
+        drain,
+        stall: Idle::new(options.write_idle_timeout),
+    };
+    while let Some(head) = connection.next_head().await {
+        if connection.exchange(head, service, visitor).await == After::Close {
+            break;
+        }
+    }
+    connection.close().await;
+}
+
+struct Connection<'a> {
+    /// Absent while a request's content owns it.
+    reader: Option<Reader>,
+    writer: WriteIo,
+    options: &'a Options,
+    drain: &'a Drain,
+    stall: Idle,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum After {
+    KeepAlive,
+    Close,
+}
+
+/// What the content of a request and its connection tell each other.
+#[derive(Debug, Default)]
+struct Handback {
+    /// The reader, when the content is read or given up.
+    reader: Option<Reader>,
+    /// The content was read to its end, so the next head follows.
+    complete: bool,
+    /// Somebody wants the content and the visitor waits for `100 Continue`.
+    wants_continue: bool,
+    continued: bool,
+    waker: Option<Waker>,
+}
+
+type SharedHandback = Arc<Mutex<Handback>>;
+
+impl Connection<'_> {
+    /// The next request head; `None` if the connection is to be closed.
+    async fn next_head(&mut self) -> Option<RequestHead> {
+        let reader = self.reader.as_mut()?;
+        let mut scanner = HeadScanner::default();
+        let options = self.options;
+        let mut idle = Idle::new(options.keep_alive_timeout);
+        let mut started = false;
+        let scanned = tokio::select! {
+            biased;
+            scanned = poll_fn(|cx| poll_head(reader, &mut scanner, &mut idle, &mut started, options, cx)) => scanned,
+            // An idle connection is closed at once on shutdown; one that has begun a request gets its answer.
+            () = self.drain.started() => {
+                if self.reader.as_ref().is_none_or(|r| r.buffer.is_empty()) {
+                    return None;
+                }
+                let reader = self.reader.as_mut()?;
+                poll_fn(|cx| poll_head(reader, &mut scanner, &mut idle, &mut started, options, cx)).await
+            }
+        };
+        let error = match scanned {
+            Ok(Some(length)) => {
+                let bytes = self.reader.as_mut()?.buffer.split_to(length).freeze();
+                match head::parse_request(bytes) {
+                    Ok(head) => return Some(head),
+                    Err(error) => error,
+                }
+            }
+            Ok(None) => return None,
+            Err(Refused::Head(error)) => error,
+            Err(Refused::Slow) => {
+                options.metrics.refused("head_slow");
+                self.refuse(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time").await;
+                return None;
+            }
+        };
+        options.metrics.refused(error.reason());
+        tracing::debug!(reason = error.reason(), "request head refused");
+        self.refuse(error.status(), &error.to_string()).await;
+        None
+    }
+
+    /// Answers a head that cannot be trusted, and nothing after it.
+    async fn refuse(&mut self, status: StatusCode, why: &str) {
+        let mut out = BytesMut::new();
+        let mut response = Response::text(status, "text/plain; charset=utf-8", format!("{why}\n"));
+        response.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        encode::response_head(&mut out, status, &response.headers);
+        encode::framing(&mut out, response.body.length());
+        out.put_slice(b"\r\n");
+        let mut sending =
+            Sending { out: [out.freeze()].into(), body: response.body, encoding: Encoding::Plain, done: false };
+        let _ = poll_fn(|cx| self.poll_send(cx, &mut sending, None)).await;
+    }
+
+    async fn exchange<S: Service>(&mut self, head: RequestHead, service: &S, visitor: &Arc<Visitor>) -> After {
+        let method = head.method.clone();
+        let (version, wants_keep_alive) = (head.version, head.keep_alive);
+        let upgrade_asked = head.upgrade.is_some();
+        let (request, handback) = self.request(head, visitor);
+        let mut call = pin!(service.call(request));
+        let response = poll_fn(|cx| self.poll_response(cx, call.as_mut(), handback.as_ref())).await;
+        let Ok(response) = response else {
+            self.options.metrics.aborted();
+            return After::Close;
+        };
+        let raw = upgrade_asked && response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();
+        let mut sending = start_answer(response, &method, version, &mut keep_alive, raw);
+        let sent = poll_fn(|cx| self.poll_send(cx, &mut sending, handback.as_ref())).await;
+        drop(sending);
+        if sent.is_err() {
+            self.options.metrics.aborted();
+            return After::Close;
+        }
+        let complete = self.take_back(handback.as_ref());
+        if keep_alive && complete { After::KeepAlive } else { After::Close }
+    }
+
+    /// The request for the service; its content takes the reader along.
+    fn request(&mut self, head: RequestHead, visitor: &Arc<Visitor>) -> (Request, Option<SharedHandback>) {
+        let framing = if head.upgrade.is_some() { Framing::Raw } else { head.framing };
+        let (body, handback) = match self.reader.take() {
+            Some(reader) if framing != Framing::Empty => {
+                let handback = SharedHandback::default();
+                let source = RequestSource {
+                    reader: Some(reader),
+                    content: Content::new(framing, Some(self.options.body_idle_timeout)),
+                    waits_for_continue: head.expect_continue,
+                    handback: Arc::clone(&handback),
+                };
+                (Body::stream(source, framing.length()), Some(handback))
+            }
+            reader => {
+                self.reader = reader;
+                (Body::empty(), None)
+            }
+        };
+        let request = Request {
+            method: head.method,
+            uri: head.uri,
+            version: head.version,
+            host: head.host,
+            headers: head.headers,
+            body,
+            upgrade: head.upgrade,
+            visitor: Arc::clone(visitor),
+        };
+        (request, handback)
+    }
+
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut call: Pin<&mut impl Future<Output = Response>>,
+        handback: Option<&SharedHandback>,
+    ) -> Poll<Result<Response, VisitorGone>> {
+        loop {
+            if let Poll::Ready(response) = call.as_mut().poll(cx) {
+                return Poll::Ready(Ok(response));
+            }
+            let wants_continue = handback.is_some_and(|h| lock(h).wants_continue);
+            if !wants_continue {
+                return self.poll_visitor_gone(cx, handback).map(Err);
+            }
+            let mut batch: Batch = [Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")].into();
+            // 25 bytes fit into an empty send buffer; if they do not, the visitor does not read at all.
+            match poll_write_batch(&mut self.writer, cx, &mut batch) {
+                Poll::Ready(Ok(())) => {}
+                _ => return Poll::Ready(Err(VisitorGone)),
+            }
+            ready!(Pin::new(&mut self.writer).poll_flush(cx)).map_err(|_| VisitorGone)?;
+            if let Some(handback) = handback {
+                let mut state = lock(handback);
+                state.wants_continue = false;
+                state.continued = true;
+                if let Some(waker) = state.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Ready when the visitor closed its connection while its answer is being made.
+    fn poll_visitor_gone(
+        &mut self,
+        cx: &mut Context<'_>,
+        handback: Option<&SharedHandback>,
+    ) -> Poll<VisitorGone> {
+        if self.reader.is_none() {
+            self.take_back(handback);
+        }
+        let Some(reader) = self.reader.as_mut() else { return Poll::Pending };
+        // Requests sent ahead are kept, up to a limit; beyond it the socket holds them.
+        while reader.buffer.len() < PIPELINED_BYTES_MAX {
+            match ready!(reader.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(VisitorGone),
+                Ok(_) => {}
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        sending: &mut Sending,
+        handback: Option<&SharedHandback>,
+    ) -> Poll<Result<(), SendError>> {
+        loop {
+            if !sending.done {
+                match sending.poll_body(cx) {
+                    Poll::Ready(Ok(())) if !sending.done => {}
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
+                    Poll::Pending if sending.out.is_empty() => {
+                        ready!(Pin::new(&mut self.writer).poll_flush(cx)).map_err(SendError::Socket)?;
+                        return self.poll_visitor_gone(cx, handback).map(|_| Err(SendError::VisitorGone));
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            match poll_write_batch(&mut self.writer, cx, &mut sending.out) {
+                Poll::Ready(Ok(())) => self.stall.touch(),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Socket(error))),
+                Poll::Pending => {
+                    // The upload that belongs to this exchange goes on while its answer is stuck.
+                    sending.body.poll_background(cx);
+                    ready!(self.stall.poll(cx));
+                    self.options.metrics.refused("write_stalled");
+                    return Poll::Ready(Err(SendError::Stalled));
+                }
+            }
+            if sending.done {
+                return Pin::new(&mut self.writer).poll_flush(cx).map_err(SendError::Socket);
+            }
+        }
+    }
+
+    /// Takes the reader back from a finished request; true if the next head follows in it.
+    fn take_back(&mut self, handback: Option<&SharedHandback>) -> bool {
+        let Some(handback) = handback else { return true };
+        let mut state = lock(handback);
+        if let Some(reader) = state.reader.take() {
+            self.reader = Some(reader);
+        }
+        state.complete && self.reader.is_some()
+    }
+
+    /// Closes so that what was written still arrives: a socket closed with unread input resets the connection.
+    async fn close(mut self) {
+        let closing = async {
+            poll_fn(|cx| Pin::new(&mut self.writer).poll_shutdown(cx)).await?;
+            let mut left = LINGER_BYTES_MAX;
+            while let Some(reader) = self.reader.as_mut() {
+                reader.buffer.clear();
+                let read = poll_fn(|cx| reader.poll_fill(cx)).await?;
+                left = left.saturating_sub(read);
+                if read == 0 || left == 0 {
+                    break;
+                }
+            }
+            io::Result::Ok(())
+        };
+        let _ = tokio::time::timeout(LINGER_TIME_MAX, closing).await;
+    }
+}
+
+/// An answer on its way out.
+struct Sending {
+    /// Encoded bytes ready for the socket.
+    out: Batch,
+    body: Body,
+    encoding: Encoding,
+    done: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Encoding {
+    /// Framed by length, by close, or raw.
+    Plain,
+    Chunked,
+}
+
+impl Sending {
+    /// Moves the next chunks of the body, encoded, to `out`.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        if self.encoding == Encoding::Plain {
+            let more = ready!(self.body.poll_chunks(cx, &mut self.out))?;
+            self.done = !more;
+            return Poll::Ready(Ok(()));
+        }
+        let mut batch = Batch::new();
+        let more = ready!(self.body.poll_chunks(cx, &mut batch))?;
+        encode::chunk(&mut batch);
+        self.out.append(&mut batch);
+        if !more {
+            self.out.push_back(encode::last_chunk(self.body.take_trailers().as_ref()));
+            self.done = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Encodes the head of an answer and decides how its content is framed.
+fn start_answer(
+    mut response: Response,
+    method: &Method,
+    version: Version,
+    keep_alive: &mut bool,
+    raw: bool,
+) -> Sending {
+    let mut out = BytesMut::new();
+    let status = response.status;
+    let described = response.headers.remove(header::CONTENT_LENGTH);
+    encode::response_head(&mut out, status, &response.headers);
+    if !response.headers.contains_key(header::DATE) {
+        date::with_now(|now| encode::field(&mut out, "Date", now));
+    }
+    let bodiless = *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let mut encoding = Encoding::Plain;
+    let mut body = response.body;
+    if raw {
+        out.put_slice(b"\r\n");
+        return Sending { out: [out.freeze()].into(), body, encoding, done: false };
+    }
+    if bodiless {
+        // The length that a GET would have had, if the origin told it (RFC 9110 §8.6).
+        let known = match body.length() {
+            Length::Known(bytes) if bytes > 0 => Some(bytes),
+            _ => described.as_ref().and_then(super::framing::parse_length),
+        };
+        if let Some(bytes) = known.filter(|_| status != StatusCode::NO_CONTENT) {
+            encode::content_length(&mut out, bytes);
+        }
+        body = Body::empty();
+    } else {
+        match body.length() {
+            Length::Unknown if version == Version::HTTP_11 => encoding = Encoding::Chunked,
+            Length::Unknown | Length::Raw => *keep_alive = false,
+            Length::Known(_) => {}
+        }
+        if encoding == Encoding::Chunked || matches!(body.length(), Length::Known(_)) {
+            encode::framing(&mut out, body.length());
+        }
+    }
+    if !*keep_alive {
+        encode::field(&mut out, "Connection", b"close");
+    } else if version == Version::HTTP_10 {
+        encode::field(&mut out, "Connection", b"keep-alive");
+    }
+    out.put_slice(b"\r\n");
+    Sending { out: [out.freeze()].into(), body, encoding, done: false }
+}
+
+/// A request's content while its reader is out of the connection's hands.
+struct RequestSource {
+    reader: Option<Reader>,
+    content: Content,
+    waits_for_continue: bool,
+    handback: SharedHandback,
+}
+
+impl BodySource for RequestSource {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
+        // RFC 9110 §10.1.1: a visitor that did not wait needs no 100.
+        if self.waits_for_continue && reader.buffer.is_empty() {
+            let mut state = lock(&self.handback);
+            if !state.continued {
+                state.wants_continue = true;
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        self.waits_for_continue = false;
+        let more = ready!(self.content.poll_chunks(reader, cx, out))?;
+        if !more {
+            self.hand_back(true);
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn take_trailers(&mut self) -> Option<http::HeaderMap> {
+        self.content.take_trailers()
+    }
+}
+
+impl RequestSource {
+    fn hand_back(&mut self, complete: bool) {
+        if let Some(reader) = self.reader.take() {
+            let mut state = lock(&self.handback);
+            state.reader = Some(reader);
+            state.complete = complete;
+        }
+    }
+}
+
+impl Drop for RequestSource {
+    fn drop(&mut self) {
+        self.hand_back(false);
+    }
+}
+
+enum Refused {
+    Head(HeadError),
+    Slow,
+}
+
+struct VisitorGone;
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "the reasons are for the debugger and the log of a test")]
+enum SendError {
+    Body(BodyError),
+    Socket(io::Error),
+    Stalled,
+    VisitorGone,
+}
+
+fn poll_head(
+    reader: &mut Reader,
+    scanner: &mut HeadScanner,
+    idle: &mut Idle,
+    started: &mut bool,
+    options: &Options,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Option<usize>, Refused>> {
+    loop {
+        if !*started {
+            head::skip_empty_lines(&mut reader.buffer);
+        }
+        if !reader.buffer.is_empty() {
+            if !*started {
+                *started = true;
+                idle.restart(options.header_timeout);
+            }
+            if let Some(length) = scanner.scan(&reader.buffer, options.head_bytes_max).map_err(Refused::Head)? {
+                return Poll::Ready(Ok(Some(length)));
+            }
+        }
+        match reader.poll_fill(cx) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Ok(None)),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Pending => {
+                ready!(idle.poll(cx));
+                return Poll::Ready(if *started { Err(Refused::Slow) } else { Ok(None) });
+            }
+        }
+    }
+}
+
+fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
+    // Nothing panics while the lock is held; a poisoned state is still consistent.
+    handback.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Requests sent ahead of an answer that are read to notice a closed connection.
+const PIPELINED_BYTES_MAX: usize = 64 * 1024;
+/// Input thrown away before a refused upload's connection is closed.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// How long that may take.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(2);

@@ -1,0 +1,5 @@
+//! HTTP/2 (RFC 9113) over the `h2` crate, both sides.
+
+pub mod client;
+pub mod server;
+mod stream;

@@ -1,0 +1,219 @@
+//! Sockets of every kind behind one pair of read and write halves.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio_rustls::{client, server};
+
+/// A connected byte stream.
+#[derive(Debug)]
+pub enum Io {
+    /// TCP in the clear.
+    Tcp(TcpStream),
+    /// A unix socket in the clear.
+    Unix(UnixStream),
+    /// TLS that we ended.
+    TlsServer(Box<server::TlsStream<TcpStream>>),
+    /// TLS that we started over TCP.
+    TlsClient(Box<client::TlsStream<TcpStream>>),
+    /// TLS that we started over a unix socket.
+    TlsUnix(Box<client::TlsStream<UnixStream>>),
+}
+
+/// The reading half of an [`Io`].
+#[derive(Debug)]
+pub enum ReadIo {
+    /// See [`Io::Tcp`].
+    Tcp(tcp::OwnedReadHalf),
+    /// See [`Io::Unix`].
+    Unix(unix::OwnedReadHalf),
+    /// See [`Io::TlsServer`].
+    TlsServer(tokio::io::ReadHalf<Box<server::TlsStream<TcpStream>>>),
+    /// See [`Io::TlsClient`].
+    TlsClient(tokio::io::ReadHalf<Box<client::TlsStream<TcpStream>>>),
+    /// See [`Io::TlsUnix`].
+    TlsUnix(tokio::io::ReadHalf<Box<client::TlsStream<UnixStream>>>),
+}
+
+/// The writing half of an [`Io`].
+#[derive(Debug)]
+pub enum WriteIo {
+    /// See [`Io::Tcp`].
+    Tcp(tcp::OwnedWriteHalf),
+    /// See [`Io::Unix`].
+    Unix(unix::OwnedWriteHalf),
+    /// See [`Io::TlsServer`].
+    TlsServer(tokio::io::WriteHalf<Box<server::TlsStream<TcpStream>>>),
+    /// See [`Io::TlsClient`].
+    TlsClient(tokio::io::WriteHalf<Box<client::TlsStream<TcpStream>>>),
+    /// See [`Io::TlsUnix`].
+    TlsUnix(tokio::io::WriteHalf<Box<client::TlsStream<UnixStream>>>),
+}
+
+impl Io {
+    /// Both halves; TCP and unix sockets share nothing but the descriptor, TLS sessions a short lock.
+    pub fn into_split(self) -> (ReadIo, WriteIo) {
+        match self {
+            Self::Tcp(io) => {
+                let (read, write) = io.into_split();
+                (ReadIo::Tcp(read), WriteIo::Tcp(write))
+            }
+            Self::Unix(io) => {
+                let (read, write) = io.into_split();
+                (ReadIo::Unix(read), WriteIo::Unix(write))
+            }
+            Self::TlsServer(io) => {
+                let (read, write) = tokio::io::split(io);
+                (ReadIo::TlsServer(read), WriteIo::TlsServer(write))
+            }
+            Self::TlsClient(io) => {
+                let (read, write) = tokio::io::split(io);
+                (ReadIo::TlsClient(read), WriteIo::TlsClient(write))
+            }
+            Self::TlsUnix(io) => {
+                let (read, write) = tokio::io::split(io);
+                (ReadIo::TlsUnix(read), WriteIo::TlsUnix(write))
+            }
+        }
+    }
+
+    /// The protocol that ALPN chose, if TLS is spoken.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::TlsServer(io) => io.get_ref().1.alpn_protocol(),
+            Self::TlsClient(io) => io.get_ref().1.alpn_protocol(),
+            Self::TlsUnix(io) => io.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+/// Hands a call on to whichever socket is inside.
+macro_rules! each {
+    ($kind:ident, $value:expr, $io:ident => $call:expr) => {
+        match $value {
+            $kind::Tcp($io) => $call,
+            $kind::Unix($io) => $call,
+            $kind::TlsServer($io) => $call,
+            $kind::TlsClient($io) => $call,
+            $kind::TlsUnix($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(Self, self.get_mut(), io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncRead for ReadIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(Self, self.get_mut(), io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+macro_rules! async_write {
+    ($name:ident) => {
+        impl AsyncWrite for $name {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                each!(Self, self.get_mut(), io => Pin::new(io).poll_write(cx, buf))
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bufs: &[io::IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                each!(Self, self.get_mut(), io => Pin::new(io).poll_write_vectored(cx, bufs))
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!(Self, self.get_mut(), io => Pin::new(io).poll_flush(cx))
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                each!(Self, self.get_mut(), io => Pin::new(io).poll_shutdown(cx))
+            }
+        }
+    };
+}
+
+async_write!(Io);
+async_write!(WriteIo);
+
+/// A reading half with what was read ahead of the parser.
+#[derive(Debug)]
+pub struct Reader {
+    io: ReadIo,
+    /// Bytes read and not yet consumed.
+    pub buffer: BytesMut,
+    chunk: usize,
+}
+
+impl Reader {
+    /// Takes a half and bytes that were read from it before.
+    pub fn new(io: ReadIo, buffer: BytesMut) -> Self {
+        Self { io, buffer, chunk: READ_BYTES_MIN }
+    }
+
+    /// Reads once. `Ok(0)` is the end of the stream.
+    ///
+    /// The buffer grows with a sender that fills it and is given back while nothing arrives, so that an idle
+    /// connection holds none.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // Parsed heads keep slices of the old allocation alive: a small rest of capacity is not worth a read.
+        if self.buffer.capacity() - self.buffer.len() < self.chunk / 2 {
+            self.buffer.reserve(self.chunk);
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let before = self.buffer.len();
+        let poll = tokio_util_read(&mut self.io, cx, &mut self.buffer);
+        match poll {
+            Poll::Ready(Ok(())) => {
+                let read = self.buffer.len() - before;
+                if read == room && self.chunk < READ_BYTES_MAX {
+                    self.chunk = (self.chunk * 4).min(READ_BYTES_MAX);
+                } else if read < self.chunk / 8 {
+                    self.chunk = (self.chunk / 2).max(READ_BYTES_MIN);
+                }
+                Poll::Ready(Ok(read))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                if self.buffer.is_empty() {
+                    self.buffer = BytesMut::new();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+fn tokio_util_read(io: &mut ReadIo, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<()>> {
+    use std::future::Future;
+    use tokio::io::AsyncReadExt;
+    // The future borrows only its arguments and keeps no state of its own between polls.
+    let mut read = std::pin::pin!(io.read_buf(buffer));
+    read.as_mut().poll(cx).map_ok(|_| ())
+}
+
+/// First read of a connection: most heads fit.
+const READ_BYTES_MIN: usize = 4 * 1024;
+/// Largest read: beyond it a copy costs more in cache misses than the saved system calls (limits-and-peers.md §1).
+const READ_BYTES_MAX: usize = 128 * 1024;

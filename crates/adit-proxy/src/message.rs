@@ -1,0 +1,79 @@
+//! The request and response that every protocol on either side is translated to and from.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, StatusCode, Uri, Version};
+
+use crate::body::Body;
+
+/// A request as a listener or a tunnel hands it on: head parsed and checked, body not yet read.
+#[derive(Debug)]
+pub struct Request {
+    /// Method as sent.
+    pub method: Method,
+    /// Always has a path; authority and scheme only if the visitor sent an absolute form.
+    pub uri: Uri,
+    /// The visitor's protocol version.
+    pub version: Version,
+    /// Host without user information, as sent (`:authority` or `Host`), with port if one was given.
+    pub host: String,
+    /// All fields except those that frame the message; `Host` is not among them (see `host`).
+    pub headers: HeaderMap,
+    /// Content; [`crate::body::Length::Raw`] if `upgrade` is set.
+    pub body: Body,
+    /// The protocol the visitor wants to switch to (RFC 9110 §7.8), such as `websocket`.
+    pub upgrade: Option<Box<str>>,
+    /// Who asks, and over what.
+    pub visitor: Arc<Visitor>,
+}
+
+/// A response: what goes back to the visitor.
+#[derive(Debug)]
+pub struct Response {
+    /// 101 means that `body` is the raw byte stream towards the visitor.
+    pub status: StatusCode,
+    /// All fields except those that frame the message.
+    pub headers: HeaderMap,
+    /// Content.
+    pub body: Body,
+}
+
+/// The visitor's connection.
+#[derive(Clone, Debug)]
+pub struct Visitor {
+    /// Address of the other end of the socket, or what a trusted hop said.
+    pub remote: SocketAddr,
+    /// The socket's own address.
+    pub local: SocketAddr,
+    /// True if the visitor's hop is encrypted.
+    pub secure: bool,
+    /// Name of the entry point that accepted the connection.
+    pub entry_point: Arc<str>,
+}
+
+impl Response {
+    /// A response without content.
+    pub fn status(status: StatusCode) -> Self {
+        Self { status, headers: HeaderMap::new(), body: Body::empty() }
+    }
+
+    /// A response with text content.
+    pub fn text(status: StatusCode, content_type: &'static str, text: impl Into<bytes::Bytes>) -> Self {
+        let mut response = Self { status, headers: HeaderMap::new(), body: Body::full(text) };
+        response.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+        response
+    }
+}
+
+/// Answers requests. One per role; shared by all connections.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request. Dropping the future aborts the exchange towards the origin.
+    fn call(&self, request: Request) -> impl Future<Output = Response> + Send;
+}
+
+impl<S: Service> Service for Arc<S> {
+    fn call(&self, request: Request) -> impl Future<Output = Response> + Send {
+        S::call(self, request)
+    }
+}

@@ -1,0 +1,188 @@
+//! What the connector hands to whoever serves requests, and how that one answers.
+
+use std::{fmt, net::SocketAddr, sync::Arc};
+
+use adit_tunnel_proto::{ConnectResponse, ConnectionType, RequestHead, ResponseHead, encode_response};
+use bytes::Bytes;
+
+use crate::{
+    http2,
+    streams::{RecvHalf, SendHalf, StreamError, write_error},
+};
+
+/// Serves the requests that arrive through a tunnel.
+pub trait RequestHandler: Send + Sync + 'static {
+    /// Serves one request to its end; runs in a task of its own, which is aborted when the
+    /// connection is lost.
+    fn handle(&self, request: TunnelRequest) -> impl Future<Output = ()> + Send;
+
+    /// Takes a configuration pushed by the edge (JSON of tunnel-protocol.md §3.7) under its
+    /// version; called only for versions newer than the last applied one.
+    ///
+    /// # Errors
+    /// The text that the edge is told; the old configuration stays in force.
+    fn apply_configuration(&self, version: i32, json: &[u8]) -> Result<(), String>;
+}
+
+/// One request from a visitor, carried by the edge.
+#[derive(Debug)]
+pub struct TunnelRequest {
+    /// What is asked for.
+    pub head: RequestHead,
+    /// The request's body, or the visitor's half of an upgraded connection.
+    pub body: RecvHalf,
+    /// The way back.
+    pub reply: Reply,
+    /// The connection that carried it.
+    pub connection: ConnectionLabel,
+}
+
+/// The way to answer one request. Dropping it unused answers with a failure.
+pub struct Reply {
+    inner: Option<ReplyInner>,
+    kind: ConnectionType,
+}
+
+enum ReplyInner {
+    Quic(quinn::SendStream),
+    Http2(http2::Respond),
+}
+
+impl Reply {
+    pub(crate) fn quic(stream: quinn::SendStream, kind: ConnectionType) -> Self {
+        Self { inner: Some(ReplyInner::Quic(stream)), kind }
+    }
+
+    pub(crate) fn http2(respond: http2::Respond, kind: ConnectionType) -> Self {
+        Self { inner: Some(ReplyInner::Http2(respond)), kind }
+    }
+
+    /// Sends the response head; the body goes through the half that comes back.
+    ///
+    /// # Errors
+    /// When the head is too large for the tunnel (the edge is told), or the edge is gone.
+    pub async fn head(mut self, head: ResponseHead) -> Result<SendHalf, StreamError> {
+        match self.inner.take() {
+            Some(ReplyInner::Quic(stream)) => send_quic_head(stream, ConnectResponse::Head(head)).await,
+            Some(ReplyInner::Http2(respond)) => respond.head(&head),
+            None => Err(StreamError::Closed),
+        }
+    }
+
+    /// Says that a TCP flow was opened; bytes go through the half that comes back.
+    ///
+    /// # Errors
+    /// When the edge is gone.
+    pub async fn accept(mut self) -> Result<SendHalf, StreamError> {
+        match self.inner.take() {
+            Some(ReplyInner::Quic(stream)) => send_quic_head(stream, ConnectResponse::Accepted).await,
+            Some(ReplyInner::Http2(respond)) => respond.accept(),
+            None => Err(StreamError::Closed),
+        }
+    }
+
+    /// Says that no answer could be had, with the reason in words; the edge answers 502.
+    pub async fn fail(mut self, text: &str) {
+        self.send_failure(text, false);
+    }
+
+    /// Says that the flow limit refused the request; the edge answers 429 or 503.
+    pub async fn fail_rate_limited(mut self, text: &str) {
+        self.send_failure(text, true);
+    }
+
+    fn send_failure(&mut self, text: &str, rate_limited: bool) {
+        match self.inner.take() {
+            Some(ReplyInner::Quic(mut stream)) => {
+                // Cut to what any edge logs; keeps the message within one packet.
+                let text = text.chars().take(FAILURE_CHARS_MAX).collect();
+                let response = ConnectResponse::Failed { text, rate_limited };
+                if let Ok(bytes) = encode_response(&response) {
+                    // A task, because this also runs when the reply is dropped: the stream may have
+                    // to wait for the connection's window.
+                    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                        runtime.spawn(async move {
+                            if stream.write_chunk(bytes).await.is_ok() {
+                                drop(stream.finish());
+                            }
+                        });
+                    }
+                }
+            }
+            Some(ReplyInner::Http2(respond)) => respond.fail(rate_limited),
+            None => {}
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.send_failure("request was dropped", false);
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// Which connection something travelled on.
+#[derive(Clone, Debug)]
+pub struct ConnectionLabel {
+    /// The connector's index of the connection, 0 first.
+    pub index: u8,
+    /// The edge's name for where it is.
+    pub location: Arc<str>,
+    /// Address of the other end.
+    pub peer: SocketAddr,
+    /// The transport.
+    pub protocol: Protocol,
+}
+
+/// A transport of the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// QUIC over UDP.
+    Quic,
+    /// HTTP/2 over TLS over TCP.
+    Http2,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quic => "quic",
+            Self::Http2 => "http2",
+        })
+    }
+}
+
+async fn send_quic_head(
+    mut stream: quinn::SendStream,
+    response: ConnectResponse,
+) -> Result<SendHalf, StreamError> {
+    let (bytes, error): (Bytes, _) = match encode_response(&response) {
+        Ok(bytes) => (bytes, None),
+        Err(reason) => {
+            let text = format!("response head refused: {}", reason.reason());
+            let failed = ConnectResponse::Failed { text, rate_limited: false };
+            let bytes = encode_response(&failed).map_err(|_| StreamError::HeadTooLarge)?;
+            (bytes, Some(StreamError::HeadTooLarge))
+        }
+    };
+    let mut half = match stream.write_chunk(bytes).await {
+        Ok(()) => SendHalf::quic(stream),
+        Err(error) => return Err(write_error(&error)),
+    };
+    match error {
+        None => Ok(half),
+        Some(error) => {
+            half.finish();
+            Err(error)
+        }
+    }
+}
+
+/// Longest failure text sent, in characters.
+const FAILURE_CHARS_MAX: usize = 512;

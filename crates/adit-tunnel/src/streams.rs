@@ -1,0 +1,327 @@
+//! The two halves of a request stream, over QUIC or HTTP/2; chunks are handed on, never copied.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use quinn::VarInt;
+use thiserror::Error;
+
+use crate::{http2, in_flight::InFlight};
+
+/// Why a stream ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StreamError {
+    /// The peer reset its sending side: what arrived is truncated.
+    #[error("stream was reset by the peer")]
+    Reset,
+    /// The peer no longer reads what we send.
+    #[error("peer stopped reading the stream")]
+    Stopped,
+    /// The stream was already ended on our side.
+    #[error("stream is already closed")]
+    Closed,
+    /// The head cannot be put on the wire.
+    #[error("head is too large for the tunnel")]
+    HeadTooLarge,
+    /// The connection under the stream is gone.
+    #[error("tunnel connection was lost ({})", .0.reason())]
+    ConnectionLost(Loss),
+}
+
+impl StreamError {
+    /// The name under which logs and metrics count this error.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Reset => "stream_reset",
+            Self::Stopped => "stream_stopped",
+            Self::Closed => "stream_closed",
+            Self::HeadTooLarge => "head_too_large",
+            Self::ConnectionLost(loss) => loss.reason(),
+        }
+    }
+}
+
+/// How a tunnel connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Nothing was heard from the peer for the idle time.
+    Silent,
+    /// The peer closed the connection.
+    ClosedByPeer,
+    /// We closed the connection.
+    ClosedByUs,
+    /// The peer no longer knows the connection (it restarted).
+    Forgotten,
+    /// The transport failed.
+    Transport,
+}
+
+impl Loss {
+    /// The name under which logs and metrics count this loss.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Silent => "connection_silent",
+            Self::ClosedByPeer => "connection_closed_by_peer",
+            Self::ClosedByUs => "connection_closed",
+            Self::Forgotten => "connection_forgotten",
+            Self::Transport => "connection_failed",
+        }
+    }
+}
+
+impl From<&quinn::ConnectionError> for Loss {
+    fn from(error: &quinn::ConnectionError) -> Self {
+        match error {
+            quinn::ConnectionError::TimedOut => Self::Silent,
+            quinn::ConnectionError::ApplicationClosed(_) | quinn::ConnectionError::ConnectionClosed(_) => {
+                Self::ClosedByPeer
+            }
+            quinn::ConnectionError::LocallyClosed => Self::ClosedByUs,
+            quinn::ConnectionError::Reset => Self::Forgotten,
+            _ => Self::Transport,
+        }
+    }
+}
+
+/// The half that receives a body. Dropping it before the end tells the peer to stop sending.
+pub struct RecvHalf {
+    inner: RecvInner,
+    /// Body bytes that arrived in the same packets as the head.
+    early: Bytes,
+    /// Keeps the connection's load count until the half is dropped.
+    _in_flight: Option<InFlight>,
+}
+
+enum RecvInner {
+    Quic(quinn::RecvStream),
+    Http2(http2::RecvBody),
+    /// Everything was in `early`; the tests' half.
+    #[cfg(test)]
+    Done,
+}
+
+impl RecvHalf {
+    pub(crate) fn quic(stream: quinn::RecvStream, early: Bytes, in_flight: Option<InFlight>) -> Self {
+        Self { inner: RecvInner::Quic(stream), early, _in_flight: in_flight }
+    }
+
+    pub(crate) fn http2(body: http2::RecvBody) -> Self {
+        Self { inner: RecvInner::Http2(body), early: Bytes::new(), _in_flight: None }
+    }
+
+    /// Appends what has arrived, at most [`CHUNKS_MAX`] chunks, to `out`.
+    ///
+    /// `true` means that more may come, `false` the clean end of the body (after which nothing
+    /// was appended).
+    ///
+    /// # Errors
+    /// When the peer reset the stream or the connection is gone; what arrived before was given out.
+    pub fn poll_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut VecDeque<Bytes>,
+    ) -> Poll<Result<bool, StreamError>> {
+        if !self.early.is_empty() {
+            out.push_back(std::mem::take(&mut self.early));
+            return Poll::Ready(Ok(true));
+        }
+        match &mut self.inner {
+            RecvInner::Quic(stream) => poll_quic_chunks(stream, cx, out),
+            RecvInner::Http2(body) => body.poll_chunks(cx, out),
+            #[cfg(test)]
+            RecvInner::Done => Poll::Ready(Ok(false)),
+        }
+    }
+
+    /// Tells the peer that the rest is not wanted (STOP_SENDING 0).
+    pub fn stop(&mut self) {
+        self.early = Bytes::new();
+        match &mut self.inner {
+            // An already finished stream has nothing to stop.
+            RecvInner::Quic(stream) => drop(stream.stop(VarInt::from_u32(0))),
+            RecvInner::Http2(body) => body.stop(),
+            #[cfg(test)]
+            RecvInner::Done => {}
+        }
+    }
+}
+
+impl fmt::Debug for RecvHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecvHalf").field("early", &self.early.len()).finish_non_exhaustive()
+    }
+}
+
+fn poll_quic_chunks(
+    stream: &mut quinn::RecvStream,
+    cx: &mut Context<'_>,
+    out: &mut VecDeque<Bytes>,
+) -> Poll<Result<bool, StreamError>> {
+    let mut chunks: [Bytes; CHUNKS_MAX] = [const { Bytes::new() }; CHUNKS_MAX];
+    // Cancel-safe by quinn's contract: polled once, dropped, polled anew.
+    let read = ready!(pin!(stream.read_chunks(&mut chunks)).poll(cx));
+    match read {
+        Ok(Some(count)) => {
+            out.extend(chunks.into_iter().take(count));
+            Poll::Ready(Ok(true))
+        }
+        Ok(None) => Poll::Ready(Ok(false)),
+        Err(error) => Poll::Ready(Err(read_error(&error))),
+    }
+}
+
+/// The half that sends a body. Dropping it before [`SendHalf::finish`] resets the stream.
+pub struct SendHalf {
+    inner: SendInner,
+    ended: bool,
+}
+
+enum SendInner {
+    Quic { stream: quinn::SendStream, stopped: Option<StoppedFuture> },
+    Http2(http2::SendBody),
+}
+
+type StoppedFuture =
+    Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>> + Send + Sync>>;
+
+impl SendHalf {
+    pub(crate) fn quic(stream: quinn::SendStream) -> Self {
+        Self { inner: SendInner::Quic { stream, stopped: None }, ended: false }
+    }
+
+    pub(crate) fn http2(body: http2::SendBody) -> Self {
+        Self { inner: SendInner::Http2(body), ended: false }
+    }
+
+    /// Writes from the front of `chunks` until it is empty.
+    ///
+    /// # Errors
+    /// When the peer stopped the stream or the connection is gone.
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut VecDeque<Bytes>,
+    ) -> Poll<Result<(), StreamError>> {
+        if self.ended {
+            return Poll::Ready(Err(StreamError::Closed));
+        }
+        match &mut self.inner {
+            SendInner::Quic { stream, .. } => poll_quic_write(stream, cx, chunks),
+            SendInner::Http2(body) => body.poll_write(cx, chunks),
+        }
+    }
+
+    /// Ends the body cleanly (FIN); what was written is still delivered.
+    pub fn finish(&mut self) {
+        self.finish_with(None);
+    }
+
+    /// Ends the body with trailers where the transport carries them (HTTP/2), else just ends it.
+    pub fn finish_with_trailers(&mut self, trailers: HeaderMap) {
+        self.finish_with(Some(trailers));
+    }
+
+    fn finish_with(&mut self, trailers: Option<HeaderMap>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        match &mut self.inner {
+            // Fails only for a stream that the peer stopped or that is closed: nothing left to end.
+            SendInner::Quic { stream, .. } => drop(stream.finish()),
+            SendInner::Http2(body) => body.finish(trailers),
+        }
+    }
+
+    /// Ends the body as truncated (RESET_STREAM 0).
+    pub fn reset(&mut self) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        match &mut self.inner {
+            SendInner::Quic { stream, .. } => drop(stream.reset(VarInt::from_u32(0))),
+            SendInner::Http2(body) => body.reset(),
+        }
+    }
+
+    /// Ready when the peer no longer reads (it stopped the stream, or the connection is gone), or,
+    /// after [`SendHalf::finish`], when it has acknowledged everything (`Ok`).
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match &mut self.inner {
+            SendInner::Quic { stream, stopped } => {
+                let future = stopped.get_or_insert_with(|| Box::pin(stream.stopped()));
+                let outcome = ready!(future.as_mut().poll(cx));
+                *stopped = None;
+                Poll::Ready(match outcome {
+                    Ok(Some(_)) => Err(StreamError::Stopped),
+                    Ok(None) => Ok(()),
+                    Err(quinn::StoppedError::ConnectionLost(error)) => {
+                        Err(StreamError::ConnectionLost(Loss::from(&error)))
+                    }
+                    Err(quinn::StoppedError::ZeroRttRejected) => Err(StreamError::Closed),
+                })
+            }
+            SendInner::Http2(body) => body.poll_stopped(cx),
+        }
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        // quinn would end a dropped stream cleanly, and the peer would take a cut body for a whole one.
+        self.reset();
+    }
+}
+
+impl fmt::Debug for SendHalf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendHalf").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+fn poll_quic_write(
+    stream: &mut quinn::SendStream,
+    cx: &mut Context<'_>,
+    chunks: &mut VecDeque<Bytes>,
+) -> Poll<Result<(), StreamError>> {
+    loop {
+        // quinn reports an empty write as blocked, never as done.
+        while chunks.front().is_some_and(Bytes::is_empty) {
+            chunks.pop_front();
+        }
+        let (front, _) = chunks.as_mut_slices();
+        if front.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let written = match ready!(pin!(stream.write_chunks(front)).poll(cx)) {
+            Ok(written) => written,
+            Err(error) => return Poll::Ready(Err(write_error(&error))),
+        };
+        chunks.drain(..written.chunks);
+    }
+}
+
+pub(crate) fn read_error(error: &quinn::ReadError) -> StreamError {
+    match error {
+        quinn::ReadError::Reset(_) => StreamError::Reset,
+        quinn::ReadError::ConnectionLost(error) => StreamError::ConnectionLost(Loss::from(error)),
+        _ => StreamError::Closed,
+    }
+}
+
+pub(crate) fn write_error(error: &quinn::WriteError) -> StreamError {
+    match error {
+        quinn::WriteError::Stopped(_) => StreamError::Stopped,
+        quinn::WriteError::ConnectionLost(error) => StreamError::ConnectionLost(Loss::from(error)),
+        _ => StreamError::Closed,
+    }
+}
+
+/// Most chunks that one poll gives out; a chunk is at most a UDP datagram's worth, so a poll holds
+/// the connection's lock for some 48 KiB at a time.
+pub const CHUNKS_MAX: usize = 32;

@@ -1,0 +1,182 @@
+//! Requests at the connector: find the ingress rule, ask its origin, send the answer back through the tunnel.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use adit_proxy::body::{Body, Length};
+use adit_proxy::message::{Request, Response, Visitor};
+use adit_proxy::origin::ForwardError;
+use adit_tunnel::{Reply, RequestHandler, TunnelRequest};
+use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+
+use crate::cloudflared_metrics::ProxyMetrics;
+use crate::hello::{Hello, Trip};
+use crate::ingress::{Answerer, IngressState};
+use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
+
+/// Serves what arrives through a tunnel.
+#[derive(Debug)]
+pub struct ConnectorService {
+    /// Rules and origins; swapped whole on reload and on the edge's push.
+    pub ingress: Arc<IngressState>,
+    /// The built-in sample origin.
+    pub hello: Hello,
+    /// Told to origins as `Cf-Warp-Tag-Id` and with the configured tags.
+    pub tags: Vec<(HeaderName, HeaderValue)>,
+    /// cloudflared's counters.
+    pub metrics: ProxyMetrics,
+    /// Stands for the visitor towards the data path; the true one is in the request's fields.
+    pub visitor: Arc<Visitor>,
+}
+
+impl RequestHandler for ConnectorService {
+    async fn handle(&self, request: TunnelRequest) {
+        let _running = self.metrics.begin();
+        let TunnelRequest { head, body, reply, connection } = request;
+        if head.kind == ConnectionType::Tcp {
+            self.metrics.failed();
+            return reply.fail("TCP flows are not served by this connector").await;
+        }
+        let trip = Trip { connection, began: std::time::Instant::now() };
+        let (request, is_head) = match self.request(head, body) {
+            Ok(request) => request,
+            Err(reason) => {
+                self.metrics.failed();
+                tracing::info!(reason, "request refused");
+                return reply.fail(&format!("malformed request: {reason}")).await;
+            }
+        };
+        // The edge gives a request up by stopping our half of the stream; the answer's future is dropped then, and
+        // with it the exchange with the origin.
+        let mut reply = reply;
+        let answered = {
+            let mut answer = std::pin::pin!(self.answer(request, &trip));
+            poll_fn(|cx| match answer.as_mut().poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => reply.poll_stopped(cx).map(|_| None),
+            })
+            .await
+        };
+        match answered {
+            None => self.metrics.failed(),
+            Some(Ok(response)) => self.send(response, reply, is_head).await,
+            Some(Err(why)) => {
+                self.metrics.failed();
+                reply.fail(&why).await;
+            }
+        }
+    }
+
+    fn apply_configuration(&self, _version: i32, json: &[u8]) -> Result<(), String> {
+        self.ingress.apply_remote(json)
+    }
+}
+
+impl ConnectorService {
+    fn request(&self, head: RequestHead, recv: adit_tunnel::RecvHalf) -> Result<(Request, bool), &'static str> {
+        let RequestHead { kind, dest, method, host, mut headers, .. } = head;
+        let uri: Uri = dest.parse().map_err(|_| "head_target")?;
+        let host = if host.is_empty() { uri.authority().map_or("", |a| a.as_str()).to_owned() } else { host };
+        if !adit_proxy::h1::head::is_host(&host) {
+            return Err("head_host");
+        }
+        headers.remove(header::HOST);
+        headers.remove(UPGRADE_MARK);
+        headers.remove(TRACE);
+        let raw = kind == ConnectionType::Websocket;
+        let length = take_length(&mut headers, false)?;
+        let body = match length {
+            _ if raw => Body::stream(TunnelSource::new(recv, Length::Raw, None), Length::Raw),
+            // C19: without a field that announces content there is none, whatever the stream carries.
+            Length::Known(0) => Body::empty(),
+            length => Body::stream(TunnelSource::new(recv, length, None), length),
+        };
+        for (name, value) in &self.tags {
+            headers.insert(name.clone(), value.clone());
+        }
+        let is_head = method == http::Method::HEAD;
+        let request = Request {
+            method,
+            uri,
+            version: http::Version::HTTP_11,
+            host,
+            headers,
+            body,
+            upgrade: raw.then(|| "websocket".into()),
+            visitor: Arc::clone(&self.visitor),
+        };
+        Ok((request, is_head))
+    }
+
+    /// The answer, or why there is none, in words for the edge.
+    async fn answer(&self, request: Request, trip: &Trip) -> Result<Response, String> {
+        let ingress = self.ingress.load();
+        let rule = ingress.decide(&request);
+        if let Some(access) = &rule.access
+            && let Err(refusal) = access.check(&request.headers).await
+        {
+            return match refusal.status() {
+                Some(status) => Ok(Response::status(status)),
+                None => Err(refusal.to_string()),
+            };
+        }
+        match &rule.answerer {
+            Answerer::Status(status) => Ok(Response::status(*status)),
+            Answerer::Hello => Ok(self.hello.answer(request, trip).await),
+            Answerer::Origin(origin) => {
+                let began = std::time::Instant::now();
+                let result = origin.send(request).await;
+                self.metrics.connected(began.elapsed());
+                result.map_err(|error| self.describe(&error, &origin.target().to_string()))
+            }
+        }
+    }
+
+    fn describe(&self, error: &ForwardError, target: &str) -> String {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        tracing::warn!(reason = error.reason(), origin = target, error = %text, "no answer from the origin");
+        text
+    }
+
+    async fn send(&self, response: Response, reply: Reply, is_head: bool) {
+        let Response { status, mut headers, body } = response;
+        self.metrics.answered(status);
+        let raw = status == StatusCode::SWITCHING_PROTOCOLS;
+        if !raw && !is_head {
+            announce_length(&mut headers, body.length(), false);
+        }
+        if !raw && body.is_empty() && !is_head && may_have_content(status) {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        let send = match reply.head(ResponseHead { status, headers }).await {
+            Ok(send) => send,
+            Err(error) => {
+                self.metrics.failed();
+                tracing::debug!(reason = error.reason(), "the answer's head could not be sent");
+                return;
+            }
+        };
+        let mut upload = TunnelUpload::new(body, send, false);
+        if let Err(error) = poll_fn(|cx| upload.poll(cx)).await {
+            self.metrics.failed();
+            tracing::debug!(reason = error.reason(), "the answer broke off");
+        }
+    }
+}
+
+fn may_have_content(status: StatusCode) -> bool {
+    !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
+}
+
+/// The edge's mark of an upgraded request (tunnel-protocol.md §4.2); no business of an origin.
+const UPGRADE_MARK: HeaderName = HeaderName::from_static("cf-cloudflared-proxy-connection-upgrade");
+/// The edge's tracing field (tunnel-protocol.md §4.2).
+const TRACE: HeaderName = HeaderName::from_static("cf-trace-id");

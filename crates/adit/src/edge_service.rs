@@ -1,0 +1,331 @@
+//! Visitors at the edge: find the tunnel that serves the host, send the request into it.
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::Poll;
+
+use adit_config::{EntryPoint, TunnelId};
+use adit_proxy::body::Length;
+use adit_proxy::headers;
+use adit_proxy::message::{Request, Response, Service};
+use adit_proxy::rescue::{Failure, Hop};
+use adit_route::HostTable;
+use adit_tunnel::{EdgeHandle, OpenError, Opened, ResponseError};
+use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
+use arc_swap::ArcSwap;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use crate::access_log::AccessLog;
+use crate::answer::{Exchange, RequestMetrics};
+use crate::request_id::RequestIds;
+use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
+
+/// A tunnel as the table of hosts names it.
+#[derive(Clone, Debug)]
+pub struct TunnelRoute {
+    /// Which.
+    pub id: TunnelId,
+    /// Its name in logs.
+    pub name: Arc<str>,
+}
+
+/// Answers the visitors of all public entry points.
+#[derive(Debug)]
+pub struct EdgeService {
+    /// Host to tunnel; swapped whole when a connector pushes its rules or the configuration is reloaded.
+    pub hosts: Arc<ArcSwap<HostTable<TunnelRoute>>>,
+    /// The connections.
+    pub edge: EdgeHandle,
+    /// What each entry point believes of its visitors; swapped whole on reload.
+    pub entry_points: Arc<ArcSwap<Trust>>,
+    /// Our own place, as told to visitors and connectors.
+    pub location: String,
+    /// For pages and logs.
+    pub ids: RequestIds,
+    /// Counters.
+    pub metrics: RequestMetrics,
+    /// Lines.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Which visitors may speak for others.
+#[derive(Debug, Default)]
+pub struct Trust {
+    /// Entry points by name.
+    pub entry_points: std::collections::BTreeMap<String, EntryPoint>,
+}
+
+/// A failed hop: what the visitor is told, and the name under which it is counted.
+struct Failed {
+    status: StatusCode,
+    hop: Hop,
+    reason: &'static str,
+    sentence: &'static str,
+}
+
+impl Service for EdgeService {
+    async fn call(&self, request: Request) -> Response {
+        let request_id = self.ids.make();
+        let mut exchange = Exchange::begin(&request, &request_id, &self.metrics, self.access_log.as_ref());
+        // Only what a page of ours would need is kept; the head itself goes into the tunnel.
+        let accept = request.headers.get(header::ACCEPT).cloned();
+        let response = match self.forward(request, &request_id, &mut exchange).await {
+            Ok(response) => response,
+            Err(failed) => {
+                exchange.failed(failed.reason);
+                tracing::debug!(request = %request_id, reason = failed.reason, "request failed");
+                let mut asked = HeaderMap::new();
+                asked.extend(accept.map(|accept| (header::ACCEPT, accept)));
+                let Failed { status, hop, reason, sentence } = failed;
+                Failure { status, hop, reason, sentence, request_id: request_id.clone() }.into_response(&asked)
+            }
+        };
+        let mut response = exchange.finish_with(response);
+        if let Ok(ray) = HeaderValue::from_str(&format!("{request_id}-{}", self.location)) {
+            response.headers.insert(CF_RAY, ray);
+        }
+        response
+    }
+}
+
+impl EdgeService {
+    async fn forward(
+        &self,
+        request: Request,
+        request_id: &str,
+        exchange: &mut Exchange,
+    ) -> Result<Response, Failed> {
+        let route = {
+            let hosts = self.hosts.load();
+            match hosts.find(&request.host) {
+                Some(route) => route.clone(),
+                None => return Err(UNKNOWN_HOST),
+            }
+        };
+        exchange.answered_by(&route.name);
+        let (head, raw) = self.tunnel_head(&request, request_id)?;
+        let opened = self.edge.open(route.id, &head).await.map_err(open_failed)?;
+        let is_head = request.method == Method::HEAD;
+        let Opened { send, response, connection } = opened;
+        let mut upload = Some(TunnelUpload::new(request.body, send, raw));
+        let mut pending = std::pin::pin!(response.recv());
+        let received = poll_fn(|cx| {
+            if let Some(running) = &mut upload
+                && let Poll::Ready(done) = running.poll(cx)
+            {
+                // A held-back FIN keeps the sending half alive until the answer is through.
+                if done.is_err() || !raw {
+                    upload = None;
+                }
+            }
+            pending.as_mut().poll(cx)
+        })
+        .await;
+        let (head, recv) = received.map_err(|error| {
+            tracing::info!(
+                request = %request_id, tunnel = %route.name, conn_index = connection.index,
+                reason = error.reason(), error = %error, "no answer through the tunnel"
+            );
+            response_failed(&error)
+        })?;
+        into_response(head, recv, upload, is_head)
+    }
+
+    /// The head as it crosses the tunnel, and whether the bytes behind it are raw.
+    fn tunnel_head(&self, request: &Request, request_id: &str) -> Result<(RequestHead, bool), Failed> {
+        let (client, mut head_fields) = self.about_visitor(request);
+        let secure = forwarded_secure(&head_fields).unwrap_or(request.visitor.secure);
+        let scheme = if secure { "https" } else { "http" };
+        let target = request.uri.path_and_query().map_or("/", |p| p.as_str());
+        let dest = format!("{scheme}://{}{target}", request.host);
+        let raw = request.upgrade.as_deref() == Some("websocket");
+        headers::remove_hop_by_hop(&mut head_fields);
+        head_fields.remove(header::EXPECT);
+        set(&mut head_fields, X_FORWARDED_PROTO, scheme);
+        if !head_fields.contains_key(&X_FORWARDED_HOST) {
+            set(&mut head_fields, X_FORWARDED_HOST, &request.host);
+        }
+        headers::append_forwarded_for(&mut head_fields, request.visitor.remote.ip());
+        set(&mut head_fields, CF_CONNECTING_IP, &client.to_string());
+        set(&mut head_fields, CF_RAY, &format!("{request_id}-{}", self.location));
+        set(&mut head_fields, CF_VISITOR, &format!("{{\"scheme\":\"{scheme}\"}}"));
+        set(&mut head_fields, CDN_LOOP, "adit");
+        if raw {
+            set(&mut head_fields, header::CONNECTION, "Upgrade");
+            set(&mut head_fields, header::UPGRADE, "websocket");
+        } else {
+            announce_length(&mut head_fields, request.body.length(), true);
+        }
+        let mut head = RequestHead::new(request.method.clone(), dest, request.host.clone());
+        head.kind = if raw { ConnectionType::Websocket } else { ConnectionType::Http };
+        head.headers = head_fields;
+        if request.upgrade.is_some() && !raw {
+            return Err(UPGRADE_UNSUPPORTED);
+        }
+        Ok((head, raw))
+    }
+
+    /// The visitor's true address and the fields without what it may have forged.
+    fn about_visitor(&self, request: &Request) -> (IpAddr, HeaderMap) {
+        let remote = request.visitor.remote.ip().to_canonical();
+        let mut fields = request.headers.clone();
+        let trust = self.entry_points.load();
+        let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
+        let trusted = |ip: IpAddr| {
+            entry_point.is_some_and(|e| e.forwarded_insecure || e.forwarded_trusted.iter().any(|net| net.contains(&ip)))
+        };
+        if !trusted(remote) {
+            headers::remove_forged(&mut fields);
+            return (remote, fields);
+        }
+        let client = forwarded_client(&fields, trusted).unwrap_or(remote);
+        let kept: Vec<(HeaderName, HeaderValue)> = [headers::X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), fields.get(name)?.clone())))
+            .collect();
+        headers::remove_forged(&mut fields);
+        fields.extend(kept);
+        (client, fields)
+    }
+}
+
+/// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
+fn forwarded_client(fields: &HeaderMap, trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+    let list = fields.get(headers::X_FORWARDED_FOR)?.to_str().ok()?;
+    let mut client = None;
+    for part in list.rsplit(',') {
+        let address: IpAddr = part.trim().parse().ok()?;
+        client = Some(address);
+        if !trusted(address) {
+            break;
+        }
+    }
+    client
+}
+
+fn forwarded_secure(fields: &HeaderMap) -> Option<bool> {
+    match fields.get(X_FORWARDED_PROTO)?.as_bytes() {
+        b"https" | b"wss" => Some(true),
+        b"http" | b"ws" => Some(false),
+        _ => None,
+    }
+}
+
+fn into_response(
+    head: ResponseHead,
+    recv: adit_tunnel::RecvHalf,
+    upload: Option<TunnelUpload>,
+    is_head: bool,
+) -> Result<Response, Failed> {
+    let ResponseHead { status, mut headers } = head;
+    headers::remove_internal(&mut headers);
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        headers.remove(header::CONTENT_LENGTH);
+        headers.remove(header::TRANSFER_ENCODING);
+        set(&mut headers, header::CONNECTION, "Upgrade");
+        if !headers.contains_key(header::UPGRADE) {
+            set(&mut headers, header::UPGRADE, "websocket");
+        }
+        let source = TunnelSource::new(recv, Length::Raw, upload);
+        return Ok(Response { status, headers, body: adit_proxy::body::Body::stream(source, Length::Raw) });
+    }
+    headers::remove_hop_by_hop(&mut headers);
+    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if bodiless {
+        headers.remove(header::TRANSFER_ENCODING);
+        return Ok(Response { status, headers, body: adit_proxy::body::Body::empty() });
+    }
+    let length = take_length(&mut headers, true).map_err(|_| BAD_ANSWER)?;
+    let body = match length {
+        Length::Known(0) => adit_proxy::body::Body::empty(),
+        length => adit_proxy::body::Body::stream(TunnelSource::new(recv, length, upload), length),
+    };
+    Ok(Response { status, headers, body })
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn open_failed(error: OpenError) -> Failed {
+    let reason = error.reason();
+    match error {
+        OpenError::HeadTooLarge => Failed {
+            status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            hop: Hop::Edge,
+            reason,
+            sentence: "The request's headers are larger than the tunnel carries.",
+        },
+        OpenError::ManagementHost => Failed { reason, ..UNKNOWN_HOST },
+        OpenError::StreamLimit => Failed {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            hop: Hop::Tunnel,
+            reason,
+            sentence: "The tunnel carries as many requests as it may. Try again in a moment.",
+        },
+        _ => Failed {
+            status: tunnel_down(),
+            hop: Hop::Tunnel,
+            reason,
+            sentence: "The tunnel to this service is down. Its connector is not connected to the edge.",
+        },
+    }
+}
+
+fn response_failed(error: &ResponseError) -> Failed {
+    let reason = error.reason();
+    match error {
+        ResponseError::Origin(_) => Failed {
+            status: StatusCode::BAD_GATEWAY,
+            hop: Hop::Origin,
+            reason,
+            sentence: "The tunnel works, but the service behind it gave no answer.",
+        },
+        ResponseError::RateLimited(_) => Failed {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            hop: Hop::Origin,
+            reason,
+            sentence: "The service's connector takes no more flows at the moment.",
+        },
+        ResponseError::Malformed(_) => Failed { reason, ..BAD_ANSWER },
+        _ => Failed {
+            status: StatusCode::BAD_GATEWAY,
+            hop: Hop::Tunnel,
+            reason,
+            sentence: "The tunnel broke while the request was on its way.",
+        },
+    }
+}
+
+fn tunnel_down() -> StatusCode {
+    StatusCode::from_u16(530).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+}
+
+const UNKNOWN_HOST: Failed = Failed {
+    status: StatusCode::NOT_FOUND,
+    hop: Hop::Edge,
+    reason: "unknown_host",
+    sentence: "No service is known under this name.",
+};
+const UPGRADE_UNSUPPORTED: Failed = Failed {
+    status: StatusCode::NOT_IMPLEMENTED,
+    hop: Hop::Edge,
+    reason: "upgrade_unsupported",
+    sentence: "The tunnel carries WebSocket, no other protocol that a request may switch to.",
+};
+const BAD_ANSWER: Failed = Failed {
+    status: StatusCode::BAD_GATEWAY,
+    hop: Hop::Tunnel,
+    reason: "malformed_head",
+    sentence: "The tunnel brought an answer that cannot be read.",
+};
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
+const CF_RAY: HeaderName = HeaderName::from_static("cf-ray");
+const CF_VISITOR: HeaderName = HeaderName::from_static("cf-visitor");
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

@@ -1,0 +1,41 @@
+//! Ids under which a visitor's page and the log speak of the same request.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Makes ids that are unique in this process and not guessable from one another at a glance.
+#[derive(Debug)]
+pub struct RequestIds {
+    seed: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    /// Starts at a random point.
+    pub fn new() -> Self {
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        Self { seed: high | 1, next: AtomicU64::new(low) }
+    }
+
+    /// A new id: 16 hexadecimal digits.
+    pub fn make(&self) -> String {
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        // An odd multiplier permutes the 64-bit numbers: no two counts give the same id.
+        let mut id = String::with_capacity(16);
+        let _ = write!(id, "{:016x}", count.wrapping_mul(self.seed).rotate_left(29) ^ self.seed);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_do_not_repeat() {
+        let ids = RequestIds::new();
+        let made: std::collections::HashSet<String> = (0..10_000).map(|_| ids.make()).collect();
+        assert_eq!(made.len(), 10_000);
+        assert!(made.iter().all(|id| id.len() == 16));
+    }
+}

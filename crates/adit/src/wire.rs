@@ -1,0 +1,151 @@
+//! Where the two shells meet: tunnel streams as bodies, bodies into tunnel streams.
+
+use std::task::{Context, Poll, ready};
+
+use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
+use adit_tunnel::{RecvHalf, SendHalf, StreamError};
+use http::HeaderMap;
+use http::header::{self, HeaderValue};
+
+/// Content that arrives through a tunnel, with the content that goes the other way beside it.
+#[derive(Debug)]
+pub struct TunnelSource {
+    recv: RecvHalf,
+    /// Bytes still announced; the stream's end frames the rest.
+    left: Option<u64>,
+    upload: Option<TunnelUpload>,
+}
+
+/// Content on its way into a tunnel.
+#[derive(Debug)]
+pub struct TunnelUpload {
+    body: Body,
+    send: SendHalf,
+    batch: Batch,
+    body_done: bool,
+    /// Raw streams of an upgraded connection: the other side may treat our FIN as the end of both directions
+    /// (conformance statement E12), so it is held back until the exchange is over.
+    hold_fin: bool,
+}
+
+impl TunnelSource {
+    /// Content with the announced length; `upload` is polled along with it.
+    pub fn new(recv: RecvHalf, length: Length, upload: Option<TunnelUpload>) -> Self {
+        let left = match length {
+            Length::Known(bytes) => Some(bytes),
+            Length::Unknown | Length::Raw => None,
+        };
+        Self { recv, left, upload }
+    }
+}
+
+impl BodySource for TunnelSource {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        self.poll_background(cx);
+        let before = out.len();
+        let more = ready!(self.recv.poll_chunks(cx, out)).map_err(|_| BodyError::Truncated)?;
+        let Some(left) = &mut self.left else { return Poll::Ready(Ok(more)) };
+        let arrived: u64 = out.iter().skip(before).map(|chunk| chunk.len() as u64).sum();
+        if arrived > *left {
+            // The sender's head and content contradict each other: what follows could be read as another message.
+            return Poll::Ready(Err(BodyError::TooLarge));
+        }
+        *left -= arrived;
+        match (*left, more) {
+            (0, _) => Poll::Ready(Ok(false)),
+            (_, true) => Poll::Ready(Ok(true)),
+            (_, false) => Poll::Ready(Err(BodyError::Truncated)),
+        }
+    }
+
+    fn poll_background(&mut self, cx: &mut Context<'_>) {
+        if let Some(upload) = &mut self.upload
+            && let Poll::Ready(done) = upload.poll(cx)
+            && !(done.is_ok() && upload.hold_fin)
+        {
+            self.upload = None;
+        }
+    }
+}
+
+impl TunnelUpload {
+    /// Starts moving `body` into `send`.
+    pub fn new(body: Body, send: SendHalf, hold_fin: bool) -> Self {
+        Self { body, send, batch: Batch::new(), body_done: false, hold_fin }
+    }
+
+    /// Moves as much as both sides allow; ready when all was sent.
+    ///
+    /// # Errors
+    /// The tunnel's, or [`StreamError::Closed`] after the content broke off (the stream is reset then).
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        loop {
+            if !self.batch.is_empty() {
+                match self.send.poll_write(cx, &mut self.batch) {
+                    Poll::Ready(result) => result?,
+                    Poll::Pending => {
+                        self.body.poll_background(cx);
+                        return Poll::Pending;
+                    }
+                }
+            }
+            if self.body_done {
+                if !self.hold_fin {
+                    match self.body.take_trailers() {
+                        Some(trailers) => self.send.finish_with_trailers(trailers),
+                        None => self.send.finish(),
+                    }
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match self.body.poll_chunks(cx, &mut self.batch) {
+                Poll::Ready(Ok(more)) => self.body_done = !more,
+                Poll::Ready(Err(_)) => {
+                    self.send.reset();
+                    return Poll::Ready(Err(StreamError::Closed));
+                }
+                // Nobody may be left on the other side while the content is silent.
+                Poll::Pending => return self.send.poll_stopped(cx).map(|_| Err(StreamError::Stopped)),
+            }
+        }
+    }
+}
+
+/// Puts the field that frames a body back onto a head that is about to cross a tunnel (statements C19 and E8).
+pub fn announce_length(headers: &mut HeaderMap, length: Length, chunked_if_unknown: bool) {
+    match length {
+        Length::Known(0) | Length::Raw => {}
+        Length::Known(bytes) => {
+            headers.insert(header::CONTENT_LENGTH, bytes.into());
+        }
+        Length::Unknown if chunked_if_unknown => {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        Length::Unknown => {}
+    }
+}
+
+/// Takes the framing fields off a head that came through a tunnel.
+///
+/// # Errors
+/// The name of the refusal if they contradict each other.
+pub fn take_length(headers: &mut HeaderMap, framed_by_stream: bool) -> Result<Length, &'static str> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let first = lengths.next().cloned();
+    if lengths.next().is_some() {
+        return Err("framing_length");
+    }
+    let chunked = headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .any(|v| v.as_bytes().to_ascii_lowercase().windows(7).any(|w| w == b"chunked"));
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
+    match first {
+        Some(value) => {
+            adit_proxy::h1::framing::parse_length(&value).map(Length::Known).ok_or("framing_length")
+        }
+        None if chunked || framed_by_stream => Ok(Length::Unknown),
+        None => Ok(Length::Known(0)),
+    }
+}
