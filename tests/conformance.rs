@@ -1,5 +1,5 @@
-//! The connector against an edge that nobody here wrote: statements C1 to C46 of the protocol description that concern QUIC
-//! and HTTP, one test for each group, through the binary's own command line. `ADIT_CONNECTOR` runs them on another binary.
+//! The connector against an edge that nobody here wrote: statements C1 to C46 of the protocol description that concern HTTP,
+//! one test for each group, through the binary's own command line. `ADIT_CONNECTOR` runs them on another binary.
 
 mod support;
 
@@ -7,6 +7,8 @@ mod support;
 mod configuration;
 #[path = "conformance/handshake.rs"]
 mod handshake;
+#[path = "conformance/http2.rs"]
+mod http2;
 #[path = "conformance/registration.rs"]
 mod registration;
 #[path = "conformance/requests.rs"]

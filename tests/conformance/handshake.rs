@@ -51,7 +51,7 @@ fn c3_a_given_authority_replaces_all_others() {
 }
 
 #[test]
-fn c4_transport_parameters_allow_many_streams_and_silence_is_filled_with_pings() {
+fn slow_c4_transport_parameters_allow_many_streams_and_silence_is_filled_with_pings() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let _connector = Connector::start(&edge, NO_ORIGIN, Options::default());
@@ -99,7 +99,7 @@ fn c5_c6_the_first_stream_is_rpc_and_the_registration_waits_for_nothing() {
 }
 
 #[test]
-fn c15_a_reconnect_comes_from_the_same_local_port() {
+fn slow_c15_a_reconnect_comes_from_the_same_local_port() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let _connector = Connector::start(&edge, NO_ORIGIN, Options::default());

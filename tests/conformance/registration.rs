@@ -48,7 +48,7 @@ fn c7_registration_carries_identity_and_features() {
 }
 
 #[test]
-fn c7_c12_attempts_are_counted_until_a_registration_succeeds() {
+fn slow_c7_c12_attempts_are_counted_until_a_registration_succeeds() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let refusal = json!({"cause": "later", "should_retry": true});
@@ -64,7 +64,7 @@ fn c7_c12_attempts_are_counted_until_a_registration_succeeds() {
 }
 
 #[test]
-fn c8_the_first_connection_pushes_the_local_configuration() {
+fn slow_c8_the_first_connection_pushes_the_local_configuration() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let _connector = Connector::start(&edge, NO_ORIGIN, Options { connections: 2, ..Options::default() });
@@ -93,7 +93,7 @@ fn c8_a_remotely_managed_tunnel_pushes_nothing() {
 }
 
 #[test]
-fn c9_c10_more_connections_follow_the_first_and_never_outnumber_the_addresses() {
+fn slow_c9_c10_more_connections_follow_the_first_and_never_outnumber_the_addresses() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 3);
     let _connector = Connector::start(&edge, NO_ORIGIN, Options { connections: 4, ..Options::default() });
@@ -117,7 +117,7 @@ fn c9_c10_more_connections_follow_the_first_and_never_outnumber_the_addresses() 
 }
 
 #[test]
-fn c11_a_duplicate_goes_to_another_address() {
+fn slow_c11_a_duplicate_goes_to_another_address() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let duplicate = json!({"cause": "EDUPCONN", "should_retry": true});
@@ -129,7 +129,7 @@ fn c11_a_duplicate_goes_to_another_address() {
 }
 
 #[test]
-fn c11_a_wait_that_the_edge_asks_for_is_kept() {
+fn slow_c11_a_wait_that_the_edge_asks_for_is_kept() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     // Longer than the two seconds within which the first attempt comes by itself.
@@ -144,7 +144,7 @@ fn c11_a_wait_that_the_edge_asks_for_is_kept() {
 }
 
 #[test]
-fn c11_a_permanent_refusal_ends_the_process_with_its_reason() {
+fn slow_c11_a_permanent_refusal_ends_the_process_with_its_reason() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let never = json!({"cause": "this tunnel was deleted", "should_retry": false});

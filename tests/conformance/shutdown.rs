@@ -47,7 +47,7 @@ fn c37_a_signal_unregisters_every_connection_and_requests_go_on_until_the_edge_c
 }
 
 #[test]
-fn c37_the_grace_period_ends_what_the_edge_does_not() {
+fn slow_c37_the_grace_period_ends_what_the_edge_does_not() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let origin = Origin::start();
@@ -82,7 +82,7 @@ fn c38_a_second_signal_ends_at_once() {
 }
 
 #[test]
-fn an_edge_that_falls_silent_is_left_and_found_again() {
+fn slow_an_edge_that_falls_silent_is_left_and_found_again() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let origin = Origin::start();
@@ -95,7 +95,7 @@ fn an_edge_that_falls_silent_is_left_and_found_again() {
 }
 
 #[test]
-fn a_new_edge_at_the_old_address_is_found() {
+fn slow_a_new_edge_at_the_old_address_is_found() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     let origin = Origin::start();

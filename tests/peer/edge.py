@@ -1,6 +1,9 @@
 """An edge for tests: someone else's QUIC (aioquic) and Cap'n Proto (pycapnp) speaking cloudflared's tunnel protocol.
 
-    edge.py --certificate CERT.pem --key KEY.pem --listen 127.0.0.1:0 [--listen …]
+    edge.py --certificate CERT.pem --key KEY.pem --listen 127.0.0.1:0 [--listen …] [--transport quic|http2|both]
+
+With `http2` or `both` each address also listens for TCP (http2.py says what differs there); with `http2` alone, datagrams
+arrive at a socket that never answers.
 
 Commands are JSON objects on standard input, one a line; events are JSON objects on standard output, one a line. The end of
 standard input ends the edge. Connections are numbered from 1 in the order of their ClientHello; where a command leaves
@@ -27,6 +30,7 @@ Events (`event`), each with `n`, its number, and `at`, seconds of a clock that n
   source_id_bytes}, ping {connection, packet_bytes}, opened {connection, stream, first (hex)}, rpc {connection, stream, message,
   …}, registered {connection, fields of the registration, answer}, local-configuration {connection, config},
   unregistered {connection}, control-ended {connection}, sent {id, bytes, sha256}, head {id, error, status, headers, metadata},
+  began {id, text (of the first piece of the body)},
   response {id, bytes, sha256, patterned, text, end: fin|reset|lost|malformed, code, stopped}, stopped {id, code},
   echoed {id, bytes, same}, configured {id, version, error}, udp {id, error}, closed {connection, by, application, code, reason},
   problem {what}
@@ -48,6 +52,7 @@ from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 
 import handshake
+import http2
 import messages
 from messages import tunnel
 
@@ -104,6 +109,8 @@ class Exchange:
                 if message is not None:
                     self.report_head(message)
                     data = bytes(rest)
+        if data and self.bytes == 0:
+            emit("began", id=self.identifier, text=data[:1024].decode("utf-8", "replace"))
         if data:
             self.patterned = self.patterned and data == pattern(self.bytes, len(data))
             self.bytes += len(data)
@@ -191,6 +198,7 @@ class ConnectorRpc:
         self.buffer = bytearray()
         self.bootstrap_answer = None
         self.silent = False
+        self.control = not signature
 
     def receive(self, data, end):
         self.buffer += data
@@ -200,7 +208,7 @@ class ConnectorRpc:
         while not self.signature and (message := messages.take_message(self.buffer)) is not None:
             with messages.rpc.Message.from_bytes(message, traversal_limit_in_words=1 << 24) as decoded:
                 self.handle(decoded)
-        if end and self.stream == 0:
+        if end and self.control:
             emit("control-ended", connection=self.protocol.number)
         if end:
             self.protocol.write(self.stream, b"", end=True)
@@ -294,6 +302,9 @@ class ConnectorRpc:
             error.cause = answer.get("cause", "refused by the test")
             error.retryAfter = answer.get("retry_after_ns", 0)
             error.shouldRetry = answer.get("should_retry", True)
+            # On HTTP/2 the connector leaves the closing to the edge (tunnel-protocol.md §3.5).
+            if isinstance(self.protocol, http2.Http2Connection):
+                asyncio.get_running_loop().call_later(SPLIT_PAUSE_S, self.protocol.close)
         return messages.results(call.questionId, reply)
 
     def unregister(self, call):
@@ -355,8 +366,60 @@ class EdgeProtocol(QuicConnectionProtocol):
             emit("problem", what=f"write on stream {stream}: {error}")
         self.transmit()
 
-    def open(self):
-        return self._quic.get_next_available_stream_id()
+    def open(self, command):
+        stream = self._quic.get_next_available_stream_id()
+        exchange = Exchange(command["id"], self.number, stream)
+        exchange.protocol = self
+        self.streams[stream] = exchange
+        return exchange
+
+    async def request(self, command):
+        metadata = command.get("metadata")
+        if metadata is None:
+            metadata = [["HttpMethod", command.get("method", "GET")], ["HttpHost", command.get("host", "test.example")]]
+            metadata += [[f"HttpHeader:{name}", value] for name, value in command.get("headers", [])]
+        dest = command.get("dest", f"https://{command.get('host', 'test.example')}/")
+        preamble = messages.request_preamble(dest, command.get("kind", "http"), metadata)
+        exchange = self.open(command)
+        for length in command.get("split", []):
+            self.write(exchange.stream, preamble[:length])
+            preamble = preamble[length:]
+            await asyncio.sleep(SPLIT_PAUSE_S)
+        end = command.get("fin", True)
+        if "body" not in command:
+            self.write(exchange.stream, preamble, end)
+            return exchange
+        body = content(command["body"])
+        self.write(exchange.stream, preamble + body, end)
+        emit("sent", id=command["id"], bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+        return exchange
+
+    async def configure(self, command):
+        def answered(identifier, answer):
+            if answer.which() == "exception":
+                emit("configured", id=identifier, version=None, error=answer.exception.reason)
+                return
+            result = answer.results.content.as_struct(tunnel.UpdateConfigurationResults).result
+            emit("configured", id=identifier, version=result.latestAppliedVersion, error=result.err)
+
+        params = tunnel.UpdateConfigurationParams.new_message()
+        params.version = command["version"]
+        params.config = command["text"].encode() if "text" in command else json.dumps(command["config"]).encode()
+        self.call(command, messages.CONFIGURATION, 0, params, answered)
+
+    def call(self, command, interface, method, params, answered):
+        stream = self._quic.get_next_available_stream_id()
+        self.streams[stream] = EdgeCall(command["id"], answered)
+        sent = messages.bootstrap(0) + messages.call_on_bootstrap(1, 0, interface, method, params)
+        self.write(stream, messages.RPC_SIGNATURE + sent)
+
+    def reset(self, stream, code):
+        self._quic.reset_stream(stream, code)
+        self.transmit()
+
+    def stop(self, stream, code):
+        self._quic.stop_stream(stream, code)
+        self.transmit()
 
     def quic_event_received(self, event):
         if isinstance(event, events.HandshakeCompleted):
@@ -401,6 +464,7 @@ class Edge:
         self.answers = []
         self.default_answer = {"accept": True, "location": "tst01", "remote": False}
         self.exchanges = {}
+        self.servers = []
 
     def next_answer(self):
         return self.answers[0] if self.answers else self.default_answer
@@ -421,38 +485,12 @@ class Edge:
         self.default_answer = command.get("default", {"accept": True})
 
     async def do_request(self, command):
-        metadata = command.get("metadata")
-        if metadata is None:
-            metadata = [["HttpMethod", command.get("method", "GET")], ["HttpHost", command.get("host", "test.example")]]
-            metadata += [[f"HttpHeader:{name}", value] for name, value in command.get("headers", [])]
-        dest = command.get("dest", f"https://{command.get('host', 'test.example')}/")
-        preamble = messages.request_preamble(dest, command.get("kind", "http"), metadata)
-        exchange = self.open(command)
-        protocol = exchange.protocol
-        for length in command.get("split", []):
-            protocol.write(exchange.stream, preamble[:length])
-            preamble = preamble[length:]
-            await asyncio.sleep(SPLIT_PAUSE_S)
-        end = command.get("fin", True)
-        if "body" not in command:
-            protocol.write(exchange.stream, preamble, end)
-            return
-        body = content(command["body"])
-        protocol.write(exchange.stream, preamble + body, end)
-        emit("sent", id=command["id"], bytes=len(body), sha256=hashlib.sha256(body).hexdigest())
+        self.exchanges[command["id"]] = await self.connection(command).request(command)
 
     async def do_raw(self, command):
-        exchange = self.open(command)
-        exchange.protocol.write(exchange.stream, bytes.fromhex(command["hex"]), command.get("fin", False))
-
-    def open(self, command):
-        protocol = self.connection(command)
-        stream = protocol.open()
-        exchange = Exchange(command["id"], protocol.number, stream)
-        exchange.protocol = protocol
-        protocol.streams[stream] = exchange
+        exchange = self.connection(command).open(command)
         self.exchanges[command["id"]] = exchange
-        return exchange
+        exchange.protocol.write(exchange.stream, bytes.fromhex(command["hex"]), command.get("fin", False))
 
     async def do_send(self, command):
         exchange = self.exchanges[command["id"]]
@@ -466,26 +504,14 @@ class Edge:
 
     async def do_reset(self, command):
         exchange = self.exchanges[command["id"]]
-        exchange.protocol._quic.reset_stream(exchange.stream, command.get("code", 0))
-        exchange.protocol.transmit()
+        exchange.protocol.reset(exchange.stream, command.get("code", 0))
 
     async def do_stop(self, command):
         exchange = self.exchanges[command["id"]]
-        exchange.protocol._quic.stop_stream(exchange.stream, command.get("code", 0))
-        exchange.protocol.transmit()
+        exchange.protocol.stop(exchange.stream, command.get("code", 0))
 
     async def do_configure(self, command):
-        def answered(identifier, answer):
-            if answer.which() == "exception":
-                emit("configured", id=identifier, version=None, error=answer.exception.reason)
-                return
-            result = answer.results.content.as_struct(tunnel.UpdateConfigurationResults).result
-            emit("configured", id=identifier, version=result.latestAppliedVersion, error=result.err)
-
-        params = tunnel.UpdateConfigurationParams.new_message()
-        params.version = command["version"]
-        params.config = command["text"].encode() if "text" in command else json.dumps(command["config"]).encode()
-        self.call(command, messages.CONFIGURATION, 0, params, answered)
+        await self.connection(command).configure(command)
 
     async def do_udp(self, command):
         def answered(identifier, answer):
@@ -499,14 +525,7 @@ class Edge:
         params.sessionId = uuid.uuid4().bytes
         params.dstIp = bytes([127, 0, 0, 1])
         params.dstPort = 9
-        self.call(command, messages.SESSIONS, 0, params, answered)
-
-    def call(self, command, interface, method, params, answered):
-        protocol = self.connection(command)
-        stream = protocol.open()
-        protocol.streams[stream] = EdgeCall(command["id"], answered)
-        sent = messages.bootstrap(0) + messages.call_on_bootstrap(1, 0, interface, method, params)
-        protocol.write(stream, messages.RPC_SIGNATURE + sent)
+        self.connection(command).call(command, messages.SESSIONS, 0, params, answered)
 
     async def do_close(self, command):
         protocol = self.connection(command)
@@ -516,21 +535,33 @@ class Edge:
         self.connection(command).silent = True
 
 
-async def listen(edge, configuration, addresses):
-    """One UDP socket for each address; returns what they got."""
+class DeafSocket(asyncio.DatagramProtocol):
+    """Takes the place of QUIC where the edge speaks HTTP/2 only: datagrams vanish, as behind a firewall."""
+
+
+async def listen(edge, configuration, arguments):
+    """One UDP socket for each address, with a TCP socket beside it where HTTP/2 is wanted; returns what they got."""
     loop = asyncio.get_running_loop()
     bound = []
-    for index, address in enumerate(addresses):
+    for index, address in enumerate(arguments.listen):
         host, port = address.rsplit(":", 1)
 
         def create(quic, stream_handler=None, index=index):
             return EdgeProtocol(quic, stream_handler, edge=edge, edge_index=index)
 
         def server():
+            if arguments.transport == "http2":
+                return DeafSocket()
             return QuicServer(configuration=configuration, create_protocol=create)
 
         transport, _ = await loop.create_datagram_endpoint(server, local_addr=(host, int(port)))
-        bound.append("{}:{}".format(*transport.get_extra_info("sockname")[:2]))
+        host, port = transport.get_extra_info("sockname")[:2]
+        if arguments.transport != "quic":
+            tools = (emit, pattern, content, lambda protocol, stream: ConnectorRpc(protocol, stream, signature=False))
+            edge.servers.append(
+                await http2.listen(edge, index, host, port, arguments.certificate, arguments.key, tools)
+            )
+        bound.append(f"{host}:{port}")
     return bound
 
 
@@ -539,6 +570,7 @@ async def main():
     parser.add_argument("--certificate", required=True)
     parser.add_argument("--key", required=True)
     parser.add_argument("--listen", action="append", required=True)
+    parser.add_argument("--transport", choices=["quic", "http2", "both"], default="quic")
     arguments = parser.parse_args()
     configuration = QuicConfiguration(
         is_client=False,
@@ -553,7 +585,7 @@ async def main():
     handshake.install(lambda hello: edge.hearing.hello(hello))
     # QuicServer creates connections by this name.
     aioquic.asyncio.server.QuicConnection = handshake.ReportingConnection
-    emit("listening", edges=await listen(edge, configuration, arguments.listen))
+    emit("listening", edges=await listen(edge, configuration, arguments))
 
     commands = asyncio.StreamReader(limit=64 * 1024 * 1024)
     reading = lambda: asyncio.StreamReaderProtocol(commands)

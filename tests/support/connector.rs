@@ -22,6 +22,8 @@ pub(crate) const TUNNEL: &str = "11111111222233334444555555555555";
 pub(crate) struct Options {
     /// `--ha-connections`; 0 means 1.
     pub(crate) connections: u8,
+    /// `--protocol`; empty means `quic`.
+    pub(crate) protocol: &'static str,
     /// `--grace-period`; empty means 2 s.
     pub(crate) grace_period: &'static str,
     /// More flags before `run`.
@@ -59,6 +61,7 @@ impl Connector {
             "127.0.0.1:0",
         ]);
         command.args(["--ha-connections", &options.connections.max(1).to_string()]);
+        command.args(["--protocol", if options.protocol.is_empty() { "quic" } else { options.protocol }]);
         let grace_period = if options.grace_period.is_empty() { "2s" } else { options.grace_period };
         command.args(["--grace-period", grace_period, "--cacert"]);
         command.arg(options.authority.clone().unwrap_or_else(|| edge.certificates().authority()));

@@ -1,6 +1,7 @@
 //! What every test that runs real processes needs: programs found or skipped with a reason, temporary folders and processes
 //! that end with the test, waiting for conditions instead of for time.
 #![allow(dead_code, reason = "each test target uses its own part of the support")]
+#![allow(clippy::panic, reason = "this is how a test fails")]
 
 use std::fs;
 use std::io::{self, Read, Write};

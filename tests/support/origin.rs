@@ -5,8 +5,11 @@
 //! | `/upload` | reads the body; says `bytes=N framing=length\|chunked\|none intact=true\|false` |
 //! | `/download/N` | N bytes of the pattern with Content-Length |
 //! | `/stream/N` | N bytes of the pattern, chunked |
-//! | `/truncated` | promises 1000 bytes, sends 100 and closes |
+//! | `/truncated` | promises 1,000,000 bytes, sends 100,000 and closes |
 //! | `/twice` | the header `X-Twice` with `first` and then `second` |
+//! | `/private` | headers of kinds that must not cross an HTTP/2 tunnel |
+//! | `/trailers` | a chunked body and the trailer `X-Sum: 7` |
+//! | `/events` | one server-sent event, and another when the test calls `release` |
 //! | `/status/NNN` | that status without a body |
 //! | `/hold` | nothing until the test calls `release` |
 //! | `/websocket` | 101, then every byte comes back |
@@ -93,10 +96,11 @@ fn serve(stream: TcpStream, connection: usize, shared: &Shared) -> Option<()> {
         let seen = Seen { head: head.clone(), connection };
         shared.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
         if path == "/websocket" {
-            return echo(&head, reader, stream);
+            return echo(reader, stream);
         }
         let upload = read_body(&head, &mut reader)?;
-        answer(&path, &head, &upload, &mut stream, shared)?;
+        let path = path.split('?').next().unwrap_or_default();
+        answer(path, &head, &upload, &mut stream, shared)?;
     }
 }
 
@@ -107,21 +111,41 @@ fn answer(path: &str, head: &str, upload: &str, stream: &mut TcpStream, shared: 
         "download" => respond(stream, "", &pattern(number())),
         "stream" => respond_chunked(stream, &pattern(number())),
         "twice" => respond(stream, "X-Twice: first\r\nX-Twice: second\r\n", b"twice"),
+        "private" => {
+            respond(stream, "Cf-Int-A: 1\r\nCf-Cloudflared-B: 1\r\nCf-Proxy-C: 1\r\nX-Kept: 1\r\n", b"")
+        }
+        "trailers" => {
+            let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n";
+            stream.write_all(head.as_bytes()).ok()?;
+            stream.write_all(b"4\r\nbody\r\n0\r\nX-Sum: 7\r\n\r\n").ok()
+        }
+        "events" => {
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).ok()?;
+            stream.write_all(b"b\r\ndata: one\n\n\r\n").ok()?;
+            wait_for_release(shared);
+            stream.write_all(b"b\r\ndata: two\n\n\r\n0\r\n\r\n").ok()
+        }
         "status" => write!(stream, "HTTP/1.1 {} Chosen\r\nContent-Length: 0\r\n\r\n", number()).ok(),
         "truncated" => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").ok()?;
-            stream.write_all(&pattern(100)).ok()?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").ok()?;
+            stream.write_all(&pattern(100_000)).ok()?;
             // Ends the loop of `serve`, and with it the connection.
             None
         }
         "hold" => {
-            let released = shared.released.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = shared.release.wait_while(released, |released| !*released);
-            drop(wait.unwrap_or_else(PoisonError::into_inner));
+            wait_for_release(shared);
             respond(stream, "", b"held")
         }
         _ => respond(stream, "", head.as_bytes()),
     }
+}
+
+fn wait_for_release(shared: &Shared) {
+    let released = shared.released.lock().unwrap_or_else(PoisonError::into_inner);
+    let wait = shared.release.wait_while(released, |released| !*released);
+    drop(wait.unwrap_or_else(PoisonError::into_inner));
 }
 
 fn respond(stream: &mut TcpStream, headers: &str, body: &[u8]) -> Option<()> {
@@ -140,8 +164,7 @@ fn respond_chunked(stream: &mut TcpStream, body: &[u8]) -> Option<()> {
 }
 
 /// Completes a WebSocket handshake (RFC 6455 §1.3, with the accept value of its example key) and sends back what comes.
-fn echo(head: &str, mut reader: BufReader<TcpStream>, mut stream: TcpStream) -> Option<()> {
-    debug_assert!(head.contains("GET"));
+fn echo(mut reader: BufReader<TcpStream>, mut stream: TcpStream) -> Option<()> {
     let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{accept}\r\n\r\n"

@@ -9,7 +9,8 @@ use crate::{Config, CredentialsSource, Edge, EdgeTunnel, Tunnel, read::Sink};
 
 /// Reports every contradiction between the parts of `config`.
 pub(crate) fn check(config: &Config, sink: &Sink<'_>) {
-    if config.entry_points.is_empty() && config.tunnel.is_none() && config.edge.is_none() {
+    // A section that was written but could not be read has its own problems already.
+    if !["entryPoints", "tunnel", "edge"].into_iter().any(|section| sink.has(section)) {
         sink.reject_at("", "", "there is nothing to run: no `edge`, no `tunnel`, no `entryPoints`");
     }
     check_listeners(config, sink);
@@ -53,7 +54,7 @@ fn collides(left: SocketAddr, right: SocketAddr) -> bool {
 
 fn check_edge(config: &Config, edge: &Edge, sink: &Sink<'_>) {
     for (index, name) in edge.public.iter().enumerate() {
-        if !config.entry_points.contains_key(name) {
+        if !config.entry_points.contains_key(name) && !sink.has(&format!("entryPoints.{name}")) {
             sink.reject_at(&format!("edge.public[{index}]"), name, "there is no entry point of this name");
         }
     }
@@ -67,7 +68,9 @@ fn check_edge(config: &Config, edge: &Edge, sink: &Sink<'_>) {
             sink.reject_at(&format!("{key}.id"), &id.to_string(), "another tunnel has this id");
         }
         for (host_index, host) in tunnel.hostnames.iter().enumerate() {
-            if let Some(other) = hosts.insert(host, tunnel.name.as_str()).filter(|other| *other != tunnel.name) {
+            if let Some(other) =
+                hosts.insert(host, tunnel.name.as_str()).filter(|other| *other != tunnel.name)
+            {
                 let reason = format!("tunnel `{other}` has this hostname already");
                 sink.reject_at(&format!("{key}.hostnames[{host_index}]"), &host.to_string(), reason);
             }
@@ -86,10 +89,10 @@ fn check_credentials(config: &Config, tunnel: &EdgeTunnel, key: &str, sink: &Sin
         return;
     }
     let advice = "or let this file's `tunnel` run it by `name`";
-    if tunnel.id.is_none() {
+    let written = |name: &str| sink.has(&format!("{key}.{name}"));
+    if tunnel.id.is_none() && !written("id") {
         sink.reject_at(key, "", format!("`id` is missing: give a UUID, {advice}"));
     }
-    let written = |name: &str| sink.has(&format!("{key}.{name}"));
     if tunnel.secret.is_none() && !written("secret") && !written("secret-file") {
         sink.reject_at(key, "", format!("`secret-file` is missing: give a secret, {advice}"));
     }
@@ -103,7 +106,8 @@ fn check_tunnel(config: &Config, tunnel: &Tunnel, sink: &Sink<'_>) {
     }
     let CredentialsSource::InProcess(name) = &tunnel.credentials else { return };
     let declared = config.edge.iter().flat_map(|edge| &edge.tunnels).any(|ours| ours.name == *name);
-    if !declared {
+    let is_edge_unread = config.edge.is_none() && sink.has("edge");
+    if !declared && !is_edge_unread {
         sink.reject_at(
             "tunnel.name",
             name,

@@ -5,8 +5,9 @@
 //! problem names the place where the wrong value was written.
 
 use crate::{
-    Ingress, OriginSettings, Problem, Problems, Tunnel, WarpRouting, origin_flags,
+    CredentialsSource, Ingress, OriginSettings, Problem, Problems, Tunnel, WarpRouting,
     ingress::{read_origin_request, read_rules, read_warp_routing},
+    origin_flags,
     read::{Dialect, Section, Sink},
     tunnel::{FLAG_KEYS, read_settings},
     yaml::{Entry, Node, Value},
@@ -44,7 +45,7 @@ struct Layer {
 impl CloudflaredFile {
     /// Reads the file; `file` is its name in problems. Paths in it stay relative to the working directory.
     pub fn parse(text: &str, file: &str) -> Result<Self, Problems> {
-        let (node, duplicates) = Node::from_yaml(text, file).map_err(|problem| Problems(vec![problem]))?;
+        let (node, duplicates) = Node::from_yaml(text, file).map_err(|problem| Problems(vec![*problem]))?;
         let sink = Sink::new(file, Dialect::Cloudflared);
         duplicates.into_iter().for_each(|problem| sink.report(problem));
         let read = match node.value {
@@ -70,12 +71,19 @@ impl CloudflaredFile {
             .unwrap_or_default();
         let ingress = section.optional("ingress", |field| read_rules(field, &origin_request));
         let warp_routing = section.optional("warp-routing", read_warp_routing).unwrap_or_default();
-        let flags = section.rest().into_iter().map(|(key, field)| Entry {
-            key: key.to_owned(),
-            position: field.node.position,
-            value: field.node.clone(),
-        });
-        let settings = Settings { layers: vec![Layer::new(file, flags.collect())] };
+        let flags: Vec<_> = section
+            .rest()
+            .into_iter()
+            .map(|(key, field)| Entry {
+                key: key.to_owned(),
+                position: field.node.position,
+                value: field.node.clone(),
+            })
+            .collect();
+        // Read once for their problems, so that those of flags and rules show together.
+        let mut scratch = Tunnel::new(CredentialsSource::InProcess(String::new()), Ingress::unavailable());
+        read_settings(&mut section, &FLAG_KEYS, &mut scratch);
+        let settings = Settings { layers: vec![Layer::new(file, flags)] };
         Self { tunnel, ingress, origin_request, warp_routing, warnings: Vec::new(), settings }
     }
 
@@ -103,6 +111,20 @@ impl Settings {
             Entry { key, position: None, value }
         });
         self.layers.push(Layer::new(source, entries.collect()));
+    }
+
+    /// Gives flags their proper names; those for which there is none are dropped.
+    pub fn rename(&mut self, proper_name: impl Fn(&str) -> Option<&'static str>) {
+        for layer in &mut self.layers {
+            let Value::Mapping(entries) = &mut layer.node.value else { continue };
+            entries.retain_mut(|entry| match proper_name(&entry.key) {
+                Some(name) => {
+                    entry.key = name.to_owned();
+                    true
+                }
+                None => false,
+            });
+        }
     }
 
     /// The winning value of a flag, if it is one text.
@@ -237,7 +259,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{CredentialsSource, Protocol, Service};
+    use crate::{Protocol, Service};
 
     fn file(text: &str) -> CloudflaredFile {
         CloudflaredFile::parse(text, "config.yml").unwrap()
@@ -290,12 +312,21 @@ mod tests {
 
     #[test]
     fn a_bad_flag_names_the_layer_it_came_from() {
-        let mut settings = file("grace-period: 4m\n").settings().clone();
+        assert!(error("grace-period: 4m\n").contains("config.yml:1:15: grace-period: expected a duration"));
+        let mut settings = Settings::default();
+        settings.push_layer("environment", [one("grace-period", "4m")]);
         settings.push_layer("command line", [one("edge-ip-version", "5"), one("tag", "x")]);
         let error = settings.apply(&mut tunnel()).unwrap_err().to_string();
-        assert!(error.contains("config.yml:1:15: grace-period: expected a duration from 0s to 3m"), "{error}");
+        assert!(error.contains("environment: grace-period: expected a duration from 0s to 3m"), "{error}");
         assert!(error.contains("command line: edge-ip-version: expected `4`, `6` or `auto`, found `5`"));
         assert!(error.contains("command line: tag: expected a tag"));
+    }
+
+    #[test]
+    fn flags_are_renamed_or_dropped() {
+        let mut settings = file("pq: true\nbogus: 1\n").settings().clone();
+        settings.rename(|name| (name == "pq").then_some("post-quantum"));
+        assert!(settings.is_on("post-quantum") && !settings.is_set("bogus") && !settings.is_set("pq"));
     }
 
     #[test]
@@ -317,9 +348,15 @@ mod tests {
         let rules = |rules: &str| error(&format!("ingress:\n{rules}"));
         let last = "  - service: http_status:404\n";
         for (text, phrase) in [
-            ("  - hostname: a.b\n    service: http://o\n".to_owned(), "last ingress rule must match all URLs"),
+            (
+                "  - hostname: a.b\n    service: http://o\n".to_owned(),
+                "last ingress rule must match all URLs",
+            ),
             (format!("{last}{last}"), "rule #1 matches every hostname ''"),
-            (format!("  - hostname: '*'\n    service: http://o\n{last}"), "rule #1 matches every hostname '*'"),
+            (
+                format!("  - hostname: '*'\n    service: http://o\n{last}"),
+                "rule #1 matches every hostname '*'",
+            ),
             (format!("  - hostname: a.b:80\n    service: http://o\n{last}"), "cannot contain a port"),
             (format!("  - hostname: a.*.b\n    service: http://o\n{last}"), "at most one wildcard"),
             ("  - service: localhost:80\n".to_owned(), "needs a scheme and a hostname"),
@@ -327,11 +364,13 @@ mod tests {
             (format!("  - path: '('\n    service: http://o\n{last}"), "rule #1 has an invalid regex"),
             ("  - service: http_status:1\n".to_owned(), "invalid HTTP status code"),
             (
-                "  - service: socks-proxy\n    originRequest: {ipRules: [{prefix: x, ports: [0]}]}\n".to_owned(),
+                "  - service: socks-proxy\n    originRequest: {ipRules: [{prefix: x, ports: [0]}]}\n"
+                    .to_owned(),
                 "unable to create ip rule for socks-proxy",
             ),
             (
-                "  - service: http://o\n    originRequest: {access: {required: true, audTag: [x]}}\n".to_owned(),
+                "  - service: http://o\n    originRequest: {access: {required: true, audTag: [x]}}\n"
+                    .to_owned(),
                 "teamName cannot be blank",
             ),
             ("  - hostname: a.b\n".to_owned(), "`service` is missing"),
@@ -346,10 +385,7 @@ mod tests {
         let file = file("ingress:\n  - service: http_status:404\n    hostnme: x\nwarp-routing: {foo: 1}\n");
         let warnings: Vec<_> = file.warnings.iter().map(ToString::to_string).collect();
         assert_eq!(warnings.len(), 2);
-        assert_eq!(
-            warnings[0],
-            "config.yml:3:5: ingress[0].hostnme: unknown key; did you mean `hostname`?"
-        );
+        assert_eq!(warnings[0], "config.yml:3:5: ingress[0].hostnme: unknown key; did you mean `hostname`?");
     }
 
     #[test]
@@ -368,7 +404,8 @@ mod tests {
             settings.single_origin(&OriginSettings::default())
         };
         assert_eq!(single(vec![one("retries", "1")]), Ok(None));
-        let ingress = single(vec![one("url", "localhost:8080/x"), one("no-tls-verify", "true")]).unwrap().unwrap();
+        let ingress =
+            single(vec![one("url", "localhost:8080/x"), one("no-tls-verify", "true")]).unwrap().unwrap();
         assert_eq!(ingress.rules[0].service.to_string(), "http://localhost:8080");
         assert!(ingress.rules[0].origin.no_tls_verify);
         let hello = single(vec![one("hello-world", "true"), one("url", "ftp://x")]);

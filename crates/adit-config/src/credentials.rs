@@ -86,20 +86,38 @@ impl TunnelCredentials {
         Self::from_fields(text.as_bytes(), FILE_KEYS)
     }
 
+    /// Reads the credentials file of a tunnel whose id is known: that id wins over the one inside, which old files lack.
+    pub fn from_credentials_json_of(text: &str, tunnel_id: TunnelId) -> Result<Self, CredentialsError> {
+        if text.len() > CREDENTIAL_BYTES_MAX {
+            return Err(CredentialsError::TooLong);
+        }
+        Self::from_object(&object(text.as_bytes())?, FILE_KEYS, Some(tunnel_id))
+    }
+
     /// Writes the credentials file that [`Self::from_credentials_json`] and cloudflared read.
     pub fn to_credentials_json(&self) -> Zeroizing<String> {
         Zeroizing::new(self.to_json(FILE_KEYS).to_string())
     }
 
     fn from_fields(json: &[u8], keys: [&'static str; 4]) -> Result<Self, CredentialsError> {
-        let fields = object(json)?;
-        let [account, secret, tunnel, endpoint] = keys;
-        let required = |key| text_of(&fields, key)?.ok_or(CredentialsError::Field(key));
+        Self::from_object(&object(json)?, keys, None)
+    }
+
+    fn from_object(
+        fields: &Map<String, Value>,
+        [account, secret, tunnel, endpoint]: [&'static str; 4],
+        tunnel_id: Option<TunnelId>,
+    ) -> Result<Self, CredentialsError> {
+        let required = |key| text_of(fields, key)?.ok_or(CredentialsError::Field(key));
+        let tunnel_id = match tunnel_id {
+            Some(id) => id,
+            None => required(tunnel)?.parse().map_err(|_| CredentialsError::Field(tunnel))?,
+        };
         Ok(Self {
             account_tag: required(account)?.to_owned(),
             secret: Secret::from_base64(required(secret)?).ok_or(CredentialsError::Field(secret))?,
-            tunnel_id: required(tunnel)?.parse().map_err(|_| CredentialsError::Field(tunnel))?,
-            endpoint: text_of(&fields, endpoint)?.map(str::to_owned),
+            tunnel_id,
+            endpoint: text_of(fields, endpoint)?.map(str::to_owned),
         })
     }
 
@@ -157,9 +175,9 @@ fn text_of<'a>(
     fields: &'a Map<String, Value>,
     key: &'static str,
 ) -> Result<Option<&'a str>, CredentialsError> {
-    let found = fields.get(key).or_else(|| {
-        fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
-    });
+    let found = fields
+        .get(key)
+        .or_else(|| fields.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value));
     match found {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
@@ -167,8 +185,11 @@ fn text_of<'a>(
     }
 }
 
+/// Label and content.
+type PemBlock<'a> = (&'a str, Zeroizing<Vec<u8>>);
+
 /// Label and content of every block (RFC 7468); text between blocks is commentary.
-fn pem_blocks(text: &str) -> Result<Vec<(&str, Zeroizing<Vec<u8>>)>, CredentialsError> {
+fn pem_blocks(text: &str) -> Result<Vec<PemBlock<'_>>, CredentialsError> {
     let mut blocks = Vec::new();
     let mut lines = text.lines().map(str::trim);
     while let Some(line) = lines.next() {
@@ -227,6 +248,16 @@ mod tests {
     }
 
     #[test]
+    fn an_old_credentials_file_gets_the_id_that_is_known() {
+        let text =
+            r#"{"AccountTag":"account","TunnelSecret":"BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc="}"#;
+        let id = TunnelId(Uuid::from_u128(0x3f2b));
+        assert_eq!(TunnelCredentials::from_credentials_json_of(text, id), Ok(credentials(None)));
+        let missing = TunnelCredentials::from_credentials_json(text);
+        assert_eq!(missing, Err(CredentialsError::Field("TunnelID")));
+    }
+
+    #[test]
     fn an_unusable_token_names_what_is_wrong() {
         use CredentialsError as Error;
         let token = |json: &str| TunnelCredentials::from_token(&STANDARD.encode(json)).unwrap_err();
@@ -234,7 +265,10 @@ mod tests {
         assert_eq!(TunnelCredentials::from_token(&"A".repeat(17 * 1024)), Err(Error::TooLong));
         assert_eq!(token("hello"), Error::NotJson);
         assert_eq!(token(r#"{"s":"AAAA","t":"00000000-0000-0000-0000-000000003f2b"}"#), Error::Field("a"));
-        assert_eq!(token(r#"{"a":"x","s":"A","t":"00000000-0000-0000-0000-000000003f2b"}"#), Error::Field("s"));
+        assert_eq!(
+            token(r#"{"a":"x","s":"A","t":"00000000-0000-0000-0000-000000003f2b"}"#),
+            Error::Field("s")
+        );
         assert_eq!(token(r#"{"a":"x","s":"AAAA","t":"home"}"#), Error::Field("t"));
         assert_eq!(token(r#"{"a":1,"s":"AAAA","t":"home"}"#), Error::Field("a"));
     }

@@ -8,8 +8,8 @@ use std::{
 use zeroize::Zeroizing;
 
 use crate::{
-    AccessLog, Admin, CertificateFiles, Config, Limits, Log, LogFormat, LogLevel, Problems, Shutdown,
-    Tls, check, edge, entry_points,
+    AccessLog, Admin, CertificateFiles, Config, Limits, Log, LogFormat, LogLevel, Problems, Shutdown, Tls,
+    check, edge, entry_points,
     read::{Dialect, Field, Section, Sink},
     tunnel,
     units::{DURATION_MAX, parse_listen_address},
@@ -42,8 +42,7 @@ impl Config {
     /// Files that hold a part of the configuration (`config`, `token-file`, `credentials-file`, `secret-file`) are read
     /// through `files`; certificates are only named.
     pub fn parse(text: &str, file: &str, files: &dyn FileSource) -> Result<Self, Problems> {
-        let (node, duplicates) =
-            Node::from_yaml(text, file).map_err(|problem| Problems(vec![problem]))?;
+        let (node, duplicates) = Node::from_yaml(text, file).map_err(|problem| Problems(vec![*problem]))?;
         let node = match node.value {
             // An empty file is a mapping without keys: what is missing is then named.
             Value::Null => Node { value: Value::Mapping(Vec::new()), ..node },
@@ -140,9 +139,7 @@ fn read_config(mut root: Section<'_>, loader: &Loader<'_>) -> Config {
 fn read_tls(field: &Field<'_>) -> Option<Tls> {
     let mut section = field.section()?;
     let read_certificates = |field: &Field<'_>| {
-        Some(
-            field.items().iter().filter_map(|item| read_certificate(item, "certFile", "keyFile")).collect(),
-        )
+        Some(field.items().iter().filter_map(|item| read_certificate(item, "certFile", "keyFile")).collect())
     };
     let certificates = section.optional("certificates", read_certificates).unwrap_or_default();
     section.refuse(&["options", "stores"]);

@@ -24,15 +24,7 @@ pub(crate) fn read_edge(field: &Field<'_>, loader: &Loader<'_>, grace_period: Du
     let mut grace_period = grace_period;
     section.set("grace-period", &mut grace_period, Field::duration);
     section.finish();
-    Some(Edge {
-        listen: listen?,
-        certificate,
-        public,
-        tunnels,
-        location,
-        registration_timeout,
-        grace_period,
-    })
+    Some(Edge { listen: listen?, certificate, public, tunnels, location, registration_timeout, grace_period })
 }
 
 fn read_names(field: &Field<'_>) -> Option<Vec<String>> {

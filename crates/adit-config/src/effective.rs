@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel, EntryPoint, Limits, LogFormat,
-    LogLevel, Origin, Protocol, Tunnel, WarpRouting, format_duration, format_size,
+    CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel, EntryPoint, Limits,
+    LogFormat, LogLevel, Origin, Protocol, Tunnel, WarpRouting, format_duration, format_size,
 };
 
 impl Config {
@@ -16,7 +16,8 @@ impl Config {
         let entry_points: Map<_, _> =
             self.entry_points.iter().map(|(name, value)| (name.clone(), entry_point(value))).collect();
         fields.insert("entryPoints".into(), entry_points.into());
-        let certificates = self.tls.certificates.iter().map(|files| certificate(files, "certFile", "keyFile"));
+        let certificates =
+            self.tls.certificates.iter().map(|files| certificate(files, "certFile", "keyFile"));
         fields.insert("tls".into(), json!({ "certificates": certificates.collect::<Vec<_>>() }));
         insert(&mut fields, "tunnel", self.tunnel.as_ref().map(tunnel));
         insert(&mut fields, "edge", self.edge.as_ref().map(edge));
@@ -133,7 +134,11 @@ fn warp_routing(settings: &WarpRouting) -> Value {
 
 fn edge(edge: &Edge) -> Value {
     let mut fields = Map::new();
-    insert(&mut fields, "certificate", edge.certificate.as_ref().map(|files| certificate(files, "cert", "key")));
+    insert(
+        &mut fields,
+        "certificate",
+        edge.certificate.as_ref().map(|files| certificate(files, "cert", "key")),
+    );
     fields.insert("listen".into(), json!(address(edge.listen)));
     fields.insert("public".into(), json!(edge.public));
     fields.insert("tunnels".into(), edge.tunnels.iter().map(edge_tunnel).collect());

@@ -107,7 +107,8 @@ fn read_http(field: &Field<'_>) -> Option<bool> {
 fn read_forwarded_headers(field: &Field<'_>, entry_point: &mut EntryPoint) {
     let Some(mut section) = field.section() else { return };
     section.set("trustedIPs", &mut entry_point.forwarded_trusted, |field| {
-        let read_network = |item: &Field<'_>| item.parse("an address or network such as `10.0.0.0/8`", network);
+        let read_network =
+            |item: &Field<'_>| item.parse("an address or network such as `10.0.0.0/8`", network);
         Some(field.items().iter().filter_map(read_network).collect())
     });
     section.set("insecure", &mut entry_point.forwarded_insecure, Field::boolean);
@@ -140,7 +141,8 @@ fn read_transport(section: &mut Section<'_>, entry_point: &mut EntryPoint) {
 /// In Traefik's sections a number alone means seconds.
 fn duration(field: &Field<'_>) -> Option<Duration> {
     field.parse("a duration such as `30s`", |text| {
-        let seconds = || text.parse().ok().map(Duration::from_secs).filter(|duration| *duration <= DURATION_MAX);
+        let seconds =
+            || text.parse().ok().map(Duration::from_secs).filter(|duration| *duration <= DURATION_MAX);
         parse_duration(text).or_else(seconds)
     })
 }
@@ -159,7 +161,6 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Stands in while the rest of an entry point without a good address is read for more problems.
-const PLACEHOLDER: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+const PLACEHOLDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 /// Each is a socket and an accept task.
 const ENTRY_POINTS_MAX: usize = 64;

@@ -37,7 +37,7 @@ pub use document::FileSource;
 pub use hostname::{HostPattern, Hostname, HostnameError};
 pub use ingress::{
     AccessRequirement, Ingress, IngressRule, IpRule, OriginSettings, PushError, RemoteConfig, Service,
-    ServiceError, StreamService, hostnames_in_push,
+    ServiceError, StreamService, hostnames_in_push, path_regex,
 };
 pub use model::{
     ADMIN_PORT, AccessLog, Admin, CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion,

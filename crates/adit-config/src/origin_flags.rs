@@ -46,12 +46,15 @@ pub(crate) fn read_origin_flags(section: &mut Section<'_>, settings: &mut Origin
     section.set("proxy-tls-timeout", &mut s.tls_timeout, Field::duration);
     section.set("proxy-tcp-keepalive", &mut s.tcp_keep_alive, Field::duration);
     section.set("proxy-no-happy-eyeballs", &mut s.no_happy_eyeballs, switch);
-    section
-        .set("proxy-keepalive-connections", &mut s.keep_alive_connections, |field| field.integer(0..=100_000));
+    section.set("proxy-keepalive-connections", &mut s.keep_alive_connections, |field| {
+        field.integer(0..=100_000)
+    });
     section.set("proxy-keepalive-timeout", &mut s.keep_alive_timeout, Field::duration);
     section.set("http-host-header", &mut s.http_host_header, |field| {
         field.parse("a value that can stand in a header", |text| {
-            text.parse::<http::HeaderValue>().ok().map(|_| Some(text.to_owned()).filter(|text| !text.is_empty()))
+            text.parse::<http::HeaderValue>()
+                .ok()
+                .map(|_| Some(text.to_owned()).filter(|text| !text.is_empty()))
         })
     });
     section.set("origin-server-name", &mut s.origin_server_name, |field| match field.text()? {

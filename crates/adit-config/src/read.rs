@@ -72,6 +72,13 @@ impl<'a> Sink<'a> {
         Field { sink: self, path: String::new(), node }
     }
 
+    /// A value at its path, whose place is remembered.
+    fn field(&'a self, path: String, node: &'a Node) -> Field<'a> {
+        let origin = Origin { file: self.file.to_owned(), position: node.position };
+        self.origins.borrow_mut().insert(path.clone(), origin);
+        Field { sink: self, path, node }
+    }
+
     pub(crate) fn report(&self, problem: Problem) {
         let mut problems = self.problems.borrow_mut();
         if problems.len() < PROBLEMS_MAX {
@@ -99,7 +106,7 @@ impl<'a> Sink<'a> {
         let file = self.file;
         let by_place = |mut problems: Vec<Problem>| {
             // Stable: problems of other files keep their order behind those of the first.
-            problems.sort_by(|a, b| (&a.file != file, a.position).cmp(&(&b.file != file, b.position)));
+            problems.sort_by_key(|problem| (problem.file != file, problem.position));
             problems
         };
         Findings {
@@ -248,17 +255,14 @@ impl<'a> Field<'a> {
             self.reject("expected a list");
             return Vec::new();
         };
-        let child =
-            |(index, node)| Field { sink: self.sink, path: format!("{}[{index}]", self.path), node };
+        let child = |(index, node)| self.sink.field(format!("{}[{index}]", self.path), node);
         items.iter().enumerate().map(child).collect()
     }
 
     /// The mapping's keys, for reading.
     pub(crate) fn section(&self) -> Option<Section<'a>> {
         match &self.node.value {
-            Value::Mapping(entries) => {
-                Some(Section { field: self.clone(), entries, taken: Vec::new() })
-            }
+            Value::Mapping(entries) => Some(Section { field: self.clone(), entries, taken: Vec::new() }),
             _ => {
                 self.reject("expected a mapping");
                 None
@@ -381,7 +385,8 @@ impl<'a> Section<'a> {
     /// Reports every key that was not taken, with the nearest one that could have been meant.
     pub(crate) fn finish(self) {
         for (key, field) in self.rest() {
-            let position = self.entries.iter().find(|entry| entry.key == key).and_then(|entry| entry.position);
+            let position =
+                self.entries.iter().find(|entry| entry.key == key).and_then(|entry| entry.position);
             let problem = Problem {
                 position,
                 hint: nearest(key, &self.taken).map(|near| format!("did you mean `{near}`?")),
@@ -400,9 +405,7 @@ impl<'a> Section<'a> {
             "" => entry.key.clone(),
             parent => format!("{parent}.{}", entry.key),
         };
-        let origin = Origin { file: self.field.sink.file.to_owned(), position: entry.value.position };
-        self.field.sink.origins.borrow_mut().insert(path.clone(), origin);
-        Field { sink: self.field.sink, path, node: &entry.value }
+        self.field.sink.field(path, &entry.value)
     }
 }
 
@@ -479,7 +482,10 @@ mod tests {
         let problems = problems_of("t: 30\n", Dialect::Adit, |section| {
             section.optional("t", Field::duration);
         });
-        assert_eq!(problems, ["dir/t.yaml:1:4: t: expected a duration with a unit, found `30`; such as `30s`"]);
+        assert_eq!(
+            problems,
+            ["dir/t.yaml:1:4: t: expected a duration with a unit, found `30`; such as `30s`"]
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use crate::{
-    CredentialsSource, EdgeIpVersion, Ingress, OriginSettings, Protocol, TUNNEL_GRACE_PERIOD_MAX, Tag, Tunnel,
-    TunnelCredentials, TunnelId,
+    CredentialsSource, EdgeIpVersion, Ingress, OriginSettings, Protocol, TUNNEL_GRACE_PERIOD_MAX, Tag,
+    Tunnel, TunnelCredentials, TunnelId,
     cloudflared::CloudflaredFile,
     document::{Loader, read_name},
     ingress::{read_origin_request, read_rules, read_warp_routing},
@@ -246,7 +246,8 @@ fn read_features(field: &Field<'_>) -> Option<Vec<String>> {
     if texts.len() > FEATURES_MAX {
         field.reject_hidden(format!("expected at most {FEATURES_MAX} features"));
     }
-    let is_feature = |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    let is_feature =
+        |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
     let read = |(_, field): &(&str, Field<'_>)| {
         field.parse("a feature name", |text| is_feature(text).then(|| text.to_owned()))
     };

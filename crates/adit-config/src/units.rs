@@ -51,9 +51,10 @@ pub fn parse_size(text: &str) -> Option<u64> {
 
 /// Writes a size in the largest binary unit that divides it, so that [`parse_size`] reads the same value back.
 pub fn format_size(bytes: u64) -> String {
-    let fitting = SIZE_UNITS.iter().rev().find(|(name, scale)| {
-        name.ends_with("iB") && bytes >= *scale && bytes.is_multiple_of(*scale)
-    });
+    let fitting = SIZE_UNITS
+        .iter()
+        .rev()
+        .find(|(name, scale)| name.ends_with("iB") && bytes >= *scale && bytes.is_multiple_of(*scale));
     match fitting {
         Some((name, scale)) => format!("{}{name}", bytes / scale),
         None => bytes.to_string(),

@@ -38,22 +38,22 @@ pub(crate) struct Entry {
 
 impl Node {
     /// Reads one YAML document; duplicate keys are collected beside the tree, anything else ends the reading.
-    pub(crate) fn from_yaml(text: &str, file: &str) -> Result<(Self, Vec<Problem>), Problem> {
+    pub(crate) fn from_yaml(text: &str, file: &str) -> Result<(Self, Vec<Problem>), Box<Problem>> {
         if text.len() > TEXT_BYTES_MAX {
-            return Err(Problem::of_file(file, "file is longer than 1 MiB"));
+            return Err(Box::new(Problem::of_file(file, "file is longer than 1 MiB")));
         }
         Builder::new(file).build(text)
     }
 
     /// Reads one JSON value; numbers and booleans count as plain scalars.
-    pub(crate) fn from_json(text: &str, file: &str) -> Result<Self, Problem> {
+    pub(crate) fn from_json(text: &str, file: &str) -> Result<Self, Box<Problem>> {
         if text.len() > TEXT_BYTES_MAX {
-            return Err(Problem::of_file(file, "text is longer than 1 MiB"));
+            return Err(Box::new(Problem::of_file(file, "text is longer than 1 MiB")));
         }
         // serde_json itself refuses more than 128 levels.
-        let value = serde_json::from_str(text).map_err(|error| Problem {
-            position: Some(Position { line: error.line(), column: error.column() }),
-            ..Problem::of_file(file, "not JSON")
+        let value = serde_json::from_str(text).map_err(|error: serde_json::Error| {
+            let position = Some(Position { line: error.line(), column: error.column() });
+            Box::new(Problem { position, ..Problem::of_file(file, "not JSON") })
         })?;
         Ok(Self::of_json(value))
     }
@@ -80,9 +80,7 @@ impl Node {
         match &self.value {
             Value::Null | Value::Scalar { .. } => 0,
             Value::Sequence(items) => 1 + items.iter().map(Self::depth).max().unwrap_or(0),
-            Value::Mapping(entries) => {
-                1 + entries.iter().map(|entry| entry.value.depth()).max().unwrap_or(0)
-            }
+            Value::Mapping(entries) => 1 + entries.iter().map(|entry| entry.value.depth()).max().unwrap_or(0),
         }
     }
 
@@ -91,9 +89,7 @@ impl Node {
         match &self.value {
             Value::Null | Value::Scalar { .. } => 1,
             Value::Sequence(items) => 1 + items.iter().map(Self::count).sum::<usize>(),
-            Value::Mapping(entries) => {
-                1 + entries.iter().map(|entry| 1 + entry.value.count()).sum::<usize>()
-            }
+            Value::Mapping(entries) => 1 + entries.iter().map(|entry| 1 + entry.value.count()).sum::<usize>(),
         }
     }
 }
@@ -121,17 +117,10 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(file: &'a str) -> Self {
-        Self {
-            file,
-            open: Vec::new(),
-            anchors: HashMap::new(),
-            nodes: 0,
-            root: None,
-            problems: Vec::new(),
-        }
+        Self { file, open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None, problems: Vec::new() }
     }
 
-    fn build(mut self, text: &str) -> Result<(Node, Vec<Problem>), Problem> {
+    fn build(mut self, text: &str) -> Result<(Node, Vec<Problem>), Box<Problem>> {
         let mut parser = Parser::new(StrInput::new(text));
         while let Some(event) = parser.next_event() {
             match event {
@@ -139,13 +128,12 @@ impl<'a> Builder<'a> {
                 Err(error) => return Err(self.problem(position_of(error.marker()), error.info())),
             }
         }
-        let root = self
-            .root
-            .unwrap_or(Node { position: Some(Position { line: 1, column: 1 }), value: Value::Null });
+        let root =
+            self.root.unwrap_or(Node { position: Some(Position { line: 1, column: 1 }), value: Value::Null });
         Ok((root, self.problems))
     }
 
-    fn handle_event(&mut self, event: Event<'_>, position: Position) -> Result<(), Problem> {
+    fn handle_event(&mut self, event: Event<'_>, position: Position) -> Result<(), Box<Problem>> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let plain = style == ScalarStyle::Plain && tag.is_none();
@@ -183,14 +171,14 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn begin(&mut self, kind: OpenKind, anchor: usize, position: Position) -> Result<(), Problem> {
+    fn begin(&mut self, kind: OpenKind, anchor: usize, position: Position) -> Result<(), Box<Problem>> {
         self.check_depth(self.open.len() + 1, position)?;
         self.spend(1, position)?;
         self.open.push(Open { position, anchor, kind });
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), Problem> {
+    fn end(&mut self) -> Result<(), Box<Problem>> {
         let Some(Open { position, anchor, kind }) = self.open.pop() else { return Ok(()) };
         let value = match kind {
             OpenKind::Sequence(items) => Value::Sequence(items),
@@ -203,7 +191,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Hands a complete node to its parent. Anchored nodes are kept as copies, which count as nodes too.
-    fn add(&mut self, node: Node, anchor: usize, position: Position) -> Result<(), Problem> {
+    fn add(&mut self, node: Node, anchor: usize, position: Position) -> Result<(), Box<Problem>> {
         if anchor != 0 {
             self.spend(node.count(), position)?;
             self.anchors.insert(anchor, node.clone());
@@ -225,7 +213,7 @@ impl<'a> Builder<'a> {
                 Some((key, key_position, false)) => {
                     if entries.iter().any(|entry| entry.key == key) {
                         let problem = self.problem(key_position, format!("key `{key}` is written twice"));
-                        self.problems.push(problem);
+                        self.problems.push(*problem);
                     } else {
                         entries.push(Entry { key, position: Some(key_position), value: node });
                     }
@@ -241,7 +229,7 @@ impl<'a> Builder<'a> {
         entries: &mut Vec<Entry>,
         merged: Vec<Node>,
         position: Position,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), Box<Problem>> {
         for node in merged {
             let sources = match node.value {
                 Value::Sequence(items) => items,
@@ -261,7 +249,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn spend(&mut self, nodes: usize, position: Position) -> Result<(), Problem> {
+    fn spend(&mut self, nodes: usize, position: Position) -> Result<(), Box<Problem>> {
         self.nodes = self.nodes.saturating_add(nodes);
         match self.nodes > NODES_MAX {
             true => Err(self.problem(position, "more than 100000 values, aliases included")),
@@ -270,15 +258,15 @@ impl<'a> Builder<'a> {
     }
 
     /// Aliases put depth on depth, so they are checked as well as brackets.
-    fn check_depth(&self, depth: usize, position: Position) -> Result<(), Problem> {
+    fn check_depth(&self, depth: usize, position: Position) -> Result<(), Box<Problem>> {
         match depth > DEPTH_MAX {
             true => Err(self.problem(position, "nested deeper than 64 levels")),
             false => Ok(()),
         }
     }
 
-    fn problem(&self, position: Position, expected: impl Into<String>) -> Problem {
-        Problem { position: Some(position), ..Problem::of_file(self.file, expected) }
+    fn problem(&self, position: Position, expected: impl Into<String>) -> Box<Problem> {
+        Box::new(Problem { position: Some(position), ..Problem::of_file(self.file, expected) })
     }
 }
 

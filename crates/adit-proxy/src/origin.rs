@@ -182,7 +182,7 @@ impl Origin {
         if let Some(connection) = self.pool.take(name) {
             let replayable = request.body.is_empty() && is_idempotent(&request.method);
             let body = std::mem::replace(&mut request.body, Body::empty());
-            match self.over_h1(connection, &request, body, name).await {
+            match self.over_h1(connection, outgoing(&request), body, name).await {
                 Err(ExchangeError::Closed(_)) if replayable => {}
                 result => return Ok(result?),
             }
@@ -195,25 +195,29 @@ impl Origin {
             return Ok(h2.send(sender, request, true).await?);
         }
         let body = std::mem::replace(&mut request.body, Body::empty());
-        Ok(self.over_h1(OriginConnection::new(io), &request, body, name).await?)
+        Ok(self.over_h1(OriginConnection::new(io), outgoing(&request), body, name).await?)
     }
 
     async fn over_h1(
         &self,
         connection: OriginConnection,
-        request: &Request,
+        outgoing: Outgoing<'_>,
         body: Body,
         name: Option<&str>,
     ) -> Result<Response, ExchangeError> {
-        let outgoing = Outgoing {
-            method: &request.method,
-            uri: &request.uri,
-            host: &request.host,
-            headers: &request.headers,
-            upgrade: request.upgrade.as_deref(),
-        };
         let home = self.pool.home(name.map(Arc::from));
         connection.send(&outgoing, body, &self.limits, home).await
+    }
+}
+
+/// The parts of a request that an exchange borrows; its content goes separately.
+fn outgoing(request: &Request) -> Outgoing<'_> {
+    Outgoing {
+        method: &request.method,
+        uri: &request.uri,
+        host: &request.host,
+        headers: &request.headers,
+        upgrade: request.upgrade.as_deref(),
     }
 }
 

@@ -32,10 +32,11 @@ pub enum DatagramVersion {
     V3,
 }
 
-/// Sent by every connector (§1.5). `management_logs` is left out: this connector has no management
-/// service, and the string would invite the edge to route its host here.
-const ALWAYS: [&str; 4] =
-    ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof"];
+/// Sent by every connector (§1.5, C7). `support_datagram_v2` and `management_logs` are sent although
+/// UDP sessions and the management service are refused: edges take their absence for a connector
+/// too old to talk to, and both refusals are answers that they know.
+const ALWAYS: [&str; 5] =
+    ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof", "management_logs"];
 const POST_QUANTUM: &str = "postquantum";
 const DATAGRAM_V3: &str = "support_datagram_v3_2";
 const DATAGRAM_V3_PREFIX: &str = "support_datagram_v3";

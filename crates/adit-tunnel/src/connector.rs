@@ -1,14 +1,39 @@
 //! The connector: keeps a tunnel's connections to the edge up and hands requests to its handler.
+//!
+//! `run` drives `adit_tunnel_proto::Supervisor`; each connection is a task in `quic.rs` or `http2.rs`.
 
-use std::{fmt, net::{IpAddr, SocketAddr}, path::PathBuf, sync::Arc, time::{Duration, Instant}};
+mod configuration;
+mod control;
+mod discovery;
+mod http2;
+mod quic;
+mod shared;
+mod status;
+mod stream;
+
+use std::{
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use adit_config::{EdgeIpVersion, Protocol as ProtocolChoice, TunnelCredentials};
+use adit_tunnel_proto::{Command, EdgeEndpoint, Failure, Next, Outcome, Protocol, Supervisor, SupervisorOptions};
 use bytes::Bytes;
+use rand::{SeedableRng, rngs::StdRng};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::sleep_until,
+};
 use uuid::Uuid;
 
-use crate::request::{Protocol, RequestHandler};
+use self::shared::{Order, Shared};
+pub use self::status::{ConnectionPhase, ConnectionStatus};
+use crate::{metrics::ConnectorMetrics, request::RequestHandler, tls::TlsError};
 
 /// How a connector reaches its edge and what it says of itself.
 #[derive(Clone, Debug)]
@@ -42,7 +67,7 @@ pub struct ConnectorOptions {
     pub disable_pmtu_discovery: bool,
     /// Release told to the edge, such as `2026.8.2`.
     pub version: String,
-    /// Local rules told to the edge (§3.7); `adit_tunnel_proto::local_configuration` makes it.
+    /// Local rules told to the edge (§3.7), as `adit_config::Ingress::to_local_push` makes them.
     pub local_configuration: Option<Bytes>,
     /// Longest wait for an answer on the control stream.
     pub rpc_timeout: Duration,
@@ -53,6 +78,12 @@ pub struct ConnectorOptions {
 /// Why a connector ended, or could not start.
 #[derive(Debug, Error)]
 pub enum ConnectorError {
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS towards the edge")]
+    Tls(#[from] TlsError),
+    /// A metric's name is taken.
+    #[error("cannot register metrics")]
+    Metrics(#[from] prometheus::Error),
     /// The edge refused the registration for good.
     #[error("edge refused the tunnel: {cause}")]
     Refused {
@@ -61,45 +92,9 @@ pub enum ConnectorError {
     },
 }
 
-/// What one connection of a connector is doing.
-#[derive(Clone, Debug)]
-pub struct ConnectionStatus {
-    /// Index, 0 first.
-    pub index: u8,
-    /// Its phase.
-    pub phase: ConnectionPhase,
-    /// Transport in use or to be used.
-    pub protocol: Protocol,
-    /// The edge's address, once dialled.
-    pub edge: Option<SocketAddr>,
-    /// The edge's location name, once registered.
-    pub location: Option<Arc<str>>,
-    /// The edge's id of the connection, once registered.
-    pub connection_id: Option<Uuid>,
-    /// When the phase began.
-    pub since: Instant,
-}
-
-/// The life of one connection of a connector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionPhase {
-    /// Waiting for its turn or for its backoff.
-    Waiting,
-    /// Dialling or registering.
-    Connecting,
-    /// Registered and serving.
-    Registered,
-    /// Unregistered, serving what is in flight.
-    Draining,
-    /// Over.
-    Stopped,
-}
-
 /// A connector, ready to run.
 pub struct Connector<H> {
-    handle: ConnectorHandle,
-    #[expect(dead_code, reason = "first cut of the API")]
-    handler: Arc<H>,
+    shared: Arc<Shared<H>>,
 }
 
 impl<H: RequestHandler> Connector<H> {
@@ -112,54 +107,235 @@ impl<H: RequestHandler> Connector<H> {
         handler: Arc<H>,
         registry: &prometheus::Registry,
     ) -> Result<Self, ConnectorError> {
-        let _ = (options, registry);
-        Ok(Self { handle: ConnectorHandle {}, handler })
+        let metrics = ConnectorMetrics::register(registry)?;
+        Ok(Self { shared: Arc::new(Shared::new(options, handler, metrics)?) })
     }
 
     /// A handle that outlives [`Connector::run`].
     pub fn handle(&self) -> ConnectorHandle {
-        self.handle.clone()
+        ConnectorHandle {
+            connector_id: self.shared.client.id,
+            status: self.shared.status.clone(),
+            local_configuration: self.shared.local_configuration.clone(),
+        }
     }
 
     /// Keeps the tunnel up until `shutdown` turns true; then drains (tunnel-protocol.md §3.6):
-    /// unregisters, serves until the edge closes or the grace period ends, closes.
+    /// unregisters, serves until the edge closes or the grace period ends, closes. Dropping the
+    /// future closes everything at once.
     ///
     /// # Errors
     /// When the edge refused the tunnel for good.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> Result<(), ConnectorError> {
-        let _ = shutdown.wait_for(|stop| *stop).await;
-        Ok(())
+        let options = &self.shared.options;
+        tracing::info!(tunnelID = %options.credentials.tunnel_id, "Starting tunnel");
+        tracing::info!("Generated Connector ID: {}", self.shared.client.id);
+        let supervisor = Supervisor::new(
+            SupervisorOptions {
+                connections: options.connections,
+                retries: options.retries,
+                address_retries: options.edge_address_retries,
+                protocol: options.protocol,
+                grace_period: options.grace_period,
+            },
+            &options.edge,
+            StdRng::from_rng(&mut rand::rng()),
+        );
+        let (registered, registrations) = mpsc::channel(REGISTRATIONS_MAX);
+        let mut runner =
+            Runner { shared: self.shared, supervisor, registered, tasks: JoinSet::new(), orders: Vec::new() };
+        runner.supervisor.handle_start(Instant::now());
+        runner.run(registrations, &mut shutdown).await
+    }
+}
+
+/// The loop around the supervisor.
+struct Runner<H> {
+    shared: Arc<Shared<H>>,
+    supervisor: Supervisor,
+    registered: mpsc::Sender<u8>,
+    /// At most one task per connection, and one discovery.
+    tasks: JoinSet<Done>,
+    /// By connection index: its task's orders and the local UDP port it had last (C15).
+    orders: Vec<(watch::Sender<Order>, Arc<shared::Port>)>,
+}
+
+enum Done {
+    Connection { slot: u8, failure: Failure },
+    Discovery([Vec<std::net::SocketAddr>; 2]),
+}
+
+impl<H: RequestHandler> Runner<H> {
+    async fn run(
+        &mut self,
+        mut registrations: mpsc::Receiver<u8>,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<(), ConnectorError> {
+        let mut stopping = false;
+        loop {
+            while let Some(command) = self.supervisor.poll_command() {
+                if let Some(outcome) = self.execute(command) {
+                    self.tasks.shutdown().await;
+                    return match outcome {
+                        Outcome::Drained => Ok(()),
+                        Outcome::Refused { cause } => Err(ConnectorError::Refused { cause }),
+                    };
+                }
+            }
+            let due = self.supervisor.poll_timeout();
+            let far = Instant::now() + Duration::from_secs(3600);
+            tokio::select! {
+                () = sleep_until(due.unwrap_or(far).into()) => self.supervisor.handle_timeout(Instant::now()),
+                Some(slot) = registrations.recv() => self.supervisor.handle_registered(slot, Instant::now()),
+                Some(done) = self.tasks.join_next() => self.handle_done(done),
+                // A sender that is gone can no longer ask for anything but the end.
+                _ = shutdown.wait_for(|stop| *stop), if !stopping => {
+                    stopping = true;
+                    self.supervisor.handle_shutdown(Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Carries a command out; the outcome if it was the last.
+    fn execute(&mut self, command: Command) -> Option<Outcome> {
+        match command {
+            Command::Dial { slot, endpoint, protocol, previous_attempts } => {
+                self.dial(slot, endpoint, protocol, previous_attempts);
+            }
+            Command::Unregister { slot } => self.order(slot, Order::Drain),
+            Command::Close { slot } => self.order(slot, Order::Close),
+            Command::Discover => {
+                let region = self.shared.options.region.clone();
+                let endpoint = self.shared.options.credentials.endpoint.clone();
+                let ip_version = self.shared.options.ip_version;
+                self.tasks.spawn(async move {
+                    Done::Discovery(discovery::discover(region.or(endpoint), ip_version).await)
+                });
+            }
+            Command::Finish(outcome) => return Some(outcome),
+        }
+        None
+    }
+
+    fn dial(&mut self, slot: u8, endpoint: EdgeEndpoint, protocol: Protocol, previous_attempts: u8) {
+        let at = usize::from(slot);
+        while self.orders.len() <= at {
+            self.orders.push((watch::Sender::new(Order::Serve), Arc::default()));
+        }
+        let (order, port) = &mut self.orders[at];
+        *order = watch::Sender::new(Order::Serve);
+        self.shared.status.connecting(slot, protocol);
+        let dial = shared::Dial {
+            slot,
+            endpoint,
+            previous_attempts,
+            port: Arc::clone(port),
+            order: order.subscribe(),
+            registered: self.registered.clone(),
+        };
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            let failure = match protocol {
+                Protocol::Quic => Box::pin(quic::run(shared, dial)).await,
+                Protocol::Http2 => Box::pin(http2::run(shared, dial)).await,
+            };
+            Done::Connection { slot, failure }
+        });
+    }
+
+    fn order(&self, slot: u8, order: Order) {
+        if let Some((orders, _)) = self.orders.get(usize::from(slot)) {
+            orders.send_replace(order);
+        }
+    }
+
+    fn handle_done(&mut self, done: Result<Done, JoinError>) {
+        let (slot, failure) = match done {
+            Ok(Done::Connection { slot, failure }) => (slot, failure),
+            Ok(Done::Discovery(found)) => {
+                return self.supervisor.handle_discovered(found, Instant::now());
+            }
+            // Only a panic of ours gets here; which task it was is not known, so none can be restarted.
+            Err(error) => {
+                tracing::error!(%error, "connection task failed");
+                return;
+            }
+        };
+        self.shared.metrics.failures.with_label_values(&[reason_of(&failure)]).inc();
+        match self.supervisor.handle_failed(slot, &failure, Instant::now()) {
+            Next::Retry(wait) => {
+                self.shared.status.waiting(slot);
+                tracing::warn!(
+                    connIndex = slot,
+                    reason = reason_of(&failure),
+                    cause = cause_of(&failure),
+                    "Retrying connection in up to {}ms",
+                    wait.as_millis()
+                );
+            }
+            Next::Stop => self.shared.status.stopped(slot),
+        }
     }
 }
 
 /// Looks into a running connector.
 #[derive(Clone)]
-pub struct ConnectorHandle {}
+pub struct ConnectorHandle {
+    connector_id: Uuid,
+    status: status::Board,
+    local_configuration: Arc<watch::Sender<Option<Bytes>>>,
+}
 
 impl ConnectorHandle {
     /// Connections registered and not draining; what `/ready` counts.
     pub fn ready_connections(&self) -> usize {
-        0
+        self.status.ready()
     }
 
     /// The connector's id, made anew by each process.
     pub fn connector_id(&self) -> Uuid {
-        Uuid::nil()
+        self.connector_id
     }
 
     /// Every connection and its phase, by index.
     pub fn connections(&self) -> Vec<ConnectionStatus> {
-        Vec::new()
+        self.status.all()
     }
 
     /// Replaces the local rules told to the edge; a registered connection 0 pushes them at once.
     pub fn set_local_configuration(&self, json: Bytes) {
-        drop(json);
+        self.local_configuration.send_replace(Some(json));
     }
 }
 
 impl fmt::Debug for ConnectorHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectorHandle").finish_non_exhaustive()
+        f.debug_struct("ConnectorHandle").field("connector_id", &self.connector_id).finish_non_exhaustive()
     }
 }
+
+/// The name under which logs and metrics count a failure.
+fn reason_of(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Dial => "dial_failed",
+        Failure::DialSilent => "dial_silent",
+        Failure::DialForbidden => "dial_forbidden",
+        Failure::Rejected(rejection) if rejection.is_duplicate() => "duplicate_connection",
+        Failure::Rejected(_) => "registration_refused",
+        Failure::Unanswered => "registration_unanswered",
+        Failure::Silent => "connection_silent",
+        Failure::Lost => "connection_lost",
+    }
+}
+
+fn cause_of(failure: &Failure) -> &str {
+    match failure {
+        Failure::Rejected(rejection) => &rejection.cause,
+        _ => "",
+    }
+}
+
+/// Registrations not yet taken by the loop; one per connection is the most there can be, and a
+/// task that finds it full just waits.
+const REGISTRATIONS_MAX: usize = 16;

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use adit_config::{HostPattern, Secret, TunnelId};
-use adit_tunnel_proto::{RequestHead, ResponseHead};
+use adit_config::{HostPattern, TunnelId};
+use adit_tunnel_proto::{Grant, RequestHead, ResponseHead};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 use tokio::sync::watch;
@@ -46,23 +46,6 @@ pub struct EdgeCertificate {
     pub chain: Vec<CertificateDer<'static>>,
     /// Key of the leaf.
     pub key: PrivateKeyDer<'static>,
-}
-
-/// A tunnel that may register.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The tunnel.
-    pub id: TunnelId,
-    /// Its name, for logs.
-    pub name: String,
-    /// What its connectors must know.
-    pub secret: Secret,
-    /// Account tag that its connectors must give; absent = any.
-    pub account_tag: Option<String>,
-    /// Hosts it may serve.
-    pub hostnames: Vec<HostPattern>,
-    /// Connections at once over all its connectors.
-    pub connections_max: u16,
 }
 
 /// Why an edge cannot start.

@@ -115,6 +115,11 @@ impl SendBody {
 pub(crate) struct Respond(SendResponse<Bytes>);
 
 impl Respond {
+    /// Ready when the edge no longer wants the answer.
+    pub(crate) fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_reset(cx).map(drop)
+    }
+
     pub(crate) fn new(respond: SendResponse<Bytes>) -> Self {
         Self(respond)
     }

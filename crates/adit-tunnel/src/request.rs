@@ -1,8 +1,14 @@
 //! What the connector hands to whoever serves requests, and how that one answers.
 
-use std::{fmt, net::SocketAddr, sync::Arc};
+use std::{
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
-use adit_tunnel_proto::{ConnectResponse, ConnectionType, RequestHead, ResponseHead, encode_response};
+use adit_tunnel_proto::{ConnectResponse, ConnectionType, Protocol, RequestHead, ResponseHead, encode_response};
 use bytes::Bytes;
 
 use crate::{
@@ -41,7 +47,11 @@ pub struct TunnelRequest {
 pub struct Reply {
     inner: Option<ReplyInner>,
     kind: ConnectionType,
+    stopped: Option<Stopped>,
 }
+
+/// Resolves when the edge no longer wants the answer.
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send + Sync>>;
 
 enum ReplyInner {
     Quic(quinn::SendStream),
@@ -50,11 +60,23 @@ enum ReplyInner {
 
 impl Reply {
     pub(crate) fn quic(stream: quinn::SendStream, kind: ConnectionType) -> Self {
-        Self { inner: Some(ReplyInner::Quic(stream)), kind }
+        Self { inner: Some(ReplyInner::Quic(stream)), kind, stopped: None }
     }
 
     pub(crate) fn http2(respond: http2::Respond, kind: ConnectionType) -> Self {
-        Self { inner: Some(ReplyInner::Http2(respond)), kind }
+        Self { inner: Some(ReplyInner::Http2(respond)), kind, stopped: None }
+    }
+
+    /// Ready when the edge has given the request up: the visitor went away, or the connection is lost.
+    pub fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.inner {
+            Some(ReplyInner::Quic(stream)) => {
+                let stopped = self.stopped.get_or_insert_with(|| Box::pin(stream.stopped()));
+                stopped.as_mut().poll(cx).map(drop)
+            }
+            Some(ReplyInner::Http2(respond)) => respond.poll_stopped(cx),
+            None => Poll::Ready(()),
+        }
     }
 
     /// Sends the response head; the body goes through the half that comes back.
@@ -138,24 +160,6 @@ pub struct ConnectionLabel {
     pub peer: SocketAddr,
     /// The transport.
     pub protocol: Protocol,
-}
-
-/// A transport of the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// QUIC over UDP.
-    Quic,
-    /// HTTP/2 over TLS over TCP.
-    Http2,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Quic => "quic",
-            Self::Http2 => "http2",
-        })
-    }
 }
 
 async fn send_quic_head(

@@ -1,7 +1,7 @@
 //! Requests at the connector: find the ingress rule, ask its origin, send the answer back through the tunnel.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use adit_proxy::body::{Body, Length};
@@ -14,7 +14,7 @@ use http::{StatusCode, Uri};
 
 use crate::cloudflared_metrics::ProxyMetrics;
 use crate::hello::{Hello, Trip};
-use crate::ingress::{Answerer, IngressState};
+use crate::ingress::{Answerer, IngressState, chain};
 use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
 
 /// Serves what arrives through a tunnel.
@@ -25,7 +25,7 @@ pub struct ConnectorService {
     /// The built-in sample origin.
     pub hello: Hello,
     /// Told to origins as `Cf-Warp-Tag-Id` and with the configured tags.
-    pub tags: Vec<(HeaderName, HeaderValue)>,
+    pub tags: OnceLock<Vec<(HeaderName, HeaderValue)>>,
     /// cloudflared's counters.
     pub metrics: ProxyMetrics,
     /// Stands for the visitor towards the data path; the true one is in the request's fields.
@@ -70,8 +70,8 @@ impl RequestHandler for ConnectorService {
         }
     }
 
-    fn apply_configuration(&self, _version: i32, json: &[u8]) -> Result<(), String> {
-        self.ingress.apply_remote(json)
+    fn apply_configuration(&self, version: i32, json: &[u8]) -> Result<(), String> {
+        self.ingress.apply_remote(version, json)
     }
 }
 
@@ -94,7 +94,7 @@ impl ConnectorService {
             Length::Known(0) => Body::empty(),
             length => Body::stream(TunnelSource::new(recv, length, None), length),
         };
-        for (name, value) in &self.tags {
+        for (name, value) in self.tags.get().into_iter().flatten() {
             headers.insert(name.clone(), value.clone());
         }
         let is_head = method == http::Method::HEAD;
@@ -114,19 +114,26 @@ impl ConnectorService {
     /// The answer, or why there is none, in words for the edge.
     async fn answer(&self, request: Request, trip: &Trip) -> Result<Response, String> {
         let ingress = self.ingress.load();
-        let rule = ingress.decide(&request);
-        if let Some(access) = &rule.access
+        let routed = match ingress.decide(&request) {
+            Ok(routed) => routed,
+            Err(refusal) => {
+                tracing::debug!(reason = refusal.reason(), "request refused");
+                return Ok(Response::status(StatusCode::BAD_REQUEST));
+            }
+        };
+        if let Some(access) = routed.access
             && let Err(refusal) = access.check(&request.headers).await
         {
+            tracing::info!(reason = refusal.reason(), error = %refusal, "access refused");
             return match refusal.status() {
                 Some(status) => Ok(Response::status(status)),
                 None => Err(refusal.to_string()),
             };
         }
-        match &rule.answerer {
-            Answerer::Status(status) => Ok(Response::status(*status)),
-            Answerer::Hello => Ok(self.hello.answer(request, trip).await),
-            Answerer::Origin(origin) => {
+        match routed.answer {
+            Err(status) => Ok(Response::status(status)),
+            Ok(Answerer::Hello) => Ok(self.hello.answer(request, trip)),
+            Ok(Answerer::Origin(origin)) => {
                 let began = std::time::Instant::now();
                 let result = origin.send(request).await;
                 self.metrics.connected(began.elapsed());
@@ -136,12 +143,7 @@ impl ConnectorService {
     }
 
     fn describe(&self, error: &ForwardError, target: &str) -> String {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(error);
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
+        let text = chain(error);
         tracing::warn!(reason = error.reason(), origin = target, error = %text, "no answer from the origin");
         text
     }

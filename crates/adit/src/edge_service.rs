@@ -10,7 +10,7 @@ use adit_proxy::body::Length;
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::rescue::{Failure, Hop};
-use adit_route::HostTable;
+use adit_route::{Decision, Head, Table};
 use adit_tunnel::{EdgeHandle, OpenError, Opened, ResponseError};
 use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
 use arc_swap::ArcSwap;
@@ -35,7 +35,7 @@ pub struct TunnelRoute {
 #[derive(Debug)]
 pub struct EdgeService {
     /// Host to tunnel; swapped whole when a connector pushes its rules or the configuration is reloaded.
-    pub hosts: Arc<ArcSwap<HostTable<TunnelRoute>>>,
+    pub hosts: Arc<ArcSwap<Table<TunnelRoute>>>,
     /// The connections.
     pub edge: EdgeHandle,
     /// What each entry point believes of its visitors; swapped whole on reload.
@@ -99,9 +99,16 @@ impl EdgeService {
     ) -> Result<Response, Failed> {
         let route = {
             let hosts = self.hosts.load();
-            match hosts.find(&request.host) {
-                Some(route) => route.clone(),
-                None => return Err(UNKNOWN_HOST),
+            let asked = Head {
+                host: &request.host,
+                path: request.uri.path(),
+                method: &request.method,
+                headers: &request.headers,
+            };
+            match hosts.decide(&asked) {
+                Decision::Forward { endpoint, .. } => endpoint.clone(),
+                Decision::Respond { .. } => return Err(UNKNOWN_HOST),
+                Decision::Refuse(refusal) => return Err(Failed { reason: refusal.reason(), ..UNKNOWN_HOST }),
             }
         };
         exchange.answered_by(&route.name);
@@ -152,6 +159,7 @@ impl EdgeService {
         set(&mut head_fields, CF_RAY, &format!("{request_id}-{}", self.location));
         set(&mut head_fields, CF_VISITOR, &format!("{{\"scheme\":\"{scheme}\"}}"));
         set(&mut head_fields, CDN_LOOP, "adit");
+        set(&mut head_fields, X_REQUEST_START, &format!("t={}", unix_micros()));
         if raw {
             set(&mut head_fields, header::CONNECTION, "Upgrade");
             set(&mut head_fields, header::UPGRADE, "websocket");
@@ -245,6 +253,10 @@ fn into_response(
     Ok(Response { status, headers, body })
 }
 
+fn unix_micros() -> u128 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros())
+}
+
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
@@ -328,4 +340,6 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
 const CF_RAY: HeaderName = HeaderName::from_static("cf-ray");
 const CF_VISITOR: HeaderName = HeaderName::from_static("cf-visitor");
+/// When the edge had the request, in microseconds since 1970; what applications' monitors call queue time.
+const X_REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

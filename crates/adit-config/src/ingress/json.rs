@@ -235,11 +235,17 @@ mod tests {
         let json = br#"{"ingress": [{"hostname": "A.example"}, {"hostname": "*.b.example"}, {"hostname": "a.example"},
             {"hostname": "*"}, {"service": "x"}]}"#;
         let hostnames = hostnames_in_push(json, 2).unwrap();
-        assert_eq!(hostnames.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example", "*.b.example"]);
+        assert_eq!(
+            hostnames.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["a.example", "*.b.example"]
+        );
         assert_eq!(hostnames_in_push(json, 1), Err(PushError::TooMany(1)));
         assert_eq!(hostnames_in_push(b"{}", 1), Ok(Vec::new()));
         assert_eq!(hostnames_in_push(b"[]", 1), Err(PushError::NotRules));
-        assert_eq!(hostnames_in_push(br#"{"ingress": [{"hostname": "a:1"}]}"#, 1), Err(PushError::Hostname(0)));
+        assert_eq!(
+            hostnames_in_push(br#"{"ingress": [{"hostname": "a:1"}]}"#, 1),
+            Err(PushError::Hostname(0))
+        );
     }
 
     #[test]

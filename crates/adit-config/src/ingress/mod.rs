@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 pub use json::{PushError, hostnames_in_push};
 pub use origin::{AccessRequirement, IpRule, OriginSettings};
+pub use rules::path_regex;
 pub(crate) use rules::{read_origin_request, read_rules, read_warp_routing};
 pub use service::{Service, ServiceError, StreamService};
 
@@ -56,6 +57,11 @@ pub struct RemoteConfig {
 }
 
 impl Ingress {
+    /// Reads rules in the JSON form of a push, served or not; `None` if there are none.
+    pub fn from_json(text: &str) -> Result<Option<Self>, Problems> {
+        read_pushed(text).map(|(ingress, _)| ingress)
+    }
+
     /// One rule for everything, with the given settings.
     pub fn single(service: Service, origin: OriginSettings) -> Self {
         let rule = IngressRule {
@@ -97,28 +103,37 @@ impl Ingress {
 }
 
 impl RemoteConfig {
-    /// Reads pushed JSON: unknown keys are ignored, durations are whole seconds, no rules means 503 for all.
+    /// Reads pushed JSON: unknown keys are ignored, durations are whole seconds, no rules means 503 for all; a service
+    /// that is not served yet is a problem.
     pub fn from_json(text: &str) -> Result<Self, Problems> {
-        let node = Node::from_json(text, PUSHED).map_err(|problem| Problems(vec![problem]))?;
-        let sink = Sink::new(PUSHED, Dialect::Pushed);
-        let mut warp_routing = WarpRouting::default();
-        let mut ingress = None;
-        if let Some(mut section) = sink.root(&node).section() {
-            let defaults = section
-                .optional("originRequest", |field| read_origin_request(field, &OriginSettings::default()))
-                .unwrap_or_default();
-            ingress = section.optional("ingress", |field| read_rules(field, &defaults));
-            section.set("warp-routing", &mut warp_routing, read_warp_routing);
-            section.finish();
-        }
+        let (ingress, warp_routing) = read_pushed(text)?;
         let ingress = ingress.unwrap_or_else(Ingress::unavailable);
-        for index in ingress.unserved() {
-            sink.report(rules::unserved_problem(PUSHED, index, &ingress.rules[index]));
-        }
-        match sink.finish().problems {
-            problems if problems.is_empty() => Ok(Self { ingress, warp_routing }),
-            problems => Err(Problems(problems)),
-        }
+        let problems: Vec<_> = ingress
+            .unserved()
+            .into_iter()
+            .map(|index| rules::unserved_problem(PUSHED, index, &ingress.rules[index]))
+            .collect();
+        if problems.is_empty() { Ok(Self { ingress, warp_routing }) } else { Err(Problems(problems)) }
+    }
+}
+
+/// Reads pushed JSON whatever its services are; `None` if it has no rules.
+fn read_pushed(text: &str) -> Result<(Option<Ingress>, WarpRouting), Problems> {
+    let node = Node::from_json(text, PUSHED).map_err(|problem| Problems(vec![*problem]))?;
+    let sink = Sink::new(PUSHED, Dialect::Pushed);
+    let mut warp_routing = WarpRouting::default();
+    let mut ingress = None;
+    if let Some(mut section) = sink.root(&node).section() {
+        let defaults = section
+            .optional("originRequest", |field| read_origin_request(field, &OriginSettings::default()))
+            .unwrap_or_default();
+        ingress = section.optional("ingress", |field| read_rules(field, &defaults));
+        section.set("warp-routing", &mut warp_routing, read_warp_routing);
+        section.finish();
+    }
+    match sink.finish().problems {
+        problems if problems.is_empty() => Ok((ingress, warp_routing)),
+        problems => Err(Problems(problems)),
     }
 }
 

@@ -109,11 +109,8 @@ mod tests {
 
     #[test]
     fn the_issuer_depends_on_the_environment() {
-        let mut access = AccessRequirement {
-            team_name: "team".into(),
-            aud_tags: Vec::new(),
-            environment: String::new(),
-        };
+        let mut access =
+            AccessRequirement { team_name: "team".into(), aud_tags: Vec::new(), environment: String::new() };
         assert_eq!(access.issuer(), "https://team.cloudflareaccess.com");
         access.environment = "fed".into();
         assert_eq!(access.issuer(), "https://team.fed.cloudflareaccess.com");

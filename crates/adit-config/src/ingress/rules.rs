@@ -1,7 +1,7 @@
 //! Reading rules and `originRequest`, with every validation of `tunnel-protocol.md §7.5`.
 
 use ipnet::IpNet;
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use super::{AccessRequirement, Ingress, IngressRule, IpRule, OriginSettings, Service, StreamService};
 use crate::{HostPattern, Problem, WarpRouting, read::Field};
@@ -14,8 +14,11 @@ pub(crate) fn read_rules(field: &Field<'_>, defaults: &OriginSettings) -> Option
         field.reject(format!("expected at most {RULES_MAX} ingress rules"));
         return None;
     }
-    let rules: Vec<IngressRule> =
-        items.iter().enumerate().filter_map(|(index, item)| read_rule(item, index, count, defaults)).collect();
+    let rules: Vec<IngressRule> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| read_rule(item, index, count, defaults))
+        .collect();
     (!rules.is_empty()).then(|| Ingress { rules, defaults: defaults.clone() })
 }
 
@@ -48,9 +51,7 @@ pub(crate) fn read_origin_request(field: &Field<'_>, base: &OriginSettings) -> O
     section.set("proxyAddress", &mut s.proxy_address, |field| field.text().map(str::to_owned));
     section.set("proxyPort", &mut s.proxy_port, |field| field.integer(0..=65535));
     section.set("proxyType", &mut s.proxy_type, |field| {
-        field.parse("`socks` or an empty text", |text| {
-            matches!(text, "" | "socks").then(|| text.to_owned())
-        })
+        field.parse("`socks` or an empty text", |text| matches!(text, "" | "socks").then(|| text.to_owned()))
     });
     section.finish();
     Some(settings)
@@ -66,6 +67,14 @@ pub(crate) fn read_warp_routing(field: &Field<'_>) -> Option<WarpRouting> {
     section.take("enabled");
     section.finish();
     Some(settings)
+}
+
+/// Compiles the `path` of a rule, bounded in memory; unanchored, as cloudflared matches it.
+///
+/// Go's RE2 takes `\d`, `\s`, `\w` and `\b` for ASCII only, here they know Unicode: a decoded path with such letters
+/// may match where cloudflared's would not.
+pub fn path_regex(text: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).dfa_size_limit(REGEX_BYTES_MAX).build()
 }
 
 /// The refusal of a rule whose service is parsed but not served.
@@ -85,8 +94,7 @@ fn read_rule(
 ) -> Option<IngressRule> {
     let mut section = field.section()?;
     let hostname_field = section.take("hostname");
-    let hostname_text =
-        hostname_field.as_ref().and_then(Field::text).map(str::to_owned).unwrap_or_default();
+    let hostname_text = hostname_field.as_ref().and_then(Field::text).map(str::to_owned).unwrap_or_default();
     let hostname = match &hostname_field {
         Some(field) => field.try_parse(|text| text.parse::<HostPattern>()),
         None => Some(HostPattern::Any),
@@ -109,7 +117,7 @@ fn read_rule(
 
 fn read_path(field: &Field<'_>, index: usize) -> Option<String> {
     let text = field.text().filter(|text| !text.is_empty())?;
-    match Regex::new(text) {
+    match path_regex(text) {
         Ok(_) => Some(text.to_owned()),
         Err(error) => {
             let reason = error.to_string();
@@ -123,12 +131,14 @@ fn read_path(field: &Field<'_>, index: usize) -> Option<String> {
 /// The last rule and only the last rule matches everything.
 fn check_order(field: &Field<'_>, is_last: bool, catches_all: bool, hostname: &str, index: usize) {
     if is_last && !catches_all {
-        field.reject_hidden("the last ingress rule must match all URLs (it may have neither hostname nor path)");
+        field.reject_hidden(
+            "the last ingress rule must match all URLs (it may have neither hostname nor path)",
+        );
     }
     if !is_last && catches_all {
         let number = index + 1;
         field.reject_hidden(format!(
-            "rule #{number} matches every hostname ('{hostname}'), so the rules after it will never be triggered"
+            "rule #{number} matches every hostname '{hostname}', so the rules after it will never be triggered"
         ));
     }
 }
@@ -173,7 +183,9 @@ fn read_ip_rule(field: &Field<'_>) -> Option<IpRule> {
         })
     });
     let mut ports: Vec<u16> = section
-        .optional("ports", |field| Some(field.items().iter().filter_map(|item| item.integer(1..=65535)).collect()))
+        .optional("ports", |field| {
+            Some(field.items().iter().filter_map(|item| item.integer(1..=65535)).collect())
+        })
         .unwrap_or_default();
     ports.sort_unstable();
     let allow = section.optional("allow", Field::boolean).unwrap_or(false);
@@ -206,5 +218,7 @@ fn is_empty(field: &Field<'_>) -> bool {
     field.is_null() || matches!(&field.node.value, crate::yaml::Value::Scalar { text, .. } if text.is_empty())
 }
 
+/// Compiled size; expressions in use stay below 100 KiB. With the lazily built automaton twice this per rule.
+const REGEX_BYTES_MAX: usize = 1 << 20;
 /// Each rule may hold a compiled expression; a thousand hosts behind one connector is far beyond what is in use.
 const RULES_MAX: usize = 1_000;

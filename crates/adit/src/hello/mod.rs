@@ -37,7 +37,7 @@ impl Hello {
     }
 
     /// Answers a request; unknown paths get the page that lists the known ones.
-    pub async fn answer(&self, request: Request, trip: &Trip) -> Response {
+    pub fn answer(&self, request: Request, trip: &Trip) -> Response {
         let path = request.uri.path().to_owned();
         let parameter = |name: &str| query_parameter(request.uri.query(), name);
         match (path.as_str(), &request.method) {

@@ -1,0 +1,360 @@
+//! Visitor → our server → our client → our server as the origin: both codecs against raw sockets.
+//! Interop with other people's clients and origins is tested with the real binary (`tests/` at the root).
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_config::{OriginSettings, Service as OriginService};
+use adit_proxy::body::{Batch, Body, Length};
+use adit_proxy::drain::{self, DrainSignal};
+use adit_proxy::h1::server::Options;
+use adit_proxy::listen::{Listener, ListenerOptions};
+use adit_proxy::message::{Request, Response, Service};
+use adit_proxy::metrics::Metrics;
+use adit_proxy::origin::Origin;
+use http::{HeaderValue, Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Answers by path; stands in for an application.
+struct Application;
+
+impl Service for Application {
+    async fn call(&self, mut request: Request) -> Response {
+        match request.uri.path() {
+            "/echo" => {
+                let length = request.body.length();
+                let mut response = Response::status(StatusCode::OK);
+                let framing = match length {
+                    Length::Known(bytes) => format!("length {bytes}"),
+                    other => format!("{other:?}").to_lowercase(),
+                };
+                response.headers.insert("x-framing", HeaderValue::from_str(&framing).unwrap());
+                response.body = request.body;
+                response
+            }
+            "/count" => {
+                let mut count = 0;
+                loop {
+                    let mut batch = Batch::new();
+                    let more = poll_fn(|cx| request.body.poll_chunks(cx, &mut batch)).await.unwrap();
+                    count += batch.iter().map(bytes::Bytes::len).sum::<usize>();
+                    if !more {
+                        return Response::text(StatusCode::OK, "text/plain", count.to_string());
+                    }
+                }
+            }
+            "/early" => Response::text(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", "no"),
+            "/hang" => std::future::pending().await,
+            "/none" => Response::status(StatusCode::NO_CONTENT),
+            "/fields" => {
+                let mut text = format!("{} {} host={}\n", request.method, request.uri, request.host);
+                for (name, value) in &request.headers {
+                    text.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
+                }
+                Response::text(StatusCode::OK, "text/plain", text)
+            }
+            "/raw" => {
+                let mut response = Response::status(StatusCode::SWITCHING_PROTOCOLS);
+                response.headers.insert("connection", HeaderValue::from_static("upgrade"));
+                response.headers.insert("upgrade", HeaderValue::from_static("raw"));
+                response.body = request.body;
+                response
+            }
+            _ => Response::text(StatusCode::OK, "text/plain", "hello"),
+        }
+    }
+}
+
+/// Forwards everything to one origin.
+struct Gateway(Origin);
+
+impl Service for Gateway {
+    async fn call(&self, request: Request) -> Response {
+        match self.0.send(request).await {
+            Ok(response) => response,
+            Err(error) => Response::text(StatusCode::BAD_GATEWAY, "text/plain", error.reason()),
+        }
+    }
+}
+
+struct Chain {
+    address: SocketAddr,
+    origin_drain: DrainSignal,
+    drain: DrainSignal,
+    metrics: prometheus::Registry,
+}
+
+fn options(metrics: &prometheus::Registry) -> Options {
+    Options {
+        header_timeout: Duration::from_millis(300),
+        keep_alive_timeout: Duration::from_secs(30),
+        body_idle_timeout: Duration::from_secs(30),
+        write_idle_timeout: Duration::from_secs(30),
+        head_bytes_max: 8 * 1024,
+        metrics: Arc::new(Metrics::new(metrics).unwrap()),
+    }
+}
+
+fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr, DrainSignal) {
+    let options = ListenerOptions {
+        name: "test".to_owned(),
+        tls: None,
+        connections_max: 100,
+        connection: options(metrics),
+    };
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (signal, drained) = drain::channel();
+    tokio::spawn(listener.run(Arc::new(service), drained));
+    (address, signal)
+}
+
+fn chain() -> Chain {
+    let (origin, origin_drain) = listen(Application, &prometheus::Registry::new());
+    let service = OriginService::Http { tls: false, authority: origin.to_string() };
+    let metrics = prometheus::Registry::new();
+    let gateway = Gateway(Origin::new(&service, &OriginSettings::default()).unwrap());
+    let (address, drain) = listen(gateway, &metrics);
+    Chain { address, origin_drain, drain, metrics }
+}
+
+impl Chain {
+    /// Sends bytes, reads until the server closes.
+    async fn converse(&self, text: impl AsRef<[u8]>) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(text.as_ref()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn refused(&self, reason: &str) -> u64 {
+        let families = self.metrics.gather();
+        let family = families.iter().find(|f| f.name() == "adit_proxy_refused_total");
+        family.map_or(0, |f| {
+            f.get_metric()
+                .iter()
+                .filter(|m| m.get_label().iter().any(|l| l.value() == reason))
+                .map(|m| m.get_counter().get_value() as u64)
+                .sum()
+        })
+    }
+}
+
+#[tokio::test]
+async fn content_comes_back_with_the_framing_it_was_sent_with() {
+    let chain = chain();
+    let answer = chain
+        .converse("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        .await;
+    assert!(answer.contains("X-Framing: length 5\r\n") && answer.contains("Content-Length: 5\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
+    let answer = chain
+        .converse(
+            "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+             3\r\nabc\r\n2\r\nde\r\n0\r\nX-Trailer: 1\r\n\r\n",
+        )
+        .await;
+    assert!(answer.contains("X-Framing: unknown\r\n") && answer.contains("Transfer-Encoding: chunked"), "{answer}");
+    assert!(answer.ends_with("0\r\nX-Trailer: 1\r\n\r\n"), "trailers cross both hops: {answer}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order_on_one_connection() {
+    let chain = chain();
+    let answer = chain
+        .converse(
+            "GET /a HTTP/1.1\r\nHost: a\r\n\r\nPOST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nxyz\
+             GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )
+        .await;
+    let statuses: Vec<&str> = answer.matches("HTTP/1.1 ").collect();
+    assert_eq!(statuses.len(), 3, "{answer}");
+    assert!(answer.contains("\r\n\r\n3HTTP/1.1 204"), "{answer}");
+    let last = answer.rsplit("HTTP/1.1 204").next().unwrap();
+    assert!(!last.to_lowercase().contains("content-length"), "204 has no content: {last}");
+}
+
+#[tokio::test]
+async fn the_hop_by_hop_fields_of_a_visitor_stay_at_the_hop() {
+    let chain = chain();
+    let answer = chain
+        .converse(
+            "GET /fields?q=%41 HTTP/1.1\r\nHost: Site.Example:81\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\n\
+             Keep-Alive: 5\r\nX-Two: a\r\nX-Two: b\r\nTe: trailers\r\nProxy-Authorization: x\r\n\r\n",
+        )
+        .await;
+    assert!(answer.contains("GET /fields?q=%41 host=Site.Example:81\n"), "{answer}");
+    assert!(answer.contains("x-two: a\nx-two: b\n"), "{answer}");
+    for gone in ["x-hop", "keep-alive", "proxy-authorization"] {
+        assert!(!answer.contains(&format!("\n{gone}:")), "{gone} in {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_answer_tells_the_length_and_has_no_content() {
+    let chain = chain();
+    let answer = chain.converse("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.contains("Content-Length: 5\r\n") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_ambiguous_request_is_refused_and_the_connection_closed() {
+    let chain = chain();
+    for (text, reason) in [
+        ("GET / HTTP/1.1\nHost: a\n\n", "head_bare_lf"),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "framing_both"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n", "head_obs_fold"),
+    ] {
+        let answer = chain.converse(format!("{text}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "nothing after it is answered: {answer}");
+        assert_eq!(chain.refused(reason), 1, "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused_with_431() {
+    let chain = chain();
+    let answer = chain.converse(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(9000))).await;
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert_eq!(chain.refused("head_too_large"), 1);
+}
+
+#[tokio::test]
+async fn slow_heads_are_given_up_with_408() {
+    let chain = chain();
+    let answer = chain.converse("GET / HTTP/1.1\r\nHost:").await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(chain.refused("head_slow"), 1);
+}
+
+#[tokio::test]
+async fn continue_is_sent_only_when_the_content_is_wanted() {
+    let chain = chain();
+    let mut stream = TcpStream::connect(chain.address).await.unwrap();
+    let head = "POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).await.unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"data").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n4"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_carries_bytes_both_ways() {
+    let chain = chain();
+    let mut stream = TcpStream::connect(chain.address).await.unwrap();
+    let head = "GET /raw HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&answer));
+    for round in 0..3 {
+        let sent = vec![round; 100_000];
+        let (mut read, mut write) = stream.split();
+        let mut got = vec![0; sent.len()];
+        let (_, _) = tokio::try_join!(write.write_all(&sent), read.read_exact(&mut got)).unwrap();
+        assert_eq!(got, sent);
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "the end crosses both hops and comes back");
+}
+
+#[tokio::test]
+async fn a_visitor_that_leaves_ends_the_exchange_with_the_origin() {
+    let chain = chain();
+    let mut stream = TcpStream::connect(chain.address).await.unwrap();
+    stream.write_all(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    drop(stream);
+    // The origin's drain ends only when its connection is gone; /hang would keep it for ever.
+    let aborted = async {
+        loop {
+            let families = chain.metrics.gather();
+            let family = families.iter().find(|f| f.name() == "adit_proxy_aborted_total").unwrap();
+            if family.get_metric()[0].get_counter().get_value() >= 1.0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), aborted).await.unwrap();
+    chain.origin_drain.start();
+}
+
+#[tokio::test]
+async fn an_early_answer_to_a_large_upload_still_arrives() {
+    let chain = chain();
+    let mut stream = TcpStream::connect(chain.address).await.unwrap();
+    let head = "POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![0; 100_000]).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[tokio::test]
+async fn large_bodies_pass_in_both_directions_at_once() {
+    let chain = chain();
+    let stream = TcpStream::connect(chain.address).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let size = 64 * 1024 * 1024_usize;
+    let upload = tokio::spawn(async move {
+        let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
+        write.write_all(head.as_bytes()).await.unwrap();
+        let block = vec![7; 1024 * 1024];
+        for _ in 0..size / block.len() {
+            write.write_all(&block).await.unwrap();
+        }
+        write
+    });
+    let mut total = Vec::new();
+    read.read_to_end(&mut total).await.unwrap();
+    let _write = upload.await.unwrap();
+    let body = total.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(total.len() - body, size);
+    assert!(total[body..].iter().all(|b| *b == 7));
+}
+
+#[tokio::test]
+async fn a_drain_closes_idle_connections_and_finishes_the_others() {
+    let chain = chain();
+    let mut idle = TcpStream::connect(chain.address).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut first = vec![0; 4096];
+    let _ = idle.read(&mut first).await.unwrap();
+    let mut busy = TcpStream::connect(chain.address).await.unwrap();
+    busy.write_all(b"POST /count HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n1").await.unwrap();
+    let (mut wait, mut never) = (Vec::new(), Vec::new());
+    chain.drain.start();
+    idle.read_to_end(&mut wait).await.unwrap();
+    busy.write_all(b"2").await.unwrap();
+    busy.read_to_end(&mut never).await.unwrap();
+    let answer = String::from_utf8_lossy(&never);
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("Connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
+    let chain = chain();
+    let stream = TcpStream::connect(chain.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::builder().method(Method::POST).uri("http://a/count").body(()).unwrap();
+    let (response, mut stream) = client.send_request(request, false).unwrap();
+    stream.send_data(bytes::Bytes::from_static(b"12345"), true).unwrap();
+    let (head, mut body) = response.await.unwrap().into_parts();
+    assert_eq!(head.status, StatusCode::OK);
+    assert_eq!(body.data().await.unwrap().unwrap(), "5");
+    let _ = Body::empty();
+}

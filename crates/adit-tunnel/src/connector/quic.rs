@@ -1,0 +1,212 @@
+//! One QUIC connection of a connector, from dial to close (tunnel-protocol.md §2.2, §3.6).
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use adit_tunnel_proto::{Failure, Protocol};
+use bytes::Bytes;
+use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    control::{Control, label},
+    shared::{Dial, Order, Shared},
+    stream,
+};
+use crate::{
+    channel::Channel,
+    liveness::{DEAD, LOOK_INTERVAL, Liveness},
+    metrics::Counted,
+    request::{ConnectionLabel, RequestHandler},
+    streams::{Loss, RecvHalf, SendHalf},
+    tls::QUIC_SERVER_NAME,
+    transport,
+};
+
+/// Dials, registers and serves; why it ended.
+pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dial) -> Failure {
+    let peer = match shared.resolve(&dial.endpoint).await {
+        Ok(peer) => peer,
+        Err(failure) => return failure,
+    };
+    shared.status.dialled(dial.slot, peer);
+    let endpoint = match transport::dialling_endpoint(peer, shared.options.bind_address, dial.port.last()) {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            tracing::warn!(connIndex = dial.slot, %error, "cannot open a UDP socket");
+            return if error.kind() == std::io::ErrorKind::PermissionDenied {
+                Failure::DialForbidden
+            } else {
+                Failure::Dial
+            };
+        }
+    };
+    if let Ok(local) = endpoint.local_addr() {
+        dial.port.remember(local.port());
+    }
+    shared.metrics.quic.total_connections.inc();
+    let failure = connect_and_serve(&shared, &mut dial, &endpoint, peer).await;
+    shared.metrics.quic.closed_connections.inc();
+    endpoint.close(CLOSE_CODE, b"");
+    // The close is sent, and the port freed for the next attempt (C15).
+    drop(timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await);
+    failure
+}
+
+async fn connect_and_serve<H: RequestHandler>(
+    shared: &Arc<Shared<H>>,
+    dial: &mut Dial,
+    endpoint: &Endpoint,
+    peer: SocketAddr,
+) -> Failure {
+    let connection = tokio::select! {
+        connection = connect(shared, endpoint, peer, dial.slot) => match connection {
+            Ok(connection) => connection,
+            Err(failure) => return failure,
+        },
+        () = dial.order_closed() => return Failure::Lost,
+    };
+    let registration = shared.registration(dial.slot, dial.previous_attempts, connection.local_ip());
+    let control = tokio::select! {
+        control = register(shared, &connection, &registration) => match control {
+            Ok(control) => control,
+            Err(failure) => return failure,
+        },
+        () = dial.order_closed() => return Failure::Lost,
+    };
+    let label = label(dial.slot, &control.registered, peer, Protocol::Quic);
+    control.announce(shared, &label);
+    // The runner outlives its tasks.
+    drop(dial.registered.send(dial.slot).await);
+    let mut serving = Serving { shared, connection, control, label, requests: JoinSet::new() };
+    let failure = serving.run(dial).await;
+    serving.control.retract(shared, &serving.label);
+    serving.connection.close(CLOSE_CODE, b"");
+    serving.requests.shutdown().await;
+    failure
+}
+
+async fn connect<H: RequestHandler>(
+    shared: &Shared<H>,
+    endpoint: &Endpoint,
+    peer: SocketAddr,
+    slot: u8,
+) -> Result<Connection, Failure> {
+    let connecting = endpoint.connect_with(shared.quic.clone(), peer, QUIC_SERVER_NAME).map_err(|error| {
+        tracing::warn!(connIndex = slot, %error, "cannot dial the edge");
+        Failure::Dial
+    })?;
+    match timeout(HANDSHAKE_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(ConnectionError::TimedOut)) | Err(_) => {
+            tracing::warn!(connIndex = slot, ip = %peer.ip(), reason = "silent", "Failed to dial a quic connection");
+            Err(Failure::DialSilent)
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(connIndex = slot, ip = %peer.ip(), %error, "Failed to dial a quic connection");
+            Err(Failure::Dial)
+        }
+    }
+}
+
+async fn register<H: RequestHandler>(
+    shared: &Shared<H>,
+    connection: &Connection,
+    registration: &adit_tunnel_proto::Registration,
+) -> Result<Control, Failure> {
+    // The first stream, so it has id 0 (C5).
+    let opened = connection.open_bi().await;
+    let (send, recv) = opened.map_err(|error| failure_of(Loss::from(&error)))?;
+    let channel = Channel::control(SendHalf::quic(send), RecvHalf::quic(recv, Bytes::new(), None));
+    Control::register(shared, channel, registration).await
+}
+
+struct Serving<'a, H> {
+    shared: &'a Arc<Shared<H>>,
+    connection: Connection,
+    control: Control,
+    label: ConnectionLabel,
+    /// Bounded by the streams that the connection announces.
+    requests: JoinSet<()>,
+}
+
+impl<H: RequestHandler> Serving<'_, H> {
+    async fn run(&mut self, dial: &mut Dial) -> Failure {
+        let mut local_configuration = self.shared.local_configuration.subscribe();
+        // The rules are told once at first.
+        local_configuration.mark_changed();
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut liveness = Liveness::new(Instant::now());
+        let mut counted = Counted::default();
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        let shared = Arc::clone(self.shared);
+                        self.requests.spawn(stream::serve(shared, self.label.clone(), send, recv));
+                    }
+                    Err(error) => return self.ended(&error),
+                },
+                Some(done) = self.requests.join_next() => report_panic(done),
+                () = self.control.drive(self.shared) => {}
+                _ = local_configuration.changed(), if self.control.pushes() => {
+                    let json = local_configuration.borrow_and_update().clone();
+                    if let Some(json) = json {
+                        self.control.push(self.shared, &json);
+                    }
+                }
+                order = dial.next_order() => match order {
+                    Order::Serve => {}
+                    Order::Drain => {
+                        self.shared.status.draining(self.label.index);
+                        self.control.unregister();
+                    }
+                    Order::Close => return Failure::Lost,
+                },
+                now = look.tick() => {
+                    let stats = self.connection.stats();
+                    if liveness.observe(stats.udp_rx.datagrams, now.into()) >= DEAD {
+                        tracing::warn!(connIndex = self.label.index, reason = "connection_silent", "edge is silent");
+                        return Failure::Silent;
+                    }
+                    let index = self.label.index.to_string();
+                    let min_rtt = self.connection.min_rtt();
+                    self.shared.metrics.quic.observe(&index, &stats, min_rtt, &mut counted);
+                }
+            }
+        }
+    }
+
+    fn ended(&self, error: &ConnectionError) -> Failure {
+        let loss = Loss::from(error);
+        tracing::info!(connIndex = self.label.index, reason = loss.reason(), %error, "tunnel connection ended");
+        failure_of(loss)
+    }
+}
+
+fn report_panic(done: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = done {
+        tracing::error!(%error, "request task failed");
+    }
+}
+
+fn failure_of(loss: Loss) -> Failure {
+    match loss {
+        Loss::Silent => Failure::Silent,
+        Loss::ClosedByPeer | Loss::ClosedByUs | Loss::Forgotten | Loss::Transport => Failure::Lost,
+    }
+}
+
+/// Application code of every close (§2.2).
+const CLOSE_CODE: VarInt = VarInt::from_u32(0);
+/// Longest handshake (§1.3).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a close to be sent and its port to be free.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -1,0 +1,167 @@
+//! QUIC transport parameters and the UDP sockets under them (tunnel-protocol.md §2.2; C4, C15, E21).
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+use quinn::{
+    ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    congestion::CubicConfig,
+    crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
+};
+use socket2::{Domain, Socket, Type};
+
+/// Transport of a connector.
+pub(crate) fn client(
+    tls: rustls::ClientConfig,
+    mtu_discovery: bool,
+) -> Result<ClientConfig, NoInitialCipherSuite> {
+    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS);
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS_MAX));
+    transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    if !mtu_discovery {
+        transport.mtu_discovery_config(None);
+    }
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+/// Transport of an edge; connections begin with a small window (see [`admit`]).
+pub(crate) fn server(tls: rustls::ServerConfig) -> Result<ServerConfig, NoInitialCipherSuite> {
+    let mut transport = common(SERVER_IDLE_TIMEOUT_MS);
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(CONNECTOR_STREAMS_MAX));
+    transport.receive_window(VarInt::from_u32(UNREGISTERED_WINDOW_BYTES));
+    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    config.transport_config(Arc::new(transport));
+    config.max_incoming(INCOMING_MAX);
+    // A handshake is a few packets; what comes before it is accepted need not be kept.
+    config.incoming_buffer_size(INCOMING_BUFFER_BYTES);
+    config.incoming_buffer_size_total(INCOMING_BUFFER_BYTES * INCOMING_MAX as u64);
+    Ok(config)
+}
+
+/// Gives a registered connection its full window.
+pub(crate) fn admit(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+}
+
+/// A UDP socket for one connection of a connector, on `port` again if that is free (C15).
+pub(crate) fn dialling_endpoint(
+    remote: SocketAddr,
+    bind: Option<IpAddr>,
+    port: Option<u16>,
+) -> io::Result<Endpoint> {
+    let ip = bind.unwrap_or(match remote {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    });
+    let again = port.and_then(|port| bind_udp(SocketAddr::new(ip, port)).ok());
+    let socket = match again {
+        Some(socket) => socket,
+        None => bind_udp(SocketAddr::new(ip, 0))?,
+    };
+    let mut config = EndpointConfig::default();
+    config.cid_generator(|| Box::new(ZeroLength));
+    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+}
+
+/// The edge's UDP socket.
+pub(crate) fn listening_endpoint(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
+    let socket = bind_udp(address)?;
+    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+}
+
+fn common(idle_timeout_ms: u32) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW_BYTES);
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_MAX);
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_timeout_ms))))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
+        .congestion_controller_factory(Arc::new(congestion))
+        .mtu_discovery_config(Some(mtu));
+    transport
+}
+
+fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    // Best effort: the kernel caps the size silently.
+    drop(socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES));
+    drop(socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
+    let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
+    if got < SOCKET_BUFFER_BYTES {
+        tracing::debug!(
+            wanted_bytes = SOCKET_BUFFER_BYTES,
+            got_bytes = got,
+            "UDP socket buffers are smaller than wanted; raise net.core.rmem_max and wmem_max"
+        );
+    }
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Connection ids of no length: each connection has a socket of its own (§2.2).
+struct ZeroLength;
+
+impl ConnectionIdGenerator for ZeroLength {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&[])
+    }
+
+    fn cid_len(&self) -> usize {
+        0
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Announced by the connector (C4); the lower of both sides holds.
+const CLIENT_IDLE_TIMEOUT_MS: u32 = 5_000;
+/// Above 5 s, so that the connector's value holds (E21).
+const SERVER_IDLE_TIMEOUT_MS: u32 = 10_000;
+/// Between PINGs of an idle connection (C4).
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// Requests at once that a connector takes on one connection. The stock connector announces 2^60
+/// (C4), but quinn keeps an entry of some 50 bytes for every stream announced: 4096 cost 200 KiB,
+/// and are four times what any edge is seen to use. Bounds the connector's tasks too.
+const REQUEST_STREAMS_MAX: u32 = 4096;
+
+/// Streams at once that a connector opens: the control stream and short RPC streams (E15).
+const CONNECTOR_STREAMS_MAX: u32 = 16;
+
+/// Unread bytes of one stream: 8 MiB carry 1 Gbit/s over 64 ms.
+const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// Unread bytes of one connection, the worst case of a connection's receive memory.
+const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// Unread bytes of a connection that has not registered: enough for the largest RPC message's start,
+/// and 4,096 strangers cost 256 MiB at most.
+const UNREGISTERED_WINDOW_BYTES: u32 = 64 * 1024;
+/// Unacknowledged and unsent bytes of one connection, the worst case of its send memory.
+const SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
+/// Datagrams are announced (C4) but not read yet; older ones are dropped beyond this.
+const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
+/// 32 packets, as the stock connector begins (§10).
+const INITIAL_WINDOW_BYTES: u64 = 32 * 1232;
+/// Largest packet ever tried (§2.2).
+const MTU_MAX: u16 = 1452;
+/// A burst of 1 Gbit/s for 64 ms fits; the default of 208 KiB holds less than 2 ms.
+const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
+/// Handshakes not yet looked at.
+const INCOMING_MAX: usize = 1024;
+/// Bytes kept for each of them: a hybrid ClientHello has two packets (E2).
+const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;

@@ -1,0 +1,224 @@
+//! The admin endpoint: readiness, metrics, the effective configuration, the status page.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use adit_proxy::message::{Request, Response, Service};
+use adit_tunnel::{ConnectionPhase, ConnectorHandle, EdgeHandle, Protocol};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::{Method, StatusCode};
+use prometheus::{Registry, TextEncoder};
+use serde_json::{Value, json};
+
+use crate::ingress::IngressState;
+use crate::phase::{Phase, PhaseCell};
+use crate::status_page;
+
+/// What the endpoint can tell; filled as the process starts.
+#[derive(Debug)]
+pub struct Admin {
+    /// Where the process is in its life.
+    pub phase: PhaseCell,
+    /// All metrics.
+    pub registry: Registry,
+    /// The connector, if there is one.
+    pub connector: ArcSwapOption<ConnectorView>,
+    /// The edge, if there is one.
+    pub edge: Option<EdgeHandle>,
+    /// The effective configuration with secrets masked.
+    pub config: ArcSwap<Value>,
+    /// What went wrong at the last reload, and when.
+    pub reload_problem: ArcSwapOption<(Instant, String)>,
+    /// Entry points: name, address, whether TLS.
+    pub listeners: ArcSwap<Vec<(String, std::net::SocketAddr, bool)>>,
+    /// When the process started.
+    pub started: Instant,
+}
+
+/// The connector as the endpoint sees it.
+#[derive(Debug)]
+pub struct ConnectorView {
+    /// The tunnel it serves.
+    pub tunnel: adit_config::TunnelId,
+    /// Its connections.
+    pub handle: ConnectorHandle,
+    /// Its rules.
+    pub ingress: Arc<IngressState>,
+    /// Shown beside the rules.
+    pub warp_routing: adit_config::WarpRouting,
+    /// Its metrics.
+    pub registry: Registry,
+    /// Why it stopped for good, if it did.
+    pub stopped: ArcSwapOption<String>,
+}
+
+impl Service for Admin {
+    async fn call(&self, request: Request) -> Response {
+        if !matches!(request.method, Method::GET | Method::HEAD) {
+            return Response::status(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        match request.uri.path() {
+            "/" => Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&self.status())),
+            "/api/status" => json_response(StatusCode::OK, &self.status()),
+            "/ready" => self.ready(),
+            "/healthcheck" => Response::text(StatusCode::OK, TEXT, "OK\n"),
+            "/ping" => Response::text(StatusCode::OK, TEXT, "OK"),
+            "/metrics" => self.metrics(),
+            "/config" => self.config(),
+            "/diag/tunnel" => self.diag_tunnel(),
+            "/diag/configuration" => json_response(StatusCode::OK, &self.config.load()),
+            _ => Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        }
+    }
+}
+
+impl Admin {
+    fn ready(&self) -> Response {
+        let serving = self.phase.load() == Phase::Ready;
+        let connector = self.connector.load();
+        let connections = connector.as_ref().map_or(0, |c| c.handle.ready_connections());
+        // A process with a tunnel is ready when requests can come through it; an edge alone when it listens.
+        let ready = serving && (connector.is_none() || connections > 0);
+        let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let mut body = json!({ "status": status.as_u16(), "readyConnections": connections });
+        if let Some(connector) = connector.as_ref() {
+            body["connectorId"] = connector.handle.connector_id().to_string().into();
+        }
+        json_response(status, &body)
+    }
+
+    fn metrics(&self) -> Response {
+        let mut families = self.registry.gather();
+        if let Some(connector) = self.connector.load().as_ref() {
+            families.extend(connector.registry.gather());
+        }
+        match TextEncoder::new().encode_to_string(&families) {
+            Ok(text) => Response::text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(error) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        }
+    }
+
+    /// cloudflared's form where there is a connector, with our own effective configuration beside it.
+    fn config(&self) -> Response {
+        let mut body = match self.connector.load().as_ref() {
+            Some(connector) => json!({
+                "version": connector.ingress.version(),
+                "config": connector.ingress.ingress().to_config_page(&connector.warp_routing),
+            }),
+            None => json!({}),
+        };
+        body["adit"] = Value::clone(&self.config.load());
+        json_response(StatusCode::OK, &body)
+    }
+
+    fn diag_tunnel(&self) -> Response {
+        let Some(connector) = self.connector.load_full() else {
+            return Response::text(StatusCode::NOT_FOUND, TEXT, "no tunnel in this process\n");
+        };
+        let connections: Vec<Value> = connector
+            .handle
+            .connections()
+            .iter()
+            .map(|c| {
+                let mut entry = json!({ "isConnected": c.phase == ConnectionPhase::Registered });
+                if let Some(edge) = c.edge {
+                    entry["edgeAddress"] = edge.ip().to_string().into();
+                }
+                // cloudflared omits what is zero.
+                if c.protocol == Protocol::Quic {
+                    entry["protocol"] = 1.into();
+                }
+                if c.index != 0 {
+                    entry["index"] = c.index.into();
+                }
+                entry
+            })
+            .collect();
+        json_response(
+            StatusCode::OK,
+            &json!({
+                "tunnelID": connector.tunnel.to_string(),
+                "connectorID": connector.handle.connector_id().to_string(),
+                "connections": connections,
+                "icmp_sources": [],
+            }),
+        )
+    }
+
+    /// Everything the status page and `adit status` show.
+    pub fn status(&self) -> Value {
+        let listeners: Vec<Value> = self
+            .listeners
+            .load()
+            .iter()
+            .map(|(name, address, tls)| json!({ "name": name, "address": address.to_string(), "tls": tls }))
+            .collect();
+        let problem = self.reload_problem.load_full();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "phase": self.phase.load().name(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "entry_points": listeners,
+            "tunnel": self.connector.load().as_ref().map(|c| connector_status(c)),
+            "edge": self.edge.as_ref().map(edge_status),
+            "reload_problem": problem.as_ref().map(|p| p.1.clone()),
+        })
+    }
+}
+
+fn connector_status(connector: &ConnectorView) -> Value {
+    let connections: Vec<Value> = connector
+        .handle
+        .connections()
+        .iter()
+        .map(|c| {
+            json!({
+                "index": c.index,
+                "phase": format!("{:?}", c.phase).to_ascii_lowercase(),
+                "protocol": c.protocol.to_string(),
+                "edge": c.edge.map(|e| e.to_string()),
+                "location": c.location.as_deref(),
+                "since_seconds": c.since.elapsed().as_secs(),
+            })
+        })
+        .collect();
+    json!({
+        "id": connector.tunnel.to_string(),
+        "connector_id": connector.handle.connector_id().to_string(),
+        "ready_connections": connector.handle.ready_connections(),
+        "connections": connections,
+        "stopped": connector.stopped.load_full().map(|s| String::clone(&s)),
+    })
+}
+
+fn edge_status(edge: &EdgeHandle) -> Value {
+    edge.tunnels()
+        .iter()
+        .map(|tunnel| {
+            let connections: Vec<Value> = tunnel
+                .connections
+                .iter()
+                .map(|c| {
+                    json!({
+                        "index": c.index,
+                        "connector_id": c.connector_id.to_string(),
+                        "version": c.version,
+                        "arch": c.arch,
+                        "remote": c.remote.to_string(),
+                        "in_flight": c.in_flight,
+                        "draining": c.draining,
+                        "rtt_ms": c.rtt.as_secs_f64() * 1000.0,
+                        "since_seconds": c.since.elapsed().as_secs(),
+                    })
+                })
+                .collect();
+            json!({ "id": tunnel.id.to_string(), "name": tunnel.name, "connections": connections })
+        })
+        .collect()
+}
+
+fn json_response(status: StatusCode, value: &Value) -> Response {
+    Response::text(status, "application/json", format!("{value}\n"))
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";

@@ -1,0 +1,85 @@
+//! The command line of `adit`.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+/// The whole command line; `tunnel` is cloudflared's.
+pub fn command() -> Command {
+    Command::new("adit")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Tunnel, ingress and mesh in one daemon")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("run").about("Start what the configuration has, until a signal").arg(config()).arg(
+                Arg::new("quiet")
+                    .long("quiet")
+                    .action(ArgAction::SetTrue)
+                    .help("Do not print what listens where on standard output"),
+            ),
+        )
+        .subcommand(
+            Command::new("check")
+                .about("Check the configuration: every problem with its place, or the effective values")
+                .arg(config())
+                .arg(
+                    Arg::new("quiet")
+                        .long("quiet")
+                        .action(ArgAction::SetTrue)
+                        .help("Only the exit code and the problems"),
+                ),
+        )
+        .subcommand(
+            Command::new("status").about("What runs, what is connected, what is wrong and why").arg(admin()).arg(
+                Arg::new("json").long("json").action(ArgAction::SetTrue).help("As the admin endpoint tells it"),
+            ),
+        )
+        .subcommand(edge())
+        .subcommand(crate::cloudflared::command())
+}
+
+/// The configuration named on the command line.
+pub fn config_path(matches: &ArgMatches) -> Option<PathBuf> {
+    matches.get_one::<PathBuf>("config").cloned()
+}
+
+fn edge() -> Command {
+    Command::new("edge").about("Your own edge").subcommand_required(true).subcommand(
+        Command::new("token")
+            .about("Mint the credential of a tunnel, as a token or a credentials file of cloudflared's form")
+            .arg(Arg::new("name").required(true).value_name("NAME").help("Tunnel in edge.tunnels, or a new one"))
+            .arg(config())
+            .arg(
+                Arg::new("credentials-file")
+                    .long("credentials-file")
+                    .value_name("FILE")
+                    .value_parser(value_parser!(PathBuf))
+                    .help("Write a credentials file instead of printing a token"),
+            )
+            .arg(
+                Arg::new("account-tag")
+                    .long("account-tag")
+                    .value_name("TAG")
+                    .default_value("adit")
+                    .help("Account tag inside the credential, for a tunnel that sets none"),
+            ),
+    )
+}
+
+fn config() -> Arg {
+    Arg::new("config")
+        .long("config")
+        .short('c')
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help("Configuration; without it ./adit.yaml, then /etc/adit/adit.yaml")
+}
+
+fn admin() -> Arg {
+    Arg::new("admin")
+        .long("admin")
+        .value_name("ADDRESS")
+        .default_value("127.0.0.1:20241")
+        .help("Admin endpoint of the running process")
+}

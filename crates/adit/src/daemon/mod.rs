@@ -1,0 +1,404 @@
+//! The life of the process: start, serve, reload, drain, stop.
+
+mod connector;
+mod edge;
+mod signals;
+
+pub(crate) use self::edge::random_secret;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adit_config::{Config, Problems};
+use adit_proxy::drain;
+use adit_proxy::h1::server::Options;
+use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
+use adit_proxy::metrics::Metrics;
+use adit_proxy::tls::{CertificateStore, Certificates};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use prometheus::{IntCounterVec, Opts, Registry};
+use thiserror::Error;
+
+use self::connector::RunningConnector;
+use self::edge::RunningEdge;
+use self::signals::{Signal, Signals};
+use crate::access_log::{AccessLog, AccessLogError};
+use crate::admin::Admin;
+use crate::answer::RequestMetrics;
+use crate::certificates::IdentityError;
+use crate::ingress::{IngressError, chain};
+use crate::listeners::{Listeners, ListenersError};
+use crate::load::Source;
+use crate::phase::{Phase, PhaseCell};
+use crate::telemetry::LevelHandle;
+use crate::watch::FileWatch;
+use crate::{announce, notify_systemd};
+
+/// Why the process cannot start, or a reload cannot be taken.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(Problems),
+    /// The admin endpoint.
+    #[error("cannot open the admin endpoint")]
+    Admin(#[source] ListenError),
+    /// An entry point.
+    #[error(transparent)]
+    Listeners(#[from] ListenersError),
+    /// Certificates of entry points; all of them, one a line.
+    #[error("{0}")]
+    Certificates(String),
+    /// The edge's certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The edge.
+    #[error(transparent)]
+    Edge(#[from] adit_tunnel::EdgeError),
+    /// The connector.
+    #[error(transparent)]
+    Connector(#[from] adit_tunnel::ConnectorError),
+    /// Ingress rules.
+    #[error(transparent)]
+    Ingress(#[from] IngressError),
+    /// The access log.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// A metric's name is taken.
+    #[error("cannot register metrics")]
+    Metrics(#[from] prometheus::Error),
+    /// The tunnel refers to something this process does not have.
+    #[error("{0}")]
+    Wiring(String),
+}
+
+/// A started process.
+pub struct Daemon {
+    source: Source,
+    config: Config,
+    phase: PhaseCell,
+    admin: Arc<Admin>,
+    admin_address: SocketAddr,
+    admin_drain: drain::DrainSignal,
+    listeners: Listeners,
+    certificates: Arc<CertificateStore>,
+    edge: Option<RunningEdge>,
+    connector: Option<RunningConnector>,
+    requests: RequestMetrics,
+    reloads: IntCounterVec,
+    level: LevelHandle,
+}
+
+impl Daemon {
+    /// Binds everything and starts serving.
+    ///
+    /// # Errors
+    /// [`DaemonError`]; nothing is left running.
+    pub async fn start(source: Source, config: Config, level: LevelHandle) -> Result<Self, DaemonError> {
+        let registry = Registry::new();
+        let phase = PhaseCell::new(&registry)?;
+        let requests = RequestMetrics::new(&registry)?;
+        let proxy_metrics = Arc::new(Metrics::new(&registry)?);
+        let reloads = IntCounterVec::new(
+            Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result"),
+            &["result"],
+        )?;
+        registry.register(Box::new(reloads.clone()))?;
+        let access_log =
+            config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
+        let certificates = Arc::new(CertificateStore::default());
+        certificates.swap(read_certificates(&config)?);
+        let mut listeners = Listeners::new(&certificates, Arc::clone(&proxy_metrics))?;
+        let edge = match &config.edge {
+            Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
+            None => None,
+        };
+        if let Some(edge) = &edge {
+            let prepared = listeners.prepare(&config, edge.public())?;
+            listeners.commit(prepared, edge.service());
+        }
+        let connector = match &config.tunnel {
+            Some(tunnel) => Some(RunningConnector::start(tunnel, edge.as_ref())?),
+            None => None,
+        };
+        let (admin, admin_address, admin_drain) =
+            start_admin(&source, &config, &registry, &phase, edge.as_ref(), &proxy_metrics)?;
+        admin.connector.store(connector.as_ref().map(RunningConnector::view));
+        admin.listeners.store(Arc::new(listeners.addresses()));
+        tracing::info!("Starting metrics server on {admin_address}/metrics");
+        Ok(Self {
+            source,
+            config,
+            phase,
+            admin,
+            admin_address,
+            admin_drain,
+            listeners,
+            certificates,
+            edge,
+            connector,
+            requests,
+            reloads,
+            level,
+        })
+    }
+
+    /// Serves until told to stop; the exit code.
+    pub async fn run(mut self, announce_to_person: bool) -> u8 {
+        self.phase.set(Phase::Ready);
+        if announce_to_person {
+            let edge = self.edge.as_ref().map(RunningEdge::address);
+            crate::print(&announce::text(&self.config, &self.listeners.addresses(), edge, self.admin_address));
+        }
+        let mut signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for signals");
+                return 1;
+            }
+        };
+        let mut watch = FileWatch::start(watched_files(&self.config));
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+        // A connector announces itself when its first connection is registered, everything else at once.
+        let mut announced = self.source.is_cloudflared();
+        if !announced {
+            notify_systemd::ready();
+        }
+        let stop = loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Reload => self.reload(&mut watch).await,
+                    Signal::Stop => break None,
+                },
+                () = watch.changed() => self.reload(&mut watch).await,
+                _ = housekeeping.tick() => {
+                    notify_systemd::alive();
+                    if let Some(connector) = &self.connector {
+                        connector.sweep();
+                        if announced && connector.ready_connections() > 0 {
+                            notify_systemd::ready();
+                            announced = false;
+                        }
+                    }
+                }
+                why = stopped(&mut self.connector) => {
+                    // A tunnel refused for good ends a process that is nothing but this tunnel.
+                    if self.edge.is_none() {
+                        break Some(why);
+                    }
+                }
+            }
+        };
+        if let Some(why) = stop {
+            tracing::error!(error = %why, "the tunnel has stopped for good");
+            self.phase.set(Phase::Stopped);
+            return 1;
+        }
+        self.drain(signals).await;
+        0
+    }
+
+    /// Takes the configuration as it is now, or keeps the old one and says why.
+    async fn reload(&mut self, watch: &mut FileWatch) {
+        notify_systemd::reloading();
+        match self.try_reload().await {
+            Ok(()) => {
+                tracing::info!("configuration reloaded");
+                self.reloads.with_label_values(&["ok"]).inc();
+                self.admin.reload_problem.store(None);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                tracing::error!(error = %text, "reload refused, the old configuration stays in force");
+                self.reloads.with_label_values(&["refused"]).inc();
+                self.admin.reload_problem.store(Some(Arc::new((Instant::now(), text))));
+            }
+        }
+        watch.set_files(watched_files(&self.config));
+        notify_systemd::ready();
+    }
+
+    async fn try_reload(&mut self) -> Result<(), DaemonError> {
+        let config = self.source.load().map_err(DaemonError::Config)?;
+        // Everything that can fail comes first; what cannot fail changes the running state.
+        let certificates = read_certificates(&config)?;
+        let ingress = match &config.tunnel {
+            Some(tunnel) => Some(crate::ingress::Served::build(&tunnel.ingress, None)).transpose()?,
+            None => None,
+        };
+        drop(ingress);
+        if let (Some(edge), Some(settings)) = (&self.edge, &config.edge) {
+            edge.check(&config, settings)?;
+            let prepared = self.listeners.prepare(&config, &settings.public)?;
+            self.listeners.commit(prepared, edge.service());
+        }
+        self.certificates.swap(certificates);
+        if let (Some(edge), Some(settings)) = (&mut self.edge, &config.edge) {
+            edge.reload(&config, settings)?;
+        }
+        self.reload_connector(&config).await?;
+        self.level.set(config.log.level);
+        self.warn_of_restart_needs(&config);
+        self.admin.config.store(Arc::new(config.to_effective()));
+        self.admin.listeners.store(Arc::new(self.listeners.addresses()));
+        self.config = config;
+        Ok(())
+    }
+
+    async fn reload_connector(&mut self, config: &Config) -> Result<(), DaemonError> {
+        let keeps = match (&self.connector, &config.tunnel) {
+            (Some(running), Some(tunnel)) => running.serves(tunnel),
+            (None, None) => true,
+            _ => false,
+        };
+        if keeps {
+            if let (Some(running), Some(tunnel)) = (&mut self.connector, &config.tunnel) {
+                running.reload(tunnel)?;
+            }
+            return Ok(());
+        }
+        // Other credentials or another edge: the old connector drains while the new one connects.
+        if let Some(old) = self.connector.take() {
+            old.leave();
+        }
+        self.connector = match &config.tunnel {
+            Some(tunnel) => Some(RunningConnector::start(tunnel, self.edge.as_ref())?),
+            None => None,
+        };
+        self.admin.connector.store(self.connector.as_ref().map(RunningConnector::view));
+        Ok(())
+    }
+
+    fn warn_of_restart_needs(&self, config: &Config) {
+        let mut changed = Vec::new();
+        if config.admin != self.config.admin {
+            changed.push("admin");
+        }
+        if config.access_log != self.config.access_log {
+            changed.push("accessLog");
+        }
+        if config.log.format != self.config.log.format {
+            changed.push("log.format");
+        }
+        let listen = |config: &Config| config.edge.as_ref().map(|e| e.listen);
+        if listen(config) != listen(&self.config) {
+            changed.push("edge.listen");
+        }
+        if !changed.is_empty() {
+            tracing::warn!(keys = changed.join(", "), "these changes take effect only after a restart");
+        }
+    }
+
+    /// Lets visitors finish, then tells the edge or the connectors, then cuts what remains after the grace period.
+    async fn drain(mut self, mut signals: Signals) {
+        self.phase.set(Phase::Draining);
+        notify_systemd::stopping();
+        let grace = self.config.tunnel.as_ref().map_or(self.config.shutdown.grace_period, |t| {
+            if self.source.is_cloudflared() { t.grace_period } else { self.config.shutdown.grace_period }
+        });
+        tracing::info!(grace_seconds = grace.as_secs(), "Initiating graceful shutdown");
+        let draining = async {
+            self.listeners.drain().await;
+            if let Some(connector) = self.connector.take() {
+                connector.drain().await;
+            }
+            if let Some(edge) = self.edge.take() {
+                edge.drain().await;
+            }
+        };
+        let finished = tokio::select! {
+            () = draining => true,
+            () = tokio::time::sleep(grace) => false,
+            signal = signals.stop_again() => {
+                tracing::warn!("second signal, stopping at once");
+                std::process::exit(128 + signal);
+            }
+        };
+        if !finished {
+            self.phase.set(Phase::Closing);
+            let left = self.requests.in_flight();
+            tracing::warn!(requests_in_flight = left, "the grace period is over, cutting what remains");
+        }
+        self.admin_drain.start();
+        self.phase.set(Phase::Stopped);
+        tracing::info!("stopped");
+    }
+}
+
+/// Waits for the connector to end for good; for ever if there is none.
+async fn stopped(connector: &mut Option<RunningConnector>) -> String {
+    match connector {
+        Some(connector) => connector.stopped().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn start_admin(
+    source: &Source,
+    config: &Config,
+    registry: &Registry,
+    phase: &PhaseCell,
+    edge: Option<&RunningEdge>,
+    metrics: &Arc<Metrics>,
+) -> Result<(Arc<Admin>, SocketAddr, drain::DrainSignal), DaemonError> {
+    let mut last = None;
+    for address in source.admin_addresses(config) {
+        let options = ListenerOptions {
+            name: "admin".to_owned(),
+            tls: None,
+            connections_max: ADMIN_CONNECTIONS_MAX,
+            connection: Options {
+                header_timeout: Duration::from_secs(10),
+                keep_alive_timeout: Duration::from_secs(60),
+                body_idle_timeout: Duration::from_secs(10),
+                write_idle_timeout: Duration::from_secs(10),
+                head_bytes_max: 16 * 1024,
+                metrics: Arc::clone(metrics),
+            },
+        };
+        match Listener::bind(address, options) {
+            Ok(listener) => {
+                let address = listener.local_addr().unwrap_or(address);
+                let admin = Arc::new(Admin {
+                    phase: phase.clone(),
+                    registry: registry.clone(),
+                    connector: ArcSwapOption::empty(),
+                    edge: edge.map(RunningEdge::handle),
+                    config: ArcSwap::from_pointee(config.to_effective()),
+                    reload_problem: ArcSwapOption::empty(),
+                    listeners: ArcSwap::default(),
+                    started: Instant::now(),
+                });
+                let (signal, drained) = drain::channel();
+                tokio::spawn(listener.run(Arc::clone(&admin), drained));
+                return Ok((admin, address, signal));
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.map_or_else(|| DaemonError::Wiring("no address for the admin endpoint".to_owned()), DaemonError::Admin))
+}
+
+fn read_certificates(config: &Config) -> Result<Certificates, DaemonError> {
+    let pairs = config.tls.certificates.iter().map(|pair| (pair.cert.as_path(), pair.key.as_path()));
+    Certificates::read(pairs).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+        DaemonError::Certificates(lines.join("\n"))
+    })
+}
+
+/// Everything whose change is a reason to reload.
+fn watched_files(config: &Config) -> Vec<std::path::PathBuf> {
+    let mut files = config.sources.clone();
+    let edge = config.edge.iter().flat_map(|e| &e.certificate);
+    for pair in config.tls.certificates.iter().chain(edge) {
+        files.extend([pair.cert.clone(), pair.key.clone()]);
+    }
+    files
+}
+
+/// Admin connections at once: scrapers and a person.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Origin pools are swept and systemd's watchdog is fed this often.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);

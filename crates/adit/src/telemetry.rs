@@ -1,0 +1,109 @@
+//! The process log on stderr.
+
+use std::fmt;
+use std::io::IsTerminal;
+
+use adit_config::{LogFormat, LogLevel};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
+
+/// Changes the level of the running log.
+#[derive(Clone, Debug)]
+pub struct LevelHandle {
+    handle: reload::Handle<LevelFilter, Registry>,
+}
+
+/// Starts the log; a second call in a process changes nothing.
+pub fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
+    let (filter, handle) = reload::Layer::new(to_filter(level));
+    let registry = tracing_subscriber::registry().with(filter);
+    let writer = std::io::stderr;
+    let ansi = std::io::stderr().is_terminal();
+    let result = match format {
+        LogFormat::Json => registry
+            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).with_writer(writer))
+            .try_init(),
+        LogFormat::Text => {
+            let fields = debug_fn(|writer, field, value| match field.name() {
+                "message" => write!(writer, "{value:?}"),
+                name => write!(writer, "{name}={value:?}"),
+            });
+            registry
+                .with(
+                    tracing_subscriber::fmt::layer()
+                        .fmt_fields(fields_with_spaces(fields))
+                        .event_format(Line)
+                        .with_ansi(ansi)
+                        .with_writer(writer),
+                )
+                .try_init()
+        }
+    };
+    // Only a test that starts two daemons in one process gets here.
+    let _ = result;
+    LevelHandle { handle }
+}
+
+impl LevelHandle {
+    /// Takes a new level at once.
+    pub fn set(&self, level: LogLevel) {
+        let _ = self.handle.modify(|filter| *filter = to_filter(level));
+    }
+}
+
+fn to_filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Trace => LevelFilter::TRACE,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
+    }
+}
+
+fn fields_with_spaces<F>(fields: F) -> impl for<'w> FormatFields<'w> + 'static
+where
+    F: for<'w> FormatFields<'w> + 'static,
+{
+    fields
+}
+
+/// `2026-01-02T03:04:05Z INF message key=value`: the form that log shippers of cloudflared already parse
+/// (tunnel-protocol.md §8.5).
+struct Line;
+
+impl<S, N> FormatEvent<S, N> for Line
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        tracing_subscriber::fmt::time::SystemTime.format_time(&mut writer)?;
+        let (word, colour) = match *event.metadata().level() {
+            Level::TRACE => ("TRC", "35"),
+            Level::DEBUG => ("DBG", "34"),
+            Level::INFO => ("INF", "32"),
+            Level::WARN => ("WRN", "33"),
+            Level::ERROR => ("ERR", "31"),
+        };
+        if writer.has_ansi_escapes() {
+            write!(writer, " \x1b[{colour}m{word}\x1b[0m ")?;
+        } else {
+            write!(writer, " {word} ")?;
+        }
+        context.field_format().format_fields(writer.by_ref(), event)?;
+        writeln!(writer)
+    }
+}
