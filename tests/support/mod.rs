@@ -11,9 +11,12 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub(crate) mod adit;
 pub(crate) mod certificates;
 pub(crate) mod connector;
+pub(crate) mod curl;
 pub(crate) mod edge;
+pub(crate) mod load;
 pub(crate) mod nginx;
 pub(crate) mod origin;
 pub(crate) mod process;

@@ -4,6 +4,8 @@
 //! a flag may also come from the environment or the command line. [`Settings`] keeps these layers apart, so that a
 //! problem names the place where the wrong value was written.
 
+use std::fmt;
+
 use crate::{
     CredentialsSource, Ingress, OriginSettings, Problem, Problems, Tunnel, WarpRouting,
     ingress::{read_origin_request, read_rules, read_warp_routing},
@@ -29,13 +31,13 @@ pub struct CloudflaredFile {
     settings: Settings,
 }
 
-/// Flag values in layers; a later layer wins over an earlier one.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// Flag values in layers; a later layer wins over an earlier one. `Debug` shows names only: a value may be a token.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     layers: Vec<Layer>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Layer {
     source: String,
     /// Always a mapping.
@@ -221,6 +223,15 @@ impl Settings {
     }
 }
 
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.layers.iter().flat_map(|layer| {
+            layer.entries().iter().map(move |entry| (layer.source.as_str(), entry.key.as_str()))
+        });
+        f.debug_list().entries(names).finish()
+    }
+}
+
 impl Layer {
     fn new(source: &str, entries: Vec<Entry>) -> Self {
         Self { source: source.to_owned(), node: Node { position: None, value: Value::Mapping(entries) } }
@@ -320,6 +331,13 @@ mod tests {
         assert!(error.contains("environment: grace-period: expected a duration from 0s to 3m"), "{error}");
         assert!(error.contains("command line: edge-ip-version: expected `4`, `6` or `auto`, found `5`"));
         assert!(error.contains("command line: tag: expected a tag"));
+    }
+
+    #[test]
+    fn values_of_flags_do_not_show_in_debug() {
+        let file = file("token: abcdef\n");
+        assert!(!format!("{file:?}").contains("abcdef"));
+        assert!(format!("{file:?}").contains("token"));
     }
 
     #[test]

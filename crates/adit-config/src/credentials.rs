@@ -109,14 +109,13 @@ impl TunnelCredentials {
         tunnel_id: Option<TunnelId>,
     ) -> Result<Self, CredentialsError> {
         let required = |key| text_of(fields, key)?.ok_or(CredentialsError::Field(key));
-        let tunnel_id = match tunnel_id {
-            Some(id) => id,
-            None => required(tunnel)?.parse().map_err(|_| CredentialsError::Field(tunnel))?,
-        };
         Ok(Self {
             account_tag: required(account)?.to_owned(),
             secret: Secret::from_base64(required(secret)?).ok_or(CredentialsError::Field(secret))?,
-            tunnel_id,
+            tunnel_id: match tunnel_id {
+                Some(id) => id,
+                None => required(tunnel)?.parse().map_err(|_| CredentialsError::Field(tunnel))?,
+            },
             endpoint: text_of(fields, endpoint)?.map(str::to_owned),
         })
     }

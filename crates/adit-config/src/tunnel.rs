@@ -10,7 +10,7 @@ use crate::{
     Tunnel, TunnelCredentials, TunnelId,
     cloudflared::CloudflaredFile,
     document::{Loader, read_name},
-    ingress::{read_origin_request, read_rules, read_warp_routing},
+    ingress::{read_origin_request, read_rules},
     is_host_and_port,
     read::{Dialect, Field, Section},
 };
@@ -50,9 +50,9 @@ pub(crate) fn read_tunnel(field: &Field<'_>, loader: &Loader<'_>, grace_period: 
     tunnel.grace_period = grace_period.min(TUNNEL_GRACE_PERIOD_MAX);
     let file_credentials = file.as_ref().and_then(|file| file_tunnel(file, &mut tunnel, field, loader));
     tunnel.name = section.optional("name", read_name).or(tunnel.name);
+    section.refuse(&LATER_KEYS);
     read_settings(&mut section, &SECTION_KEYS, &mut tunnel);
     read_ingress(&mut section, file.map(|file| file.origin_request), &mut tunnel.ingress);
-    section.set("warp-routing", &mut tunnel.warp_routing, read_warp_routing);
     let inline = read_credentials(&mut section, loader);
     let is_wrong = matches!(inline, Some(None));
     tunnel.credentials = match (inline.flatten().or(file_credentials), &tunnel.name) {
@@ -278,6 +278,8 @@ fn is_region(text: &str) -> bool {
 
 const NO_CREDENTIALS: &str = "a tunnel needs `token-file`, `credentials-file`, `token`, or the `name` of a tunnel \
      of this file's `edge`";
+/// cloudflared's file may have them, because it is taken as it is.
+const LATER_KEYS: [&str; 3] = ["label", "warp-routing", "write-stream-timeout"];
 /// 2^30 seconds is 34 years.
 const RETRIES_MAX: u64 = 30;
 /// One per connection is of use, 64 connections are the most.

@@ -133,11 +133,10 @@ impl Connector {
                 }
             }
             Target::Unix(path) => {
-                let stream =
-                    timeout(self.connect_timeout, UnixStream::connect(path))
-                        .await
-                        .map_err(|_| ConnectError::ConnectTimeout(self.target.to_string()))?
-                        .map_err(|source| self.connect_error(source))?;
+                let stream = timeout(self.connect_timeout, UnixStream::connect(path))
+                    .await
+                    .map_err(|_| ConnectError::ConnectTimeout(self.target.to_string()))?
+                    .map_err(|source| self.connect_error(source))?;
                 match &self.tls {
                     None => Ok(Io::Unix(stream)),
                     Some(tls) => {
@@ -183,7 +182,8 @@ impl Connector {
         let stream = stream.map_err(|source| self.connect_error(source))?;
         stream.set_nodelay(true).map_err(|source| self.connect_error(source))?;
         if !self.tcp_keep_alive.is_zero() {
-            let probes = TcpKeepalive::new().with_time(self.tcp_keep_alive).with_interval(self.tcp_keep_alive);
+            let probes =
+                TcpKeepalive::new().with_time(self.tcp_keep_alive).with_interval(self.tcp_keep_alive);
             SockRef::from(&stream).set_tcp_keepalive(&probes).map_err(|source| self.connect_error(source))?;
         }
         Ok(stream)

@@ -28,10 +28,9 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
 pub fn keep_te_trailers(headers: &mut HeaderMap) {
-    let trailers = headers
-        .get_all(header::TE)
-        .iter()
-        .any(|v| v.as_bytes().split(|b| *b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(b"trailers")));
+    let trailers = headers.get_all(header::TE).iter().any(|v| {
+        v.as_bytes().split(|b| *b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
     headers.remove(header::TE);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -43,8 +42,11 @@ pub fn remove_forged(headers: &mut HeaderMap) {
     for name in &HOP_CLAIMS {
         headers.remove(name);
     }
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| INTERNAL_PREFIXES.iter().any(|p| name.as_str().starts_with(p))).cloned().collect();
+    let forged: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| INTERNAL_PREFIXES.iter().any(|p| name.as_str().starts_with(p)))
+        .cloned()
+        .collect();
     for name in forged {
         headers.remove(name);
     }
@@ -149,7 +151,9 @@ mod tests {
     #[test]
     fn forged_claims_go_and_the_rest_stays() {
         let mut headers = HeaderMap::new();
-        for name in ["cf-connecting-ip", "x-forwarded-for", "cf-int-x", "cf-warp-tag-id", "cf-access-jwt-assertion"] {
+        for name in
+            ["cf-connecting-ip", "x-forwarded-for", "cf-int-x", "cf-warp-tag-id", "cf-access-jwt-assertion"]
+        {
             headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
         }
         remove_forged(&mut headers);

@@ -140,8 +140,7 @@ impl Accepted {
             return;
         }
         let secure = self.tls.is_some();
-        let visitor =
-            Arc::new(Visitor { remote, local, secure, entry_point: Arc::clone(&self.entry_point) });
+        let visitor = Arc::new(Visitor { remote, local, secure, entry_point: Arc::clone(&self.entry_point) });
         let mut io = match &self.tls {
             None => Io::Tcp(stream),
             Some(config) => {
@@ -164,7 +163,8 @@ impl Accepted {
                     return self.serve_h2(io, &service, &visitor).await;
                 }
                 Some((false, start)) => {
-                    return h1::server::serve(io, start, &*service, &visitor, &self.options, &self.drain).await;
+                    return h1::server::serve(io, start, &*service, &visitor, &self.options, &self.drain)
+                        .await;
                 }
                 None => return,
             },

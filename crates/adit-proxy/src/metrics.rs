@@ -19,7 +19,10 @@ impl Metrics {
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
             connections: IntGauge::new("adit_proxy_connections", "Visitors' connections open now")?,
-            accepted: IntCounter::new("adit_proxy_connections_accepted_total", "Visitors' connections accepted")?,
+            accepted: IntCounter::new(
+                "adit_proxy_connections_accepted_total",
+                "Visitors' connections accepted",
+            )?,
             refused: IntCounterVec::new(
                 Opts::new("adit_proxy_refused_total", "Connections and requests refused, by reason"),
                 &["reason"],

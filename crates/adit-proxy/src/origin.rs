@@ -240,7 +240,10 @@ async fn collect(mut body: Body, bytes_max: usize) -> Result<bytes::Bytes, BodyE
 }
 
 fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
 }
 
 fn split_authority(authority: &str, tls: bool) -> Target {
@@ -258,4 +261,3 @@ const RESPONSE_HEAD_BYTES_MAX: usize = 256 * 1024;
 const WRITE_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Content collected for `disableChunkedEncoding`, per request; larger uploads are refused with 413.
 const BUFFERED_BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-

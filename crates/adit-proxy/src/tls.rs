@@ -195,10 +195,8 @@ fn read_pair(cert: &Path, key: &Path) -> Result<(CertifiedKey, Vec<String>), Cer
     };
     let names = names_of(leaf).map_err(|why| read(cert, why))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|e| read(key, e.to_string()))?;
-    let pair_error =
-        |why: String| CertificateError::Pair { cert: cert.to_owned(), key: key.to_owned(), why };
-    let pair =
-        CertifiedKey::from_der(chain, private, &provider()).map_err(|e| pair_error(e.to_string()))?;
+    let pair_error = |why: String| CertificateError::Pair { cert: cert.to_owned(), key: key.to_owned(), why };
+    let pair = CertifiedKey::from_der(chain, private, &provider()).map_err(|e| pair_error(e.to_string()))?;
     Ok((pair, names))
 }
 

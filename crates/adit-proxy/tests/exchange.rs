@@ -127,7 +127,10 @@ impl Chain {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(text.as_ref()).await.unwrap();
         let mut answer = Vec::new();
-        tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
         String::from_utf8_lossy(&answer).into_owned()
     }
 
@@ -150,7 +153,10 @@ async fn content_comes_back_with_the_framing_it_was_sent_with() {
     let answer = chain
         .converse("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
         .await;
-    assert!(answer.contains("X-Framing: length 5\r\n") && answer.contains("Content-Length: 5\r\n"), "{answer}");
+    assert!(
+        answer.contains("X-Framing: length 5\r\n") && answer.contains("Content-Length: 5\r\n"),
+        "{answer}"
+    );
     assert!(answer.ends_with("\r\n\r\nhello"), "{answer}");
     let answer = chain
         .converse(
@@ -158,7 +164,10 @@ async fn content_comes_back_with_the_framing_it_was_sent_with() {
              3\r\nabc\r\n2\r\nde\r\n0\r\nX-Trailer: 1\r\n\r\n",
         )
         .await;
-    assert!(answer.contains("X-Framing: unknown\r\n") && answer.contains("Transfer-Encoding: chunked"), "{answer}");
+    assert!(
+        answer.contains("X-Framing: unknown\r\n") && answer.contains("Transfer-Encoding: chunked"),
+        "{answer}"
+    );
     assert!(answer.ends_with("0\r\nX-Trailer: 1\r\n\r\n"), "trailers cross both hops: {answer}");
 }
 
@@ -206,7 +215,10 @@ async fn an_ambiguous_request_is_refused_and_the_connection_closed() {
     let chain = chain();
     for (text, reason) in [
         ("GET / HTTP/1.1\nHost: a\n\n", "head_bare_lf"),
-        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "framing_both"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "framing_both",
+        ),
         ("GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n", "head_obs_fold"),
     ] {
         let answer = chain.converse(format!("{text}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")).await;
@@ -219,7 +231,8 @@ async fn an_ambiguous_request_is_refused_and_the_connection_closed() {
 #[tokio::test]
 async fn a_head_over_the_limit_is_refused_with_431() {
     let chain = chain();
-    let answer = chain.converse(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(9000))).await;
+    let answer =
+        chain.converse(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(9000))).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     assert_eq!(chain.refused("head_too_large"), 1);
 }
@@ -310,7 +323,8 @@ async fn large_bodies_pass_in_both_directions_at_once() {
     let (mut read, mut write) = stream.into_split();
     let size = 64 * 1024 * 1024_usize;
     let upload = tokio::spawn(async move {
-        let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
+        let head =
+            format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
         write.write_all(head.as_bytes()).await.unwrap();
         let block = vec![7; 1024 * 1024];
         for _ in 0..size / block.len() {
@@ -357,4 +371,18 @@ async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
     assert_eq!(head.status, StatusCode::OK);
     assert_eq!(body.data().await.unwrap().unwrap(), "5");
     let _ = Body::empty();
+}
+
+#[tokio::test]
+async fn bytes_behind_a_refused_upgrade_never_reach_the_origin_as_a_request() {
+    let chain = chain();
+    let answer = chain
+        .converse(
+            "GET /fields HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\
+             GET /second HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        )
+        .await;
+    // The origin refused to switch: what follows is the visitor's next request, read and routed by us.
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+    assert!(answer.contains("GET /fields host=a\n") && answer.ends_with("hello"), "{answer}");
 }

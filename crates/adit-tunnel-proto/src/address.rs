@@ -185,6 +185,7 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
+    use crate::testing::start;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_same_name_twice_counts_twice_and_serves_two() {
-        let (mut rng, now) = (StdRng::seed_from_u64(1), Instant::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(1), start());
         let mut pool = AddressPool::from_names(["e:1", "e:1"]);
         assert_eq!(pool.len(), 2);
         assert!(pool.assign(0, now, &mut rng).is_some());
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn connections_spread_over_both_regions_and_keep_their_address() {
-        let now = Instant::now();
+        let now = start();
         for seed in 0..50 {
             let mut rng = StdRng::seed_from_u64(seed);
             let mut pool = AddressPool::from_names(["a0:1", "b0:1", "a1:1", "b1:1"]);
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn rotation_gives_another_address_unless_there_is_none() {
-        let (mut rng, now) = (StdRng::seed_from_u64(3), Instant::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(3), start());
         let mut pool = AddressPool::from_names(["a:1", "b:1"]);
         let first = pool.assign(0, now, &mut rng);
         pool.rotate(0, false, now, &mut rng);
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn an_unreachable_ipv6_address_puts_ipv4_first_for_ten_minutes() {
-        let (mut rng, now) = (StdRng::seed_from_u64(4), Instant::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(4), start());
         let mut pool = AddressPool::default();
         let v6 = [address("[2001:db8::1]:7844"), address("[2001:db8::2]:7844")];
         pool.replace([vec![v6[0], v6[1], address("192.0.2.1:7844")], vec![]]);
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn rediscovery_keeps_addresses_that_are_still_there() {
-        let (mut rng, now) = (StdRng::seed_from_u64(5), Instant::now());
+        let (mut rng, now) = (StdRng::seed_from_u64(5), start());
         let mut pool = AddressPool::default();
         pool.replace([vec![address("192.0.2.1:1")], vec![]]);
         let kept = pool.assign(0, now, &mut rng);

@@ -20,7 +20,11 @@ pub fn advertised(extra: &[String], post_quantum: bool) -> Vec<String> {
 
 /// Which datagram layout an edge uses on a connection that registered with `features` (E16).
 pub fn datagram_version(features: &[String]) -> DatagramVersion {
-    if features.iter().any(|feature| feature == DATAGRAM_V3) { DatagramVersion::V3 } else { DatagramVersion::V2 }
+    if features.iter().any(|feature| feature == DATAGRAM_V3) {
+        DatagramVersion::V3
+    } else {
+        DatagramVersion::V2
+    }
 }
 
 /// A datagram layout (§5.1).
@@ -35,8 +39,13 @@ pub enum DatagramVersion {
 /// Sent by every connector (§1.5, C7). `support_datagram_v2` and `management_logs` are sent although
 /// UDP sessions and the management service are refused: edges take their absence for a connector
 /// too old to talk to, and both refusals are answers that they know.
-const ALWAYS: [&str; 5] =
-    ["allow_remote_config", "serialized_headers", "support_datagram_v2", "support_quic_eof", "management_logs"];
+const ALWAYS: [&str; 5] = [
+    "allow_remote_config",
+    "serialized_headers",
+    "support_datagram_v2",
+    "support_quic_eof",
+    "management_logs",
+];
 const POST_QUANTUM: &str = "postquantum";
 const DATAGRAM_V3: &str = "support_datagram_v3_2";
 const DATAGRAM_V3_PREFIX: &str = "support_datagram_v3";

@@ -2,7 +2,9 @@
 //! (tunnel-protocol.md §6).
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header::CONTENT_LENGTH, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header::CONTENT_LENGTH, request::Parts,
+};
 
 use crate::head::{ConnectionType, RequestHead, ResponseHead};
 
@@ -188,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_visitors_request_becomes_an_absolute_dest_without_tunnel_headers() {
-        let request = Request::get("https://a.example/x?y=1").header(UPGRADE_HEADER, "websocket").body(()).unwrap();
+        let request =
+            Request::get("https://a.example/x?y=1").header(UPGRADE_HEADER, "websocket").body(()).unwrap();
         let head = request_head(request.into_parts().0, ConnectionType::Websocket);
         assert_eq!((head.dest.as_str(), head.host.as_str()), ("http://a.example/x?y=1", "a.example"));
         assert!(head.headers.is_empty());

@@ -47,3 +47,14 @@ pub use registry::{
 };
 pub use rpc_stream::{ClientEvent, RpcClient, RpcServer, RpcStreamError, ServerEvent, Service};
 pub use supervisor::{Command, Failure, Next, Outcome, Protocol, Supervisor, SupervisorOptions};
+
+#[cfg(test)]
+mod testing {
+    use std::time::Instant;
+
+    /// A moment for a test's clock to jump from; std makes one in no other way.
+    #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+    pub(crate) fn start() -> Instant {
+        Instant::now()
+    }
+}

@@ -210,7 +210,8 @@ fn take_message(buffer: &mut ChunkBuffer) -> Result<Option<Bytes>, PreambleError
 
 fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
     let mut slice: &[u8] = message;
-    let reader = read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
+    let reader =
+        read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
     let root: schema::connect_request::Reader<'_> = reader.get_root().map_err(broken)?;
     let dest = root.get_dest().map_err(broken)?.to_str().map_err(|_| PreambleError::Malformed("dest"))?;
     let kind = match root.get_type() {
@@ -240,7 +241,8 @@ fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
 
 fn decode_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
     let mut slice: &[u8] = message;
-    let reader = read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
+    let reader =
+        read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
     let root: schema::connect_response::Reader<'_> = reader.get_root().map_err(broken)?;
     let error = root.get_error().map_err(broken)?.as_bytes();
     let (mut headers, mut status, mut rate_limited) = (HeaderMap::new(), None, false);

@@ -121,7 +121,10 @@ impl From<capnp::Error> for ParameterError {
 }
 
 /// Writes the parameters of `registerConnection`.
-pub(crate) fn write_registration(params: any_pointer::Builder<'_>, registration: &Registration) -> capnp::Result<()> {
+pub(crate) fn write_registration(
+    params: any_pointer::Builder<'_>,
+    registration: &Registration,
+) -> capnp::Result<()> {
     let mut params = params.init_as::<schema::register_connection_params::Builder<'_>>();
     params.set_tunnel_id(registration.tunnel.as_bytes());
     params.set_conn_index(registration.index);
@@ -248,7 +251,11 @@ fn uuid(what: &'static str, bytes: &[u8]) -> Result<Uuid, ParameterError> {
     Uuid::from_slice(bytes).map_err(|_| ParameterError::IdLength(what))
 }
 
-fn text(what: &'static str, text: capnp::text::Reader<'_>, bytes_max: usize) -> Result<String, ParameterError> {
+fn text(
+    what: &'static str,
+    text: capnp::text::Reader<'_>,
+    bytes_max: usize,
+) -> Result<String, ParameterError> {
     if text.len() > bytes_max {
         return Err(ParameterError::TooLong(what));
     }

@@ -74,10 +74,9 @@ impl Refusal {
                 Rejection::permanent("tunnel credentials are not accepted here")
             }
             Self::Duplicate => Rejection::duplicate(),
-            Self::TooManyConnections => Rejection::temporary(
-                "tunnel has as many connections as it may",
-                TOO_MANY_CONNECTIONS_WAIT,
-            ),
+            Self::TooManyConnections => {
+                Rejection::temporary("tunnel has as many connections as it may", TOO_MANY_CONNECTIONS_WAIT)
+            }
             Self::Twice => Rejection::permanent("connection is registered already"),
         }
     }
@@ -207,8 +206,11 @@ impl Registry {
         if tunnel.grant.account_tag.as_ref().is_some_and(|tag| *tag != registration.account_tag) {
             return Err(Refusal::WrongAccount);
         }
-        let connection =
-            Connection { tunnel: registration.tunnel, client: registration.client.id, index: registration.index };
+        let connection = Connection {
+            tunnel: registration.tunnel,
+            client: registration.client.id,
+            index: registration.index,
+        };
         let older = self.find(&connection);
         if let Some(older) = older
             && !registration.replace_existing
@@ -248,7 +250,9 @@ impl Registry {
         let connection = *self.connections.get(&key).ok_or(LearnError::NotRegistered)?;
         let mut patterns = hostnames_in_push(json, self.hostnames_max)?;
         let live = |client: &Uuid| {
-            self.connections.values().any(|other| other.tunnel == connection.tunnel && other.client == *client)
+            self.connections
+                .values()
+                .any(|other| other.tunnel == connection.tunnel && other.client == *client)
         };
         let tunnel = self.tunnels.get_mut(&connection.tunnel).ok_or(LearnError::NotRegistered)?;
         let pushed = patterns.len();

@@ -17,13 +17,13 @@ use capnp::any_pointer;
 use capnp_rpc::rpc_capnp as wire;
 use thiserror::Error;
 
-use self::{
-    answers::{Answers, Target},
-    questions::{Questions, Returned},
-};
 pub use self::{
     answers::{AnswerId, IncomingCall},
     questions::{QuestionId, Results},
+};
+use self::{
+    answers::{Answers, Target},
+    questions::{Questions, Returned},
 };
 
 /// Why the conversation cannot go on; an `Abort` has been queued for the peer.
@@ -123,7 +123,8 @@ impl Peer {
         }
         let question = self.questions.ask()?;
         let target = self.questions.target();
-        let message = messages::call(question, target, method, size_hint, fill).map_err(|_| RpcError::Malformed)?;
+        let message =
+            messages::call(question, target, method, size_hint, fill).map_err(|_| RpcError::Malformed)?;
         self.transmits.push_back(message);
         Ok(question)
     }

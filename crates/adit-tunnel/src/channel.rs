@@ -68,14 +68,6 @@ impl Channel<RpcClient> {
         channel.outbox.push_back(Bytes::from_static(&RPC_SIGNATURE));
         channel
     }
-
-    /// Ends the conversation properly and the stream with it.
-    pub(crate) async fn shutdown(&mut self) -> Result<(), StreamError> {
-        self.end.shutdown();
-        self.flush().await?;
-        self.send.finish();
-        Ok(())
-    }
 }
 
 impl Channel<RpcServer> {
@@ -83,16 +75,16 @@ impl Channel<RpcServer> {
     pub(crate) fn serving(service: Service, send: SendHalf, recv: RecvHalf) -> Self {
         Self::new(RpcServer::new(service), send, recv)
     }
-
-    /// Ends our half of the stream.
-    pub(crate) fn finish(&mut self) {
-        self.send.finish();
-    }
 }
 
 impl<E: End> Channel<E> {
     fn new(end: E, send: SendHalf, recv: RecvHalf) -> Self {
         Self { end, send, recv, inbox: VecDeque::new(), outbox: VecDeque::new(), broken: None }
+    }
+
+    /// Ends our half of the stream.
+    pub(crate) fn finish(&mut self) {
+        self.send.finish();
     }
 
     /// Sends what is to be sent. May be dropped and called again.

@@ -20,7 +20,9 @@ use std::{
 };
 
 use adit_config::{EdgeIpVersion, Protocol as ProtocolChoice, TunnelCredentials};
-use adit_tunnel_proto::{Command, EdgeEndpoint, Failure, Next, Outcome, Protocol, Supervisor, SupervisorOptions};
+use adit_tunnel_proto::{
+    Command, EdgeEndpoint, Failure, Next, Outcome, Protocol, Supervisor, SupervisorOptions,
+};
 use bytes::Bytes;
 use rand::{SeedableRng, rngs::StdRng};
 use thiserror::Error;
@@ -51,6 +53,8 @@ pub struct ConnectorOptions {
     pub bind_address: Option<IpAddr>,
     /// PEM file that replaces every trusted root; absent = the system's and the built-in ones.
     pub ca: Option<PathBuf>,
+    /// PEM text in place of that file: the authority that an edge in the same process has made.
+    pub ca_pem: Option<String>,
     /// Wanted connections; never more than the edge has addresses (C10).
     pub connections: u8,
     /// Transport, or which may be tried.

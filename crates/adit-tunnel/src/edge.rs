@@ -1,22 +1,34 @@
 //! The edge: accepts connectors' connections and opens request streams on them.
+//!
+//! A visitor's request: `open.rs` (pick a connection, open a stream, write the head, read the answer).
+//! A connector's connection: `session.rs` (register, serve its calls, drain, close).
+
+mod book;
+mod error;
+mod open;
+mod session;
+mod status;
 
 use std::{
+    fmt,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use adit_config::{HostPattern, TunnelId};
-use adit_tunnel_proto::{Grant, RequestHead, ResponseHead};
+use adit_tunnel_proto::{Grant, RequestHead};
+use quinn::{Endpoint, Incoming, VarInt};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use thiserror::Error;
-use tokio::sync::watch;
-use uuid::Uuid;
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use crate::{
-    request::ConnectionLabel,
-    streams::{Loss, RecvHalf, SendHalf},
+use self::book::Book;
+pub use self::{
+    error::{EdgeError, OpenError, ResponseError},
+    open::{Opened, PendingResponse},
+    status::{EdgeConnectionStatus, TunnelStatus},
 };
+use crate::{metrics::EdgeMetrics, tls, transport};
 
 /// Where the edge listens and what it says of itself.
 #[derive(Debug)]
@@ -48,139 +60,56 @@ pub struct EdgeCertificate {
     pub key: PrivateKeyDer<'static>,
 }
 
-/// Why an edge cannot start.
-#[derive(Debug, Error)]
-pub enum EdgeError {
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The certificate or its key is of no use.
-    #[error("certificate for connectors is unusable")]
-    Certificate(#[source] rustls::Error),
-    /// A metric's name is taken.
-    #[error("cannot register metrics")]
-    Metrics(#[from] prometheus::Error),
-}
-
-/// Why no request stream could be opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum OpenError {
-    /// No such tunnel is declared.
-    #[error("tunnel is not declared")]
-    UnknownTunnel,
-    /// No connector is connected.
-    #[error("tunnel has no connection")]
-    NoConnection,
-    /// Every connection is draining.
-    #[error("every connection of the tunnel is draining")]
-    Draining,
-    /// Every connection is full.
-    #[error("tunnel carries as many requests as it may")]
-    StreamLimit,
-    /// The connection was lost while the stream was opened; nothing was delivered.
-    #[error("tunnel connection was lost ({})", .0.reason())]
-    ConnectionLost(Loss),
-    /// The head cannot be put on the wire.
-    #[error("request head is too large for the tunnel")]
-    HeadTooLarge,
-    /// The host belongs to the connector's management service, which the edge does not offer (E22).
-    #[error("host is reserved for management")]
-    ManagementHost,
-}
-
-impl OpenError {
-    /// The name under which logs and metrics count this error.
-    pub fn reason(self) -> &'static str {
-        match self {
-            Self::UnknownTunnel => "unknown_tunnel",
-            Self::NoConnection => "no_connection",
-            Self::Draining => "draining",
-            Self::StreamLimit => "stream_limit",
-            Self::ConnectionLost(loss) => loss.reason(),
-            Self::HeadTooLarge => "head_too_large",
-            Self::ManagementHost => "management_host",
-        }
-    }
-}
-
-/// Why no response head came back on an opened stream.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ResponseError {
-    /// The connector could not get an answer from the origin.
-    #[error("connector got no answer: {0}")]
-    Origin(String),
-    /// The connector refused because of its flow limit.
-    #[error("connector refused because of its flow limit: {0}")]
-    RateLimited(String),
-    /// The connector reset the stream or ended it before a whole head.
-    #[error("connector broke the stream off")]
-    Reset,
-    /// The answer is not a response head.
-    #[error("connector answered with a bad head ({0})")]
-    Malformed(&'static str),
-    /// The connection was lost.
-    #[error("tunnel connection was lost ({})", .0.reason())]
-    ConnectionLost(Loss),
-}
-
-impl ResponseError {
-    /// The name under which logs and metrics count this error.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Origin(_) => "origin_failed",
-            Self::RateLimited(_) => "rate_limited",
-            Self::Reset => "stream_reset",
-            Self::Malformed(_) => "malformed_head",
-            Self::ConnectionLost(loss) => loss.reason(),
-        }
-    }
-}
-
-/// An opened request stream.
-#[derive(Debug)]
-pub struct Opened {
-    /// For the request's body.
-    pub send: SendHalf,
-    /// For the response.
-    pub response: PendingResponse,
-    /// The connection that carries it.
-    pub connection: ConnectionLabel,
-}
-
-/// A response that has not come yet. Dropping it gives the request up.
-#[derive(Debug)]
-pub struct PendingResponse {}
-
-impl PendingResponse {
-    /// Waits for the response head; sets no time limit of its own.
-    ///
-    /// # Errors
-    /// When the connector fails, breaks off or is lost.
-    pub async fn recv(self) -> Result<(ResponseHead, RecvHalf), ResponseError> {
-        Err(ResponseError::Reset)
-    }
-}
-
 /// A bound edge, ready to run.
-pub struct Edge {}
+pub struct Edge {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+}
+
+/// What all connections of one edge have in common.
+struct Shared {
+    options: Limits,
+    location: Arc<str>,
+    book: Book,
+    metrics: EdgeMetrics,
+}
+
+/// The numbers among [`EdgeOptions`].
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    registration_timeout: Duration,
+    grace_period: Duration,
+    connections_max: usize,
+    streams_per_connection_max: usize,
+}
 
 impl Edge {
-    /// Binds the listener; its metrics go into `registry`.
+    /// Binds the listener; its metrics go into `registry`. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When the address or the certificate is of no use.
+    /// When the address or the certificate is of no use, or a metric's name is taken.
     pub fn bind(
         options: EdgeOptions,
         grants: Vec<Grant>,
         registry: &prometheus::Registry,
     ) -> Result<Self, EdgeError> {
-        let _ = (options, grants, registry);
-        Ok(Self {})
+        let metrics = EdgeMetrics::register(registry)?;
+        metrics.connections_max.set(i64::from(options.connections_max));
+        let config = server_config(options.certificate)?;
+        let listen = |source| EdgeError::Listen { address: options.listen, source };
+        let endpoint = transport::listening_endpoint(options.listen, config).map_err(listen)?;
+        let shared = Shared {
+            options: Limits {
+                registration_timeout: options.registration_timeout,
+                grace_period: options.grace_period,
+                connections_max: options.connections_max as usize,
+                streams_per_connection_max: options.streams_per_connection_max as usize,
+            },
+            location: options.location.into(),
+            book: Book::new(grants, usize::from(options.hostnames_per_tunnel_max)),
+            metrics,
+        };
+        Ok(Self { endpoint, shared: Arc::new(shared) })
     }
 
     /// The address it listens on.
@@ -188,24 +117,77 @@ impl Edge {
     /// # Errors
     /// When the socket has none.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        Err(std::io::ErrorKind::NotConnected.into())
+        self.endpoint.local_addr()
     }
 
     /// A handle that outlives [`Edge::run`].
     pub fn handle(&self) -> EdgeHandle {
-        EdgeHandle {}
+        EdgeHandle { endpoint: self.endpoint.clone(), shared: Arc::clone(&self.shared) }
     }
 
     /// Serves connectors until `shutdown` turns true; then takes no new connection, waits for what
     /// is in flight at most the grace period, and closes every connection.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) {
-        let _ = shutdown.wait_for(|stop| *stop).await;
+        // Bounded by `connections_max`.
+        let mut sessions = JoinSet::new();
+        loop {
+            tokio::select! {
+                incoming = self.endpoint.accept() => match incoming {
+                    Some(incoming) => self.admit(incoming, &mut sessions),
+                    None => break,
+                },
+                Some(done) = sessions.join_next() => {
+                    if let Err(error) = done {
+                        tracing::error!(%error, "connection task failed");
+                    }
+                }
+                // A sender that is gone can no longer ask for anything but the end.
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            }
+        }
+        self.endpoint.set_server_config(None);
+        let drained = timeout(self.shared.options.grace_period, self.shared.book.wait_idle()).await;
+        if drained.is_err() {
+            let in_flight = self.shared.book.in_flight();
+            tracing::warn!(in_flight, reason = "grace_period", "edge closes with requests in flight");
+        }
+        self.endpoint.close(CLOSE_CODE, b"");
+        drop(timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await);
+        sessions.shutdown().await;
+    }
+
+    /// Lets a handshake begin, within the limits.
+    fn admit(&self, incoming: Incoming, sessions: &mut JoinSet<()>) {
+        let strangers = sessions.len().saturating_sub(self.shared.book.registered());
+        let refused = |reason| {
+            self.shared.metrics.refusals.with_label_values(&[reason]).inc();
+            tracing::debug!(remote = %incoming.remote_address(), reason, "connection is refused");
+        };
+        if sessions.len() >= self.shared.options.connections_max {
+            refused("connections_max");
+            return incoming.refuse();
+        }
+        if strangers >= STRANGERS_UNVALIDATED_MAX && incoming.may_retry() {
+            refused("address_unvalidated");
+            // It may retry, so this does not fail.
+            return drop(incoming.retry());
+        }
+        sessions.spawn(session::run(Arc::clone(&self.shared), incoming));
+    }
+}
+
+impl fmt::Debug for Edge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Edge").field("local_addr", &self.endpoint.local_addr().ok()).finish_non_exhaustive()
     }
 }
 
 /// Opens streams through a running edge, and looks into it.
-#[derive(Clone, Debug)]
-pub struct EdgeHandle {}
+#[derive(Clone)]
+pub struct EdgeHandle {
+    endpoint: Endpoint,
+    shared: Arc<Shared>,
+}
 
 impl EdgeHandle {
     /// Opens a request stream on the least loaded connection of `tunnel` and sends `head`.
@@ -213,18 +195,24 @@ impl EdgeHandle {
     /// # Errors
     /// When the tunnel has no connection that takes it; nothing was delivered then.
     pub async fn open(&self, tunnel: TunnelId, head: &RequestHead) -> Result<Opened, OpenError> {
-        let _ = (tunnel, head);
-        Err(OpenError::NoConnection)
+        let opened = open::open(&self.shared, tunnel, head).await;
+        if let Err(error) = &opened {
+            self.shared.metrics.stream_failures.with_label_values(&[error.reason()]).inc();
+        }
+        opened
     }
 
     /// Hosts learnt from connectors' rules, within what each tunnel may serve; changes are announced.
     pub fn learnt_hostnames(&self) -> watch::Receiver<Arc<Vec<(TunnelId, Vec<HostPattern>)>>> {
-        watch::channel(Arc::default()).1
+        self.shared.book.learnt()
     }
 
-    /// Replaces the declared tunnels: connections of a removed tunnel, or one whose secret changed, are closed.
+    /// Replaces the declared tunnels: connections of a removed tunnel, or one whose secret changed,
+    /// are closed.
     pub fn set_grants(&self, grants: Vec<Grant>) {
-        drop(grants);
+        let closed = self.shared.book.replace_grants(grants);
+        self.shared.book.publish(&self.shared.metrics);
+        tracing::info!(closed, "tunnels are replaced");
     }
 
     /// Replaces the certificate for connections to come.
@@ -232,50 +220,32 @@ impl EdgeHandle {
     /// # Errors
     /// When it is of no use; the old one stays.
     pub fn set_certificate(&self, certificate: EdgeCertificate) -> Result<(), EdgeError> {
-        drop(certificate);
+        self.endpoint.set_server_config(Some(server_config(certificate)?));
         Ok(())
     }
 
     /// Every declared tunnel and its connections.
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
-        Vec::new()
+        self.shared.book.status()
     }
 }
 
-/// A declared tunnel, as it stands.
-#[derive(Clone, Debug)]
-pub struct TunnelStatus {
-    /// The tunnel.
-    pub id: TunnelId,
-    /// Its name.
-    pub name: String,
-    /// Its connections.
-    pub connections: Vec<EdgeConnectionStatus>,
+impl fmt::Debug for EdgeHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeHandle").finish_non_exhaustive()
+    }
 }
 
-/// A registered connection at the edge, as it stands.
-#[derive(Clone, Debug)]
-pub struct EdgeConnectionStatus {
-    /// The edge's id of the connection.
-    pub id: Uuid,
-    /// The connector's index of it.
-    pub index: u8,
-    /// The connector.
-    pub connector_id: Uuid,
-    /// The connector's release.
-    pub version: String,
-    /// The connector's operating system and architecture.
-    pub arch: String,
-    /// Its feature strings.
-    pub features: Vec<String>,
-    /// Where it dialled from.
-    pub remote: SocketAddr,
-    /// Requests in flight.
-    pub in_flight: usize,
-    /// Whether it takes no new requests.
-    pub draining: bool,
-    /// When it registered.
-    pub since: Instant,
-    /// Round-trip time.
-    pub rtt: Duration,
+fn server_config(certificate: EdgeCertificate) -> Result<quinn::ServerConfig, EdgeError> {
+    let tls = tls::server_config(certificate.chain, certificate.key).map_err(EdgeError::Certificate)?;
+    // The suites offered include the one that QUIC's first packets need.
+    transport::server(tls).map_err(|error| EdgeError::Certificate(rustls::Error::General(error.to_string())))
 }
+
+/// Application code of every close.
+const CLOSE_CODE: VarInt = VarInt::from_u32(0);
+/// Longest wait for the closes to be sent.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Connections that have not registered from which on a stranger must prove its address (RFC 9000
+/// §8.1.2); a restart of a few connectors stays below.
+const STRANGERS_UNVALIDATED_MAX: usize = 256;

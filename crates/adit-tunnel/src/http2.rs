@@ -5,7 +5,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use adit_tunnel_proto::{ResponseHead, http2::{failure_headers, response_parts}};
+use adit_tunnel_proto::{
+    ResponseHead,
+    http2::{failure_headers, response_parts},
+};
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, Response, StatusCode};

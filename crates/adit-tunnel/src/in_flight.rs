@@ -1,4 +1,7 @@
 //! Counts the requests in flight on one connection, without a lock on the request path.
+//!
+//! Sequentially consistent, because a request enters and then looks whether the connection is
+//! draining, while a drain begins and then looks whether anything is in flight: one must see the other.
 
 use std::sync::{
     Arc,
@@ -17,12 +20,12 @@ pub(crate) struct Load {
 impl Load {
     /// Requests in flight now.
     pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.count.load(Ordering::SeqCst)
     }
 
     /// Counts one more request until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::SeqCst);
         InFlight(Arc::clone(self))
     }
 
@@ -44,7 +47,7 @@ pub(crate) struct InFlight(Arc<Load>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::Release) == 1 {
+        if self.0.count.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.idle.notify_waiters();
         }
     }

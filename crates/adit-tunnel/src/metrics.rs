@@ -106,8 +106,10 @@ impl ConnectorMetrics {
                 "Registrations that got no answer.",
                 &["error", "rpcName"],
             )?,
-            local_config_pushes: add
-                .counter("cloudflared_config_local_config_pushes", "Local configurations told to the edge.")?,
+            local_config_pushes: add.counter(
+                "cloudflared_config_local_config_pushes",
+                "Local configurations told to the edge.",
+            )?,
             local_config_push_errors: add.counter(
                 "cloudflared_config_local_config_pushes_errors",
                 "Local configurations that the edge did not take.",
@@ -232,7 +234,8 @@ impl EdgeMetrics {
         let reason = &["reason"];
         Ok(Self {
             connections: add.gauge("adit_edge_connections", "Connectors' connections, registered or not.")?,
-            registered: add.gauge("adit_edge_connections_registered", "Connectors' registered connections.")?,
+            registered: add
+                .gauge("adit_edge_connections_registered", "Connectors' registered connections.")?,
             connections_max: add
                 .gauge("adit_edge_connections_max", "Most connections at once, registered or not.")?,
             registrations: add.counter("adit_edge_registrations_total", "Registrations admitted.")?,

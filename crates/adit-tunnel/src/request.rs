@@ -8,7 +8,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use adit_tunnel_proto::{ConnectResponse, ConnectionType, Protocol, RequestHead, ResponseHead, encode_response};
+use adit_tunnel_proto::{
+    ConnectResponse, ConnectionType, Protocol, RequestHead, ResponseHead, encode_response,
+};
 use bytes::Bytes;
 
 use crate::{
@@ -51,7 +53,8 @@ pub struct Reply {
 }
 
 /// Resolves when the edge no longer wants the answer.
-type Stopped = Pin<Box<dyn Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send + Sync>>;
+type Stopped =
+    Pin<Box<dyn Future<Output = Result<Option<quinn::VarInt>, quinn::StoppedError>> + Send + Sync>>;
 
 enum ReplyInner {
     Quic(quinn::SendStream),

@@ -5,6 +5,7 @@ use std::{
     fmt,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -101,9 +102,6 @@ pub struct RecvHalf {
 enum RecvInner {
     Quic(quinn::RecvStream),
     Http2(http2::RecvBody),
-    /// Everything was in `early`; the tests' half.
-    #[cfg(test)]
-    Done,
 }
 
 impl RecvHalf {
@@ -134,8 +132,6 @@ impl RecvHalf {
         match &mut self.inner {
             RecvInner::Quic(stream) => poll_quic_chunks(stream, cx, out),
             RecvInner::Http2(body) => body.poll_chunks(cx, out),
-            #[cfg(test)]
-            RecvInner::Done => Poll::Ready(Ok(false)),
         }
     }
 
@@ -146,8 +142,6 @@ impl RecvHalf {
             // An already finished stream has nothing to stop.
             RecvInner::Quic(stream) => drop(stream.stop(VarInt::from_u32(0))),
             RecvInner::Http2(body) => body.stop(),
-            #[cfg(test)]
-            RecvInner::Done => {}
         }
     }
 }
@@ -183,12 +177,16 @@ pub struct SendHalf {
 }
 
 enum SendInner {
-    Quic { stream: quinn::SendStream, stopped: Option<StoppedFuture> },
+    Quic {
+        stream: quinn::SendStream,
+        stopped: Option<StoppedFuture>,
+    },
     Http2(http2::SendBody),
+    /// Reset, or being so.
+    Gone,
 }
 
-type StoppedFuture =
-    Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>> + Send + Sync>>;
+type StoppedFuture = Pin<Box<dyn Future<Output = Result<Option<VarInt>, quinn::StoppedError>> + Send + Sync>>;
 
 impl SendHalf {
     pub(crate) fn quic(stream: quinn::SendStream) -> Self {
@@ -214,6 +212,7 @@ impl SendHalf {
         match &mut self.inner {
             SendInner::Quic { stream, .. } => poll_quic_write(stream, cx, chunks),
             SendInner::Http2(body) => body.poll_write(cx, chunks),
+            SendInner::Gone => Poll::Ready(Err(StreamError::Closed)),
         }
     }
 
@@ -235,17 +234,19 @@ impl SendHalf {
             // Fails only for a stream that the peer stopped or that is closed: nothing left to end.
             SendInner::Quic { stream, .. } => drop(stream.finish()),
             SendInner::Http2(body) => body.finish(trailers),
+            SendInner::Gone => {}
         }
     }
 
-    /// Ends the body as truncated (RESET_STREAM 0).
+    /// Ends the body as truncated (RESET_STREAM 0), after what was written just before.
     pub fn reset(&mut self) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        match &mut self.inner {
-            SendInner::Quic { stream, .. } => drop(stream.reset(VarInt::from_u32(0))),
-            SendInner::Http2(body) => body.reset(),
+        match std::mem::replace(&mut self.inner, SendInner::Gone) {
+            SendInner::Quic { stream, .. } => reset_quic(stream),
+            SendInner::Http2(mut body) => body.reset(),
+            SendInner::Gone => {}
         }
     }
 
@@ -267,6 +268,7 @@ impl SendHalf {
                 })
             }
             SendInner::Http2(body) => body.poll_stopped(cx),
+            SendInner::Gone => Poll::Ready(Err(StreamError::Closed)),
         }
     }
 }
@@ -306,6 +308,22 @@ fn poll_quic_write(
     }
 }
 
+/// A reset discards what is still buffered; a moment lets the head and the last bytes leave first, as
+/// the reference does (C20), so that a truncated response is seen as one and not as none.
+fn reset_quic(mut stream: quinn::SendStream) {
+    let mut reset = move || {
+        // Fails only for a stream that has ended otherwise.
+        let _ = stream.reset(VarInt::from_u32(0));
+    };
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn(async move {
+            tokio::time::sleep(RESET_DELAY).await;
+            reset();
+        })),
+        Err(_) => reset(),
+    }
+}
+
 pub(crate) fn read_error(error: &quinn::ReadError) -> StreamError {
     match error {
         quinn::ReadError::Reset(_) => StreamError::Reset,
@@ -321,6 +339,9 @@ pub(crate) fn write_error(error: &quinn::WriteError) -> StreamError {
         _ => StreamError::Closed,
     }
 }
+
+/// Between the last bytes and a reset: a few turns of the connection's task.
+const RESET_DELAY: Duration = Duration::from_millis(20);
 
 /// Most chunks that one poll gives out; a chunk is at most a UDP datagram's worth, so a poll holds
 /// the connection's lock for some 48 KiB at a time.

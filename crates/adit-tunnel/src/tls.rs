@@ -1,6 +1,10 @@
 //! TLS towards and of the edge (tunnel-protocol.md §2.1; C1–C3).
 
-use std::{io, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
@@ -123,7 +127,8 @@ impl EdgeVerifier {
     fn new(roots: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(roots.iter().cloned());
-        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).build()?;
+        let usual =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider)).build()?;
         Ok(Self { usual, roots })
     }
 }
@@ -137,7 +142,8 @@ impl ServerCertVerifier for EdgeVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let verdict =
+            self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verdict {
             Err(rustls::Error::InvalidCertificate(reason))
                 if is_about_issuer(&reason) && self.roots.iter().any(|root| root == end_entity) =>
@@ -185,7 +191,8 @@ pub(crate) const QUIC_SERVER_NAME: &str = "quic.cftunnel.com";
 pub(crate) const HTTP2_SERVER_NAME: &str = "h2.cftunnel.com";
 
 const QUIC_VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
-const TCP_VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
+const TCP_VERSIONS: &[&rustls::SupportedProtocolVersion] =
+    &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 /// The three roots of Cloudflare's own (§2.1), valid to 2029: public certificates, byte for byte.
 const CLOUDFLARE_ROOTS: &[u8] = include_bytes!("../roots/cloudflare.pem");

@@ -23,14 +23,16 @@ pub struct Admin {
     pub registry: Registry,
     /// The connector, if there is one.
     pub connector: ArcSwapOption<ConnectorView>,
-    /// The edge, if there is one.
-    pub edge: Option<EdgeHandle>,
+    /// The edge and where it listens, if there is one.
+    pub edge: Option<(EdgeHandle, std::net::SocketAddr)>,
     /// The effective configuration with secrets masked.
     pub config: ArcSwap<Value>,
     /// What went wrong at the last reload, and when.
     pub reload_problem: ArcSwapOption<(Instant, String)>,
     /// Entry points: name, address, whether TLS.
     pub listeners: ArcSwap<Vec<(String, std::net::SocketAddr, bool)>>,
+    /// Where this endpoint listens.
+    pub address: std::net::SocketAddr,
     /// When the process started.
     pub started: Instant,
 }
@@ -58,7 +60,9 @@ impl Service for Admin {
             return Response::status(StatusCode::METHOD_NOT_ALLOWED);
         }
         match request.uri.path() {
-            "/" => Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&self.status())),
+            "/" => {
+                Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&self.status()))
+            }
             "/api/status" => json_response(StatusCode::OK, &self.status()),
             "/ready" => self.ready(),
             "/healthcheck" => Response::text(StatusCode::OK, TEXT, "OK\n"),
@@ -158,9 +162,12 @@ impl Admin {
             "version": env!("CARGO_PKG_VERSION"),
             "phase": self.phase.load().name(),
             "uptime_seconds": self.started.elapsed().as_secs(),
+            "admin": self.address.to_string(),
             "entry_points": listeners,
             "tunnel": self.connector.load().as_ref().map(|c| connector_status(c)),
-            "edge": self.edge.as_ref().map(edge_status),
+            "edge": self.edge.as_ref().map(|(edge, address)| {
+                json!({ "address": address.to_string(), "tunnels": edge_status(edge) })
+            }),
             "reload_problem": problem.as_ref().map(|p| p.1.clone()),
         })
     }

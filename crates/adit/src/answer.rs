@@ -42,7 +42,10 @@ impl RequestMetrics {
                 &["class"],
             )?,
             failed: IntCounterVec::new(
-                Opts::new("adit_requests_failed_total", "Requests answered by adit itself because a hop failed"),
+                Opts::new(
+                    "adit_requests_failed_total",
+                    "Requests answered by adit itself because a hop failed",
+                ),
                 &["reason"],
             )?,
             duration: Histogram::with_opts(
@@ -70,7 +73,12 @@ impl RequestMetrics {
 
 impl Exchange {
     /// Starts the clock.
-    pub fn begin(request: &Request, request_id: &str, metrics: &RequestMetrics, log: Option<&AccessLog>) -> Self {
+    pub fn begin(
+        request: &Request,
+        request_id: &str,
+        metrics: &RequestMetrics,
+        log: Option<&AccessLog>,
+    ) -> Self {
         metrics.in_flight.inc();
         let entry = log.map(|_| Entry {
             started: SystemTime::now(),

@@ -53,20 +53,22 @@ pub enum IdentityError {
 ///
 /// # Errors
 /// [`IdentityError`].
-pub fn edge_identity(config: &Config, given: Option<&CertificateFiles>) -> Result<EdgeIdentity, IdentityError> {
+pub fn edge_identity(
+    config: &Config,
+    given: Option<&CertificateFiles>,
+) -> Result<EdgeIdentity, IdentityError> {
     match given {
-        Some(files) => {
-            Ok(EdgeIdentity { certificate: read(files)?, ca_pem: None, ca_path: None })
-        }
+        Some(files) => Ok(EdgeIdentity { certificate: read(files)?, ca_pem: None, ca_path: None }),
         None => make(config.state_dir.as_deref()),
     }
 }
 
 fn read(files: &CertificateFiles) -> Result<EdgeCertificate, IdentityError> {
-    let content = |path: &Path, expected, why: String| IdentityError::Content { path: path.to_owned(), expected, why };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|e: rustls::pki_types::pem::Error| content(&files.cert, "a certificate chain in PEM", e.to_string()))?;
+    let content =
+        |path: &Path, expected, why: String| IdentityError::Content { path: path.to_owned(), expected, why };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&files.cert).and_then(Iterator::collect).map_err(
+        |e: rustls::pki_types::pem::Error| content(&files.cert, "a certificate chain in PEM", e.to_string()),
+    )?;
     if chain.is_empty() {
         return Err(content(&files.cert, "a certificate chain in PEM", "no certificate inside".to_owned()));
     }

@@ -31,9 +31,15 @@ pub fn command() -> Command {
                 ),
         )
         .subcommand(
-            Command::new("status").about("What runs, what is connected, what is wrong and why").arg(admin()).arg(
-                Arg::new("json").long("json").action(ArgAction::SetTrue).help("As the admin endpoint tells it"),
-            ),
+            Command::new("status")
+                .about("What runs, what is connected, what is wrong and why")
+                .arg(admin())
+                .arg(
+                    Arg::new("json")
+                        .long("json")
+                        .action(ArgAction::SetTrue)
+                        .help("As the admin endpoint tells it"),
+                ),
         )
         .subcommand(edge())
         .subcommand(crate::cloudflared::command())
@@ -48,7 +54,12 @@ fn edge() -> Command {
     Command::new("edge").about("Your own edge").subcommand_required(true).subcommand(
         Command::new("token")
             .about("Mint the credential of a tunnel, as a token or a credentials file of cloudflared's form")
-            .arg(Arg::new("name").required(true).value_name("NAME").help("Tunnel in edge.tunnels, or a new one"))
+            .arg(
+                Arg::new("name")
+                    .required(true)
+                    .value_name("NAME")
+                    .help("Tunnel in edge.tunnels, or a new one"),
+            )
             .arg(config())
             .arg(
                 Arg::new("credentials-file")

@@ -28,8 +28,14 @@ impl ProxyMetrics {
     /// If the registry has them already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
-            total: IntCounter::new("cloudflared_tunnel_total_requests", "Requests that came through the tunnel")?,
-            errors: IntCounter::new("cloudflared_tunnel_request_errors", "Requests that failed at the connector")?,
+            total: IntCounter::new(
+                "cloudflared_tunnel_total_requests",
+                "Requests that came through the tunnel",
+            )?,
+            errors: IntCounter::new(
+                "cloudflared_tunnel_request_errors",
+                "Requests that failed at the connector",
+            )?,
             concurrent: IntGauge::new(
                 "cloudflared_tunnel_concurrent_requests_per_tunnel",
                 "Requests being answered through the tunnel",
@@ -39,8 +45,11 @@ impl ProxyMetrics {
                 &["status_code"],
             )?,
             connect_latency: Histogram::with_opts(
-                HistogramOpts::new("cloudflared_proxy_connect_latency", "Milliseconds until an origin's answer began")
-                    .buckets(vec![1.0, 10.0, 25.0, 50.0, 100.0, 500.0, 1000.0, 5000.0]),
+                HistogramOpts::new(
+                    "cloudflared_proxy_connect_latency",
+                    "Milliseconds until an origin's answer began",
+                )
+                .buckets(vec![1.0, 10.0, 25.0, 50.0, 100.0, 500.0, 1000.0, 5000.0]),
             )?,
         };
         registry.register(Box::new(metrics.total.clone()))?;

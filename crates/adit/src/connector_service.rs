@@ -76,7 +76,11 @@ impl RequestHandler for ConnectorService {
 }
 
 impl ConnectorService {
-    fn request(&self, head: RequestHead, recv: adit_tunnel::RecvHalf) -> Result<(Request, bool), &'static str> {
+    fn request(
+        &self,
+        head: RequestHead,
+        recv: adit_tunnel::RecvHalf,
+    ) -> Result<(Request, bool), &'static str> {
         let RequestHead { kind, dest, method, host, mut headers, .. } = head;
         let uri: Uri = dest.parse().map_err(|_| "head_target")?;
         let host = if host.is_empty() { uri.authority().map_or("", |a| a.as_str()).to_owned() } else { host };
@@ -149,11 +153,14 @@ impl ConnectorService {
     }
 
     async fn send(&self, response: Response, reply: Reply, is_head: bool) {
-        let Response { status, mut headers, body } = response;
+        let Response { status, mut headers, mut body } = response;
         self.metrics.answered(status);
         let raw = status == StatusCode::SWITCHING_PROTOCOLS;
-        if !raw && !is_head {
+        if !raw {
             announce_length(&mut headers, body.length(), false);
+        }
+        if is_head {
+            body = Body::empty();
         }
         if !raw && body.is_empty() && !is_head && may_have_content(status) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use adit_config::{EntryPoint, TunnelId};
-use adit_proxy::body::Length;
+use adit_proxy::body::{Body, Length};
+use adit_proxy::h1::encode;
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::rescue::{Failure, Hop};
@@ -79,7 +80,8 @@ impl Service for EdgeService {
                 let mut asked = HeaderMap::new();
                 asked.extend(accept.map(|accept| (header::ACCEPT, accept)));
                 let Failed { status, hop, reason, sentence } = failed;
-                Failure { status, hop, reason, sentence, request_id: request_id.clone() }.into_response(&asked)
+                Failure { status, hop, reason, sentence, request_id: request_id.clone() }
+                    .into_response(&asked)
             }
         };
         let mut response = exchange.finish_with(response);
@@ -93,7 +95,7 @@ impl Service for EdgeService {
 impl EdgeService {
     async fn forward(
         &self,
-        request: Request,
+        mut request: Request,
         request_id: &str,
         exchange: &mut Exchange,
     ) -> Result<Response, Failed> {
@@ -112,20 +114,19 @@ impl EdgeService {
             }
         };
         exchange.answered_by(&route.name);
-        let (head, raw) = self.tunnel_head(&request, request_id)?;
+        let (head, raw) = self.tunnel_head(&mut request, request_id);
         let opened = self.edge.open(route.id, &head).await.map_err(open_failed)?;
         let is_head = request.method == Method::HEAD;
         let Opened { send, response, connection } = opened;
         let mut upload = Some(TunnelUpload::new(request.body, send, raw));
         let mut pending = std::pin::pin!(response.recv());
         let received = poll_fn(|cx| {
-            if let Some(running) = &mut upload
-                && let Poll::Ready(done) = running.poll(cx)
+            // Bytes behind an upgrade wait until the other side has agreed to it: see `h1/client.rs`.
+            if !raw
+                && let Some(running) = &mut upload
+                && running.poll(cx).is_ready()
             {
-                // A held-back FIN keeps the sending half alive until the answer is through.
-                if done.is_err() || !raw {
-                    upload = None;
-                }
+                upload = None;
             }
             pending.as_mut().poll(cx)
         })
@@ -141,13 +142,17 @@ impl EdgeService {
     }
 
     /// The head as it crosses the tunnel, and whether the bytes behind it are raw.
-    fn tunnel_head(&self, request: &Request, request_id: &str) -> Result<(RequestHead, bool), Failed> {
+    fn tunnel_head(&self, request: &mut Request, request_id: &str) -> (RequestHead, bool) {
+        let raw = request.upgrade.as_deref() == Some("websocket");
+        if request.upgrade.is_some() && !raw {
+            // RFC 9110 §7.8: an offer to upgrade may be ignored, and the wire carries WebSocket only.
+            request.body = Body::empty();
+        }
         let (client, mut head_fields) = self.about_visitor(request);
         let secure = forwarded_secure(&head_fields).unwrap_or(request.visitor.secure);
         let scheme = if secure { "https" } else { "http" };
-        let target = request.uri.path_and_query().map_or("/", |p| p.as_str());
+        let target = encode::target(&request.uri);
         let dest = format!("{scheme}://{}{target}", request.host);
-        let raw = request.upgrade.as_deref() == Some("websocket");
         headers::remove_hop_by_hop(&mut head_fields);
         head_fields.remove(header::EXPECT);
         set(&mut head_fields, X_FORWARDED_PROTO, scheme);
@@ -169,30 +174,30 @@ impl EdgeService {
         let mut head = RequestHead::new(request.method.clone(), dest, request.host.clone());
         head.kind = if raw { ConnectionType::Websocket } else { ConnectionType::Http };
         head.headers = head_fields;
-        if request.upgrade.is_some() && !raw {
-            return Err(UPGRADE_UNSUPPORTED);
-        }
-        Ok((head, raw))
+        (head, raw)
     }
 
     /// The visitor's true address and the fields without what it may have forged.
-    fn about_visitor(&self, request: &Request) -> (IpAddr, HeaderMap) {
+    fn about_visitor(&self, request: &mut Request) -> (IpAddr, HeaderMap) {
         let remote = request.visitor.remote.ip().to_canonical();
-        let mut fields = request.headers.clone();
+        let mut fields = std::mem::take(&mut request.headers);
         let trust = self.entry_points.load();
         let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
         let trusted = |ip: IpAddr| {
-            entry_point.is_some_and(|e| e.forwarded_insecure || e.forwarded_trusted.iter().any(|net| net.contains(&ip)))
+            entry_point.is_some_and(|e| {
+                e.forwarded_insecure || e.forwarded_trusted.iter().any(|net| net.contains(&ip))
+            })
         };
         if !trusted(remote) {
             headers::remove_forged(&mut fields);
             return (remote, fields);
         }
         let client = forwarded_client(&fields, trusted).unwrap_or(remote);
-        let kept: Vec<(HeaderName, HeaderValue)> = [headers::X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), fields.get(name)?.clone())))
-            .collect();
+        let kept: Vec<(HeaderName, HeaderValue)> =
+            [headers::X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST]
+                .into_iter()
+                .filter_map(|name| Some((name.clone(), fields.get(name)?.clone())))
+                .collect();
         headers::remove_forged(&mut fields);
         fields.extend(kept);
         (client, fields)
@@ -237,18 +242,18 @@ fn into_response(
             set(&mut headers, header::UPGRADE, "websocket");
         }
         let source = TunnelSource::new(recv, Length::Raw, upload);
-        return Ok(Response { status, headers, body: adit_proxy::body::Body::stream(source, Length::Raw) });
+        return Ok(Response { status, headers, body: Body::stream(source, Length::Raw) });
     }
     headers::remove_hop_by_hop(&mut headers);
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless {
         headers.remove(header::TRANSFER_ENCODING);
-        return Ok(Response { status, headers, body: adit_proxy::body::Body::empty() });
+        return Ok(Response { status, headers, body: Body::empty() });
     }
     let length = take_length(&mut headers, true).map_err(|_| BAD_ANSWER)?;
     let body = match length {
-        Length::Known(0) => adit_proxy::body::Body::empty(),
-        length => adit_proxy::body::Body::stream(TunnelSource::new(recv, length, upload), length),
+        Length::Known(0) => Body::empty(),
+        length => Body::stream(TunnelSource::new(recv, length, upload), length),
     };
     Ok(Response { status, headers, body })
 }
@@ -322,12 +327,6 @@ const UNKNOWN_HOST: Failed = Failed {
     hop: Hop::Edge,
     reason: "unknown_host",
     sentence: "No service is known under this name.",
-};
-const UPGRADE_UNSUPPORTED: Failed = Failed {
-    status: StatusCode::NOT_IMPLEMENTED,
-    hop: Hop::Edge,
-    reason: "upgrade_unsupported",
-    sentence: "The tunnel carries WebSocket, no other protocol that a request may switch to.",
 };
 const BAD_ANSWER: Failed = Failed {
     status: StatusCode::BAD_GATEWAY,

@@ -87,7 +87,8 @@ impl Served {
             return Err(error);
         }
         let table = Table::from_ingress(ingress, |index, _| answerers[index].clone());
-        let gates = ingress.rules.iter().map(|rule| rule.origin.access.as_ref().map(AccessGate::new)).collect();
+        let gates =
+            ingress.rules.iter().map(|rule| rule.origin.access.as_ref().map(AccessGate::new)).collect();
         Ok(Self { table, gates, ingress: ingress.clone() })
     }
 

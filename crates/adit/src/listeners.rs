@@ -67,12 +67,7 @@ impl Listeners {
     /// # Errors
     /// If TLS cannot be set up.
     pub fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
-        Ok(Self {
-            running: BTreeMap::new(),
-            leaving: JoinSet::new(),
-            tls: store.server_config()?,
-            metrics,
-        })
+        Ok(Self { running: BTreeMap::new(), leaving: JoinSet::new(), tls: store.server_config()?, metrics })
     }
 
     /// Binds what `config` has and we do not have yet; nothing that runs is touched.
@@ -108,7 +103,8 @@ impl Listeners {
 
     /// Starts what was prepared and lets go of what the configuration no longer has.
     pub fn commit<S: Service>(&mut self, prepared: Prepared, service: &Arc<S>) {
-        let gone: Vec<String> = self.running.keys().filter(|n| !prepared.names.contains(n)).cloned().collect();
+        let gone: Vec<String> =
+            self.running.keys().filter(|n| !prepared.names.contains(n)).cloned().collect();
         for name in gone {
             if let Some(running) = self.running.remove(&name) {
                 tracing::info!(entry_point = %name, address = %running.address, "entry point closed");

@@ -14,20 +14,40 @@ pub fn html(status: &Value) -> String {
             escape(problem)
         );
     }
-    let entry_points = array(&status["entry_points"])
-        .map(|e| vec![text(&e["name"]), text(&e["address"]), if e["tls"] == true { "TLS" } else { "clear" }.to_owned()]);
+    let entry_points = array(&status["entry_points"]).map(|e| {
+        vec![text(&e["name"]), text(&e["address"]), if e["tls"] == true { "TLS" } else { "clear" }.to_owned()]
+    });
     table(&mut body, "Entry points", &["name", "address", "transport"], entry_points);
     if status["tunnel"].is_object() {
         let tunnel = &status["tunnel"];
         if let Some(why) = tunnel["stopped"].as_str() {
-            let _ = write!(body, "<section class=bad><h2>The tunnel has stopped</h2><pre>{}</pre></section>", escape(why));
+            let _ = write!(
+                body,
+                "<section class=bad><h2>The tunnel has stopped</h2><pre>{}</pre></section>",
+                escape(why)
+            );
         }
-        let _ = write!(body, "<p>Tunnel <code>{}</code>, connector <code>{}</code></p>", text(&tunnel["id"]), text(&tunnel["connector_id"]));
-        let rows = array(&tunnel["connections"])
-            .map(|c| ["index", "phase", "protocol", "edge", "location", "since_seconds"].map(|k| text(&c[k])).to_vec());
-        table(&mut body, "Connections to the edge", &["#", "state", "protocol", "edge", "location", "for (s)"], rows);
+        let _ = write!(
+            body,
+            "<p>Tunnel <code>{}</code>, connector <code>{}</code></p>",
+            text(&tunnel["id"]),
+            text(&tunnel["connector_id"])
+        );
+        let rows = array(&tunnel["connections"]).map(|c| {
+            ["index", "phase", "protocol", "edge", "location", "since_seconds"].map(|k| text(&c[k])).to_vec()
+        });
+        table(
+            &mut body,
+            "Connections to the edge",
+            &["#", "state", "protocol", "edge", "location", "for (s)"],
+            rows,
+        );
     }
-    for tunnel in array(&status["edge"]) {
+    if status["edge"].is_object() {
+        let _ =
+            write!(body, "<p>Edge for connectors at <code>{}</code></p>", text(&status["edge"]["address"]));
+    }
+    for tunnel in array(&status["edge"]["tunnels"]) {
         let title = format!("Tunnel {} at this edge", text(&tunnel["name"]));
         let rows = array(&tunnel["connections"]).map(|c| {
             ["index", "connector_id", "version", "remote", "in_flight", "rtt_ms", "draining", "since_seconds"]
@@ -65,11 +85,21 @@ pub fn plain(status: &Value) -> String {
     );
     for entry_point in array(&status["entry_points"]) {
         let scheme = if entry_point["tls"] == true { "https" } else { "http" };
-        let _ = writeln!(out, "  entry point {}: {scheme}://{}", raw(&entry_point["name"]), raw(&entry_point["address"]));
+        let _ = writeln!(
+            out,
+            "  entry point {}: {scheme}://{}",
+            raw(&entry_point["name"]),
+            raw(&entry_point["address"])
+        );
     }
     let tunnel = &status["tunnel"];
     if tunnel.is_object() {
-        let _ = writeln!(out, "  tunnel {}: {} connections ready", raw(&tunnel["id"]), raw(&tunnel["ready_connections"]));
+        let _ = writeln!(
+            out,
+            "  tunnel {}: {} connections ready",
+            raw(&tunnel["id"]),
+            raw(&tunnel["ready_connections"])
+        );
         for c in array(&tunnel["connections"]) {
             let _ = writeln!(
                 out,
@@ -86,9 +116,18 @@ pub fn plain(status: &Value) -> String {
             let _ = writeln!(out, "    STOPPED: {why}");
         }
     }
-    for tunnel in array(&status["edge"]) {
+    for tunnel in array(&status["edge"]["tunnels"]) {
         let count = array(&tunnel["connections"]).count();
-        let _ = writeln!(out, "  edge, tunnel {}: {}", raw(&tunnel["name"]), if count == 0 { "DOWN, no connector is connected".to_owned() } else { format!("{count} connections") });
+        let _ = writeln!(
+            out,
+            "  edge, tunnel {}: {}",
+            raw(&tunnel["name"]),
+            if count == 0 {
+                "DOWN, no connector is connected".to_owned()
+            } else {
+                format!("{count} connections")
+            }
+        );
         for c in array(&tunnel["connections"]) {
             let _ = writeln!(
                 out,

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use adit_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -28,7 +29,13 @@ pub fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
     let ansi = std::io::stderr().is_terminal();
     let result = match format {
         LogFormat::Json => registry
-            .with(tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(false).with_writer(writer))
+            .with(
+                tracing_subscriber::fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_target(false)
+                    .with_writer(writer),
+            )
             .try_init(),
         LogFormat::Text => {
             let fields = debug_fn(|writer, field, value| match field.name() {
@@ -38,7 +45,7 @@ pub fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
             registry
                 .with(
                     tracing_subscriber::fmt::layer()
-                        .fmt_fields(fields_with_spaces(fields))
+                        .fmt_fields(fields.delimited(" "))
                         .event_format(Line)
                         .with_ansi(ansi)
                         .with_writer(writer),
@@ -66,13 +73,6 @@ fn to_filter(level: LogLevel) -> LevelFilter {
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Error => LevelFilter::ERROR,
     }
-}
-
-fn fields_with_spaces<F>(fields: F) -> impl for<'w> FormatFields<'w> + 'static
-where
-    F: for<'w> FormatFields<'w> + 'static,
-{
-    fields
 }
 
 /// `2026-01-02T03:04:05Z INF message key=value`: the form that log shippers of cloudflared already parse

@@ -1,8 +1,10 @@
 //! Where the two shells meet: tunnel streams as bodies, bodies into tunnel streams.
 
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
+use adit_proxy::idle::Idle;
 use adit_tunnel::{RecvHalf, SendHalf, StreamError};
 use http::HeaderMap;
 use http::header::{self, HeaderValue};
@@ -14,6 +16,8 @@ pub struct TunnelSource {
     /// Bytes still announced; the stream's end frames the rest.
     left: Option<u64>,
     upload: Option<TunnelUpload>,
+    /// Counts once the visitor has ended its direction of a raw stream and ours is silent.
+    lingering: Option<Idle>,
 }
 
 /// Content on its way into a tunnel.
@@ -23,8 +27,8 @@ pub struct TunnelUpload {
     send: SendHalf,
     batch: Batch,
     body_done: bool,
-    /// Raw streams of an upgraded connection: the other side may treat our FIN as the end of both directions
-    /// (conformance statement E12), so it is held back until the exchange is over.
+    /// Raw streams of an upgraded connection: a stock connector takes our FIN as the end of both directions
+    /// (conformance statement E12), so it is held back for as long as the other direction still has something to say.
     hold_fin: bool,
 }
 
@@ -35,7 +39,7 @@ impl TunnelSource {
             Length::Known(bytes) => Some(bytes),
             Length::Unknown | Length::Raw => None,
         };
-        Self { recv, left, upload }
+        Self { recv, left, upload, lingering: None }
     }
 }
 
@@ -43,7 +47,22 @@ impl BodySource for TunnelSource {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
         self.poll_background(cx);
         let before = out.len();
-        let more = ready!(self.recv.poll_chunks(cx, out)).map_err(|_| BodyError::Truncated)?;
+        let more = match self.recv.poll_chunks(cx, out) {
+            Poll::Ready(more) => more.map_err(|_| BodyError::Truncated)?,
+            Poll::Pending => {
+                // The visitor has gone and nothing comes any more: what is left is to say so.
+                let lingering = self.lingering.as_mut();
+                ready!(lingering.map_or(Poll::Pending, |idle| idle.poll(cx)));
+                self.end_upload();
+                return Poll::Ready(Ok(false));
+            }
+        };
+        if let Some(lingering) = &mut self.lingering {
+            lingering.touch();
+        }
+        if !more {
+            self.end_upload();
+        }
         let Some(left) = &mut self.left else { return Poll::Ready(Ok(more)) };
         let arrived: u64 = out.iter().skip(before).map(|chunk| chunk.len() as u64).sum();
         if arrived > *left {
@@ -59,11 +78,23 @@ impl BodySource for TunnelSource {
     }
 
     fn poll_background(&mut self, cx: &mut Context<'_>) {
-        if let Some(upload) = &mut self.upload
-            && let Poll::Ready(done) = upload.poll(cx)
-            && !(done.is_ok() && upload.hold_fin)
+        let Some(upload) = &mut self.upload else { return };
+        if let Poll::Ready(done) = upload.poll(cx) {
+            if done.is_ok() && upload.hold_fin {
+                self.lingering.get_or_insert_with(|| Idle::new(HELD_FIN_SILENCE_MAX));
+            } else {
+                self.upload = None;
+            }
+        }
+    }
+}
+
+impl TunnelSource {
+    fn end_upload(&mut self) {
+        if let Some(mut upload) = self.upload.take()
+            && upload.body_done
         {
-            self.upload = None;
+            upload.send.finish();
         }
     }
 }
@@ -149,3 +180,6 @@ pub fn take_length(headers: &mut HeaderMap, framed_by_stream: bool) -> Result<Le
         None => Ok(Length::Known(0)),
     }
 }
+
+/// How long the origin's direction of an upgraded connection may be silent after the visitor ended its own.
+const HELD_FIN_SILENCE_MAX: Duration = Duration::from_secs(5);

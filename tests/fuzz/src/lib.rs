@@ -2,6 +2,7 @@
 //!
 //! None of them may panic, whatever the bytes. Beyond that each checks what must hold for any input: how a stream is cut into
 //! pieces does not matter, and what was understood can be written and is understood the same way again.
+#![allow(clippy::panic, reason = "this is how a target fails")]
 #![allow(unreachable_pub, reason = "a crate of its own for the fuzzer, a module for the replaying test")]
 
 use std::path::Path;
@@ -10,18 +11,24 @@ use adit_config::{
     CloudflaredFile, Config, HostPattern, OriginCertificate, RemoteConfig, TunnelCredentials, WarpRouting,
     hostnames_in_push, parse_duration, parse_listen_address, parse_size,
 };
+use adit_proxy::body::BodyError;
+use adit_proxy::h1::encode;
+use adit_proxy::h1::framing::{Chunk, ChunkedDecoder};
+use adit_proxy::h1::head::{HeadError, HeadScanner, RequestHead, parse_request, parse_response};
+use adit_route::{Decision, Head, Outcome, Table};
 use adit_tunnel_proto::rpc::Peer;
 use adit_tunnel_proto::{
     ConnectionType, FrameDecoder, Preamble, PreambleDecoder, PreambleError, RPC_LIMITS, ResponseDecoder,
     RpcClient, RpcServer, Service, encode_request, encode_response,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method};
 
 /// A target: the name of its corpus folder and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 11] = [
     ("preamble", preamble),
     ("connect_request", connect_request),
     ("connect_response", connect_response),
@@ -30,6 +37,9 @@ pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("ingress", ingress),
     ("values", values),
+    ("decide", decide),
+    ("http1_head", http1_head),
+    ("http1_chunks", http1_chunks),
 ];
 
 /// The first bytes of a stream that the peer opened, whole and in pieces.
@@ -139,6 +149,108 @@ pub fn values(data: &[u8]) {
         assert!(pattern.covers(&pattern));
     }
     let _ = (parse_duration(text), parse_size(text), parse_listen_address(text));
+}
+
+/// A host and a path (on two lines) against a table that has every kind of rule.
+pub fn decide(data: &[u8]) {
+    let Some((host, path)) = std::str::from_utf8(data).ok().and_then(|text| text.split_once('\n')) else {
+        return;
+    };
+    let rules =
+        RemoteConfig::from_json(RULES).map(|config| Table::from_ingress(&config.ingress, |index, _| index));
+    let Ok(table) = rules else { unreachable!("the rules below are valid") };
+    let head = Head { host, path, method: &Method::GET, headers: &HeaderMap::new() };
+    let decided = match table.decide(&head) {
+        Decision::Forward { route, .. } | Decision::Respond { route, .. } => Some(route.index),
+        Decision::Refuse(_) => None,
+    };
+    // `decide` looks names up, `explain` goes through all rules: two ways to one answer.
+    let explained = table.explain(&head).into_iter().find(|verdict| verdict.outcome == Outcome::Matched);
+    if let Some(index) = decided {
+        assert_eq!(explained.map(|verdict| verdict.index), Some(index), "{host:?} {path:?}");
+    }
+}
+
+/// An HTTP/1.1 request head: where it ends, what it says, and that what is forwarded says the same to the next parser.
+pub fn http1_head(data: &[u8]) {
+    let Some((size, data)) = data.split_first() else { return };
+    let whole = scan(data, data.len().max(1));
+    assert_eq!(whole, scan(data, usize::from(*size).max(1)), "how a head is cut changes nothing");
+    let Ok(Some(length)) = whole else { return };
+    let head = Bytes::copy_from_slice(&data[..length]);
+    let _ = parse_response(head.clone(), &Method::GET);
+    let Ok(request) = parse_request(head) else { return };
+    // A tunnel by CONNECT is not forwarded in this form; a full table has no room for a field of ours.
+    if request.method == Method::CONNECT || request.headers.len() > 120 {
+        return;
+    }
+    let forwarded = forwarded(&request);
+    let again = parse_request(forwarded.clone());
+    let Ok(again) = again else { panic!("forwarded as {forwarded:?}, refused as {again:?}") };
+    assert_eq!(
+        (&again.method, &again.host, again.framing.length()),
+        (&request.method, &request.host, request.framing.length()),
+        "forwarded as {forwarded:?}"
+    );
+    assert_eq!(again.headers, request.headers, "forwarded as {forwarded:?}");
+}
+
+/// Chunked coding, whole and in pieces.
+pub fn http1_chunks(data: &[u8]) {
+    let Some((size, data)) = data.split_first() else { return };
+    let whole = dechunk(data, data.len().max(1));
+    assert_eq!(whole, dechunk(data, usize::from(*size).max(1)), "how a body is cut changes nothing");
+}
+
+/// Rules for `decide`: exact and wildcard hosts, with and without paths, between each other.
+const RULES: &str = r#"{"ingress": [
+    {"hostname": "a.example", "path": "^/api", "service": "http://127.0.0.1:1"},
+    {"hostname": "*.example", "path": "\\.png$", "service": "http://127.0.0.1:2"},
+    {"hostname": "a.example", "service": "http_status:204"},
+    {"path": "/everywhere", "service": "http://127.0.0.1:3"},
+    {"hostname": "*.b.example", "service": "http://127.0.0.1:4"},
+    {"hostname": "*.example", "service": "http://127.0.0.1:5"},
+    {"hostname": "b\u00fccher.test", "service": "http://127.0.0.1:6"},
+    {"service": "http_status:404"}
+]}"#;
+
+fn scan(data: &[u8], piece: usize) -> Result<Option<usize>, HeadError> {
+    let mut scanner = HeadScanner::default();
+    let mut buffer = Vec::new();
+    for piece in data.chunks(piece) {
+        buffer.extend_from_slice(piece);
+        if let Some(length) = scanner.scan(&buffer, usize::MAX)? {
+            return Ok(Some(length));
+        }
+    }
+    Ok(None)
+}
+
+fn forwarded(request: &RequestHead) -> Bytes {
+    let mut out = BytesMut::new();
+    encode::request_head(&mut out, &request.method, &request.uri, &request.host, &request.headers);
+    encode::framing(&mut out, request.framing.length());
+    out.extend_from_slice(b"\r\n");
+    out.freeze()
+}
+
+/// The content found, and whether the body ended or is broken.
+fn dechunk(data: &[u8], piece: usize) -> (Vec<u8>, Result<bool, BodyError>) {
+    let mut decoder = ChunkedDecoder::default();
+    let mut input = BytesMut::new();
+    let mut content = Vec::new();
+    for piece in data.chunks(piece) {
+        input.extend_from_slice(piece);
+        loop {
+            match decoder.decode(&mut input) {
+                Ok(Chunk::Data(data)) => content.extend_from_slice(&data),
+                Ok(Chunk::More) => break,
+                Ok(Chunk::Done) => return (content, Ok(true)),
+                Err(error) => return (content, Err(error)),
+            }
+        }
+    }
+    (content, Ok(false))
 }
 
 /// Outcome of a stream's beginning, and how many bytes were left over where it was a request.

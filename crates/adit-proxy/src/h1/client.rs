@@ -112,7 +112,9 @@ impl OriginConnection {
             raw: length == Length::Raw,
             body,
             writer: self.writer,
-            state: UploadState::Sending,
+            // Bytes behind an upgrade belong to the new protocol: until the origin has agreed to it they would be read
+            // as another request, past every rule.
+            state: if length == Length::Raw { UploadState::AwaitingUpgrade } else { UploadState::Sending },
             stall: Idle::new(limits.write_idle_timeout),
         };
         let mut reader = self.reader;
@@ -132,6 +134,9 @@ impl OriginConnection {
             head
         })
         .await;
+        if head.as_ref().is_ok_and(|head| head.framing == Framing::Raw) {
+            upload.state = UploadState::Sending;
+        }
         let head = match (head, upload.state) {
             (Err(ExchangeError::Closed(None)), UploadState::Failed(error)) => {
                 return Err(ExchangeError::Closed(Some(error.into())));
@@ -155,6 +160,8 @@ struct Upload {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum UploadState {
+    /// Only the head goes out.
+    AwaitingUpgrade,
     Sending,
     /// The content is complete; what is left is in `out`.
     Flushing,
@@ -190,6 +197,9 @@ impl Upload {
             }
             if let Err(error) = ready!(self.poll_write(cx)) {
                 self.state = UploadState::Failed(error.kind());
+            }
+            if self.state == UploadState::AwaitingUpgrade {
+                return Poll::Pending;
             }
         }
     }
@@ -268,7 +278,8 @@ impl BodySource for OriginSource {
 
 impl OriginSource {
     fn go_home(&mut self) {
-        if let (Some(reader), Some(upload), Some(home)) = (self.reader.take(), self.upload.take(), self.home.take())
+        if let (Some(reader), Some(upload), Some(home)) =
+            (self.reader.take(), self.upload.take(), self.home.take())
             && upload.state == UploadState::Done
         {
             home.put(OriginConnection { reader, writer: upload.writer });
@@ -287,7 +298,9 @@ fn into_response(
     let home = (keep_alive && framing != Framing::Raw).then_some(home);
     let body = match framing {
         // What is here already needs no stream, and the connection is free for the next request at once.
-        Framing::Length(bytes) if bytes <= reader.buffer.len() as u64 && upload.state == UploadState::Done => {
+        Framing::Length(bytes)
+            if bytes <= reader.buffer.len() as u64 && upload.state == UploadState::Done =>
+        {
             let content = reader.buffer.split_to(usize::try_from(bytes).unwrap_or(0)).freeze();
             return_home(home, reader, upload);
             Body::full(content)
@@ -357,4 +370,3 @@ fn encode_head(request: &Outgoing<'_>, length: Length) -> Bytes {
     out.put_slice(b"\r\n");
     out.freeze()
 }
-

@@ -1,5 +1,7 @@
 //! Writing heads and content in HTTP/1.1's form.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{HeaderMap, HeaderName};
 use http::{Method, StatusCode, Uri};
@@ -14,15 +16,20 @@ pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, 
     out.reserve(HEAD_BYTES_GUESS);
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
-    match uri.path_and_query() {
-        // `OPTIONS http://host` without a path asks for `*` (RFC 9112 §3.2.4).
-        Some(target) if !target.as_str().is_empty() => out.put_slice(target.as_str().as_bytes()),
-        _ => out.put_u8(b'/'),
-    }
+    out.put_slice(target(uri).as_bytes());
     out.put_slice(b" HTTP/1.1\r\nHost: ");
     out.put_slice(host.as_bytes());
     out.put_slice(b"\r\n");
     fields(out, headers);
+}
+
+/// The origin form of a request target (RFC 9112 §3.2.1): an absolute form without a path asks for `/`.
+pub fn target(uri: &Uri) -> Cow<'_, str> {
+    match uri.path_and_query().map_or("", |p| p.as_str()) {
+        "" => Cow::Borrowed("/"),
+        target if target.starts_with('?') => Cow::Owned(format!("/{target}")),
+        target => Cow::Borrowed(target),
+    }
 }
 
 /// Appends a status line and fields.
@@ -132,10 +139,14 @@ mod tests {
         headers.append("x-a", "2".parse().unwrap());
         let mut out = BytesMut::new();
         request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers);
-        assert_eq!(
-            &out[..],
-            b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-Websocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n"
-        );
+        assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-Websocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
+    }
+
+    #[test]
+    fn an_absolute_form_without_a_path_asks_for_the_root() {
+        for (uri, want) in [("http://a", "/"), ("http://a?q", "/?q"), ("http://a/p?q", "/p?q"), ("*", "*")] {
+            assert_eq!(target(&uri.parse().unwrap()), want, "{uri}");
+        }
     }
 
     #[test]

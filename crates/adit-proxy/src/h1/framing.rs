@@ -173,10 +173,12 @@ impl ChunkedDecoder {
     pub fn decode(&mut self, input: &mut BytesMut) -> Result<Chunk, BodyError> {
         loop {
             match self.state {
-                ChunkState::Size => match take_line(input, SIZE_LINE_BYTES_MAX).map_err(|()| BodyError::Chunked)? {
-                    Some(line) => self.size(&line)?,
-                    None => return Ok(Chunk::More),
-                },
+                ChunkState::Size => {
+                    match take_line(input, SIZE_LINE_BYTES_MAX).map_err(|()| BodyError::Chunked)? {
+                        Some(line) => self.size(&line)?,
+                        None => return Ok(Chunk::More),
+                    }
+                }
                 ChunkState::Data(left) => {
                     if input.is_empty() {
                         return Ok(Chunk::More);
@@ -200,11 +202,13 @@ impl ChunkedDecoder {
                     input.advance(2);
                     self.state = ChunkState::Size;
                 }
-                ChunkState::Trailer => match take_line(input, TRAILER_BYTES_MAX).map_err(|()| BodyError::Trailers)? {
-                    Some(line) if line.is_empty() => self.state = ChunkState::Done,
-                    Some(line) => self.trailer(&line)?,
-                    None => return Ok(Chunk::More),
-                },
+                ChunkState::Trailer => {
+                    match take_line(input, TRAILER_BYTES_MAX).map_err(|()| BodyError::Trailers)? {
+                        Some(line) if line.is_empty() => self.state = ChunkState::Done,
+                        Some(line) => self.trailer(&line)?,
+                        None => return Ok(Chunk::More),
+                    }
+                }
                 ChunkState::Done => return Ok(Chunk::Done),
             }
         }
@@ -244,7 +248,8 @@ impl ChunkedDecoder {
         }
         let colon = memchr::memchr(b':', line).ok_or(BodyError::Trailers)?;
         let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| BodyError::Trailers)?;
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| BodyError::Trailers)?;
+        let value =
+            HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| BodyError::Trailers)?;
         // RFC 9110 §6.5.1: a trailer must not frame, route or authenticate.
         if !FORBIDDEN_TRAILERS.contains(&name) {
             trailers.append(name, value);

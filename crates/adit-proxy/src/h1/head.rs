@@ -289,7 +289,8 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, H
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         // The value stays a slice of the head: no copy per field.
-        let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?;
+        let value =
+            HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?;
         headers.append(name, value);
     }
     Ok(headers)
@@ -304,8 +305,8 @@ fn request_error(error: httparse::Error, head: &[u8]) -> HeadError {
 }
 
 fn fold_or_malformed(head: &[u8]) -> HeadError {
-    let folded = memchr::memmem::find_iter(head, b"\r\n")
-        .any(|line| matches!(head.get(line + 2), Some(b' ' | b'\t')));
+    let folded =
+        memchr::memmem::find_iter(head, b"\r\n").any(|line| matches!(head.get(line + 2), Some(b' ' | b'\t')));
     if folded { HeadError::ObsFold } else { HeadError::Malformed }
 }
 
@@ -353,7 +354,10 @@ mod tests {
                 "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 "framing_both",
             ),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", "framing_length"),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                "framing_length",
+            ),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", "framing_length"),
             ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", "framing_length"),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", "framing_coding"),
@@ -386,7 +390,9 @@ mod tests {
     fn an_upgrade_needs_connection_and_upgrade_and_no_body() {
         let asks = |text: &str| parse(text).unwrap().upgrade.map(String::from);
         assert_eq!(
-            asks("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n"),
+            asks(
+                "GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+            ),
             Some("websocket".to_owned())
         );
         assert_eq!(asks("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n"), None);

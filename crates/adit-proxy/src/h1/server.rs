@@ -150,12 +150,21 @@ impl Connection<'_> {
         encode::response_head(&mut out, status, &response.headers);
         encode::framing(&mut out, response.body.length());
         out.put_slice(b"\r\n");
-        let mut sending =
-            Sending { out: [out.freeze()].into(), body: response.body, encoding: Encoding::Plain, done: false };
+        let mut sending = Sending {
+            out: [out.freeze()].into(),
+            body: response.body,
+            encoding: Encoding::Plain,
+            done: false,
+        };
         let _ = poll_fn(|cx| self.poll_send(cx, &mut sending, None)).await;
     }
 
-    async fn exchange<S: Service>(&mut self, head: RequestHead, service: &S, visitor: &Arc<Visitor>) -> After {
+    async fn exchange<S: Service>(
+        &mut self,
+        head: RequestHead,
+        service: &S,
+        visitor: &Arc<Visitor>,
+    ) -> After {
         let method = head.method.clone();
         let (version, wants_keep_alive) = (head.version, head.keep_alive);
         let upgrade_asked = head.upgrade.is_some();
@@ -189,6 +198,7 @@ impl Connection<'_> {
                     reader: Some(reader),
                     content: Content::new(framing, Some(self.options.body_idle_timeout)),
                     waits_for_continue: head.expect_continue,
+                    is_untouched_upgrade: framing == Framing::Raw,
                     handback: Arc::clone(&handback),
                 };
                 (Body::stream(source, framing.length()), Some(handback))
@@ -379,7 +389,8 @@ fn start_answer(
     if !response.headers.contains_key(header::DATE) {
         date::with_now(|now| encode::field(&mut out, "Date", now));
     }
-    let bodiless = *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let bodiless =
+        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let mut encoding = Encoding::Plain;
     let mut body = response.body;
     if raw {
@@ -420,6 +431,8 @@ struct RequestSource {
     reader: Option<Reader>,
     content: Content,
     waits_for_continue: bool,
+    /// An upgrade that nobody took up: what follows the head is the next request.
+    is_untouched_upgrade: bool,
     handback: SharedHandback,
 }
 
@@ -437,6 +450,7 @@ impl BodySource for RequestSource {
         }
         self.waits_for_continue = false;
         let more = ready!(self.content.poll_chunks(reader, cx, out))?;
+        self.is_untouched_upgrade = false;
         if !more {
             self.hand_back(true);
         }
@@ -460,7 +474,7 @@ impl RequestSource {
 
 impl Drop for RequestSource {
     fn drop(&mut self) {
-        self.hand_back(false);
+        self.hand_back(self.is_untouched_upgrade);
     }
 }
 
@@ -497,7 +511,9 @@ fn poll_head(
                 *started = true;
                 idle.restart(options.header_timeout);
             }
-            if let Some(length) = scanner.scan(&reader.buffer, options.head_bytes_max).map_err(Refused::Head)? {
+            if let Some(length) =
+                scanner.scan(&reader.buffer, options.head_bytes_max).map_err(Refused::Head)?
+            {
                 return Poll::Ready(Ok(Some(length)));
             }
         }

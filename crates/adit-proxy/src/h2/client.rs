@@ -93,7 +93,7 @@ async fn exchange(sender: SendRequest<Bytes>, request: Request, secure: bool) ->
     let uri = Uri::builder()
         .scheme(if secure { "https" } else { "http" })
         .authority(request.host.as_str())
-        .path_and_query(request.uri.path_and_query().map_or("/", |p| p.as_str()))
+        .path_and_query(&*crate::h1::encode::target(&request.uri))
         .build()?;
     let mut head = http::Request::new(());
     *head.method_mut() = request.method;

@@ -47,7 +47,11 @@ pub async fn serve<S: Service>(
     };
     let mut draining = false;
     // Cloned into each request: more than one owner means that something is being answered.
-    let exchange = Arc::new(Exchange { service: Arc::clone(service), visitor: Arc::clone(visitor), options: options.clone() });
+    let exchange = Arc::new(Exchange {
+        service: Arc::clone(service),
+        visitor: Arc::clone(visitor),
+        options: options.clone(),
+    });
     let mut last_busy = Instant::now();
     loop {
         let accepted = tokio::select! {
@@ -98,7 +102,8 @@ async fn answer<S: Service>(
 ) {
     let metrics = &exchange.options.metrics;
     let is_head = *request.method() == Method::HEAD;
-    let request = match translate(request, Arc::clone(&exchange.visitor), exchange.options.body_idle_timeout) {
+    let request = match translate(request, Arc::clone(&exchange.visitor), exchange.options.body_idle_timeout)
+    {
         Ok(request) => request,
         Err(reason) => {
             metrics.refused(reason);
@@ -177,7 +182,9 @@ fn translate(
     let host = match (parts.uri.authority(), headers.get(header::HOST)) {
         (Some(authority), None) => authority.as_str().to_owned(),
         // RFC 9113 §8.3.1: a Host that contradicts :authority makes the request malformed.
-        (Some(authority), Some(host)) if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
+        (Some(authority), Some(host))
+            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
             authority.as_str().to_owned()
         }
         (None, Some(host)) => host.to_str().map_err(|_| "head_host")?.to_owned(),

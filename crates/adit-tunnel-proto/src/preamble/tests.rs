@@ -43,10 +43,9 @@ fn sample() -> RequestHead {
 
 #[test]
 fn the_reference_tcp_request_decodes() {
-    let vector = hex(
-        "0a36cd12a13e 3031 0000000006000000 0000000001000200 0200000000000000 050000007a000000 \
-         0000000000000000 3132372e302e302e 313a393030320000",
-    );
+    let vector =
+        hex("0a36cd12a13e 3031 0000000006000000 0000000001000200 0200000000000000 050000007a000000 \
+         0000000000000000 3132372e302e302e 313a393030320000");
     let (preamble, rest) = decode_in_steps(&vector, 1000).unwrap().unwrap();
     let Preamble::Request(head) = preamble else { panic!("a request") };
     assert_eq!((head.kind, head.dest.as_str()), (ConnectionType::Tcp, "127.0.0.1:9002"));
@@ -55,7 +54,9 @@ fn the_reference_tcp_request_decodes() {
 
 #[test]
 fn the_tcp_acknowledgement_is_the_reference_bytes() {
-    let vector = hex("0a36cd12a13e 3031 0000000004000000 0000000000000200 0000000000000000 0100000007000000 0000000000000200");
+    let vector = hex(
+        "0a36cd12a13e 3031 0000000004000000 0000000000000200 0000000000000000 0100000007000000 0000000000000200",
+    );
     assert_eq!(encode_response(&ConnectResponse::Accepted).unwrap().to_vec(), vector);
     assert_eq!(decode_answer(vector.into()), Ok(Some(ConnectResponse::Accepted)));
 }
@@ -101,7 +102,9 @@ fn a_missing_host_is_taken_from_the_absolute_dest() {
     let mut head = sample();
     head.host.clear();
     let bytes = encode_request(&head).unwrap();
-    let Preamble::Request(back) = decode_in_steps(&bytes, 4096).unwrap().unwrap().0 else { panic!("a request") };
+    let Preamble::Request(back) = decode_in_steps(&bytes, 4096).unwrap().unwrap().0 else {
+        panic!("a request")
+    };
     assert_eq!(back.host, "a.example");
 }
 
@@ -135,7 +138,8 @@ fn a_header_key_with_two_colons_is_refused() {
 
 #[test]
 fn a_header_value_with_a_line_break_is_refused() {
-    let bytes = encode_unchecked(Entries { plain: &[("HttpHeader:A", Some(b"x\r\nEvil: 1"))], headers: None });
+    let bytes =
+        encode_unchecked(Entries { plain: &[("HttpHeader:A", Some(b"x\r\nEvil: 1"))], headers: None });
     assert_eq!(decode_in_steps(&bytes, 100_000), Err(PreambleError::BadHeader));
 }
 

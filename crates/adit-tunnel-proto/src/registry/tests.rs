@@ -20,7 +20,12 @@ fn registration(tunnel: u128, secret: u8, client: u128, index: u8) -> Registrati
         secret: Secret::new(vec![secret; 32]),
         tunnel: TunnelId(Uuid::from_u128(tunnel)),
         index,
-        client: Client { id: Uuid::from_u128(client), features: vec![], version: "1".into(), arch: "x".into() },
+        client: Client {
+            id: Uuid::from_u128(client),
+            features: vec![],
+            version: "1".into(),
+            arch: "x".into(),
+        },
         origin_local_ip: None,
         replace_existing: false,
         previous_attempts: 0,
@@ -120,7 +125,9 @@ fn reload_closes_what_is_gone_or_has_a_new_secret_and_nothing_else() {
 fn reload_forgets_learnt_hosts_that_are_no_longer_allowed() {
     let mut registry = Registry::new(vec![grant(1, 7)], 10);
     admit(&mut registry, 1, &registration(1, 7, 5, 0)).unwrap();
-    registry.learn(ConnectionKey(1), br#"{"ingress":[{"hostname":"a.example"},{"hostname":"x.home.example"}]}"#).unwrap();
+    registry
+        .learn(ConnectionKey(1), br#"{"ingress":[{"hostname":"a.example"},{"hostname":"x.home.example"}]}"#)
+        .unwrap();
     let mut narrower = grant(1, 7);
     narrower.hostnames.truncate(1);
     assert!(registry.replace_grants(vec![narrower]).is_empty());

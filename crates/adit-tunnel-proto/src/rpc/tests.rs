@@ -32,7 +32,9 @@ fn echo_call(peer: &mut Peer) {
     let Some(RpcEvent::Call(call)) = peer.poll_event() else { panic!("a call") };
     assert_eq!(call.method, ECHO);
     let text = call
-        .read::<schema::update_local_configuration_params::Owned, _>(|params| Ok(params.get_config()?.to_vec()))
+        .read::<schema::update_local_configuration_params::Owned, _>(|params| {
+            Ok(params.get_config()?.to_vec())
+        })
         .unwrap();
     peer.respond(call.id, |results| {
         results.init_as::<schema::update_local_configuration_params::Builder<'_>>().set_config(&text);
@@ -45,7 +47,9 @@ fn echoed(peer: &mut Peer) -> Vec<u8> {
     let Some(RpcEvent::Returned { outcome, .. }) = peer.poll_event() else { panic!("an answer") };
     outcome
         .unwrap()
-        .read::<schema::update_local_configuration_params::Owned, _>(|results| Ok(results.get_config()?.to_vec()))
+        .read::<schema::update_local_configuration_params::Owned, _>(|results| {
+            Ok(results.get_config()?.to_vec())
+        })
         .unwrap()
 }
 
@@ -124,7 +128,8 @@ fn shutdown_releases_and_aborts_and_the_peer_sees_a_normal_end() {
 #[test]
 fn a_call_on_an_unknown_object_is_an_exception() {
     let (mut client, mut server) = (Peer::new(), Peer::new());
-    let message = messages::call(QuestionId(5), questions::CallTarget::Import(3), ECHO, 0, |_| Ok(())).unwrap();
+    let message =
+        messages::call(QuestionId(5), questions::CallTarget::Import(3), ECHO, 0, |_| Ok(())).unwrap();
     server.handle_message(&message).unwrap();
     assert!(server.poll_event().is_none());
     assert!(server.poll_transmit().is_some());

@@ -1,6 +1,7 @@
 use rand::SeedableRng;
 
 use super::*;
+use crate::testing::start;
 
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -17,7 +18,7 @@ impl Bench {
             SupervisorOptions { connections, retries: 5, address_retries: 8, protocol, grace_period: GRACE };
         let names = vec!["127.0.0.1:7844".to_owned(); addresses];
         let supervisor = Supervisor::new(options, &names, StdRng::seed_from_u64(seed));
-        let mut bench = Self { supervisor, now: Instant::now(), commands: Vec::new() };
+        let mut bench = Self { supervisor, now: start(), commands: Vec::new() };
         bench.supervisor.handle_start(bench.now);
         bench.drain();
         bench
@@ -33,7 +34,9 @@ impl Bench {
 
     fn dials(&mut self) -> Vec<(u8, Protocol, u8)> {
         let dial = |command| match command {
-            Command::Dial { slot, protocol, previous_attempts, .. } => Some((slot, protocol, previous_attempts)),
+            Command::Dial { slot, protocol, previous_attempts, .. } => {
+                Some((slot, protocol, previous_attempts))
+            }
             _ => None,
         };
         self.take().into_iter().filter_map(dial).collect()
@@ -203,7 +206,7 @@ fn a_duplicate_moves_to_another_address() {
     };
     let names = ["a:1".to_owned(), "b:1".to_owned()];
     let mut supervisor = Supervisor::new(options, &names, StdRng::seed_from_u64(1));
-    let mut now = Instant::now();
+    let mut now = start();
     supervisor.handle_start(now);
     let Some(Command::Dial { endpoint: first, .. }) = supervisor.poll_command() else { panic!("a dial") };
     for (failure, moves) in
@@ -301,7 +304,7 @@ fn discovery_without_an_answer_is_repeated_and_then_dialled() {
         grace_period: GRACE,
     };
     let mut supervisor = Supervisor::new(options, &[], StdRng::seed_from_u64(1));
-    let now = Instant::now();
+    let now = start();
     supervisor.handle_start(now);
     assert_eq!(supervisor.poll_command(), Some(Command::Discover));
     supervisor.handle_discovered([vec![], vec![]], now);

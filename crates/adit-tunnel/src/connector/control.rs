@@ -3,17 +3,22 @@
 
 use std::{sync::Arc, time::Instant};
 
-use adit_tunnel_proto::{ClientEvent, Failure, Protocol, Registered, RpcClient, Registration};
+use adit_tunnel_proto::{ClientEvent, Failure, Protocol, Registered, Registration, RpcClient};
 use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::shared::Shared;
-use crate::{channel::{Channel, ChannelError}, request::{ConnectionLabel, RequestHandler}};
+use crate::{
+    channel::{Channel, ChannelError},
+    request::{ConnectionLabel, RequestHandler},
+};
 
 /// A registered connection's control channel.
 pub(super) struct Control {
     /// Gone once the edge ended it or after unregistering.
     channel: Option<Channel<RpcClient>>,
+    /// Unregistered: what is still to be said is the proper end.
+    closing: bool,
     slot: u8,
     /// When the call that waits for its answer was made.
     asked: Instant,
@@ -44,7 +49,13 @@ impl Control {
             ClientEvent::Registered(registered) => {
                 shared.metrics.called("registration", "register_connection", asked.elapsed(), false);
                 shared.metrics.registered();
-                Ok(Self { channel: Some(channel), slot: registration.index, asked, registered })
+                Ok(Self {
+                    channel: Some(channel),
+                    closing: false,
+                    slot: registration.index,
+                    asked,
+                    registered,
+                })
             }
             ClientEvent::Rejected(rejection) => {
                 shared.metrics.called("registration", "register_connection", asked.elapsed(), false);
@@ -106,20 +117,23 @@ impl Control {
         }
     }
 
-    /// Drives the channel; returns only when the connection must end. May be dropped and called again.
+    /// Drives the channel, for ever. May be dropped and called again.
     pub(super) async fn drive<H: RequestHandler>(&mut self, shared: &Shared<H>) {
         loop {
             let Some(channel) = &mut self.channel else { return std::future::pending().await };
-            let event = channel.next().await;
-            self.handle(shared, event).await;
+            if self.closing {
+                // What the edge no longer hears it need not hear.
+                let _ = channel.flush().await;
+                channel.finish();
+                self.channel = None;
+            } else {
+                let event = channel.next().await;
+                self.handle(shared, event);
+            }
         }
     }
 
-    async fn handle<H: RequestHandler>(
-        &mut self,
-        shared: &Shared<H>,
-        event: Result<ClientEvent, ChannelError>,
-    ) {
+    fn handle<H: RequestHandler>(&mut self, shared: &Shared<H>, event: Result<ClientEvent, ChannelError>) {
         let called = |method, failed| {
             shared.metrics.called("registration", method, self.asked.elapsed(), failed);
         };
@@ -128,9 +142,9 @@ impl Control {
             Ok(ClientEvent::Unregistered) => {
                 called("unregister_connection", false);
                 tracing::info!(connIndex = self.slot, event = 0, "Unregistered tunnel connection");
-                if let Some(mut channel) = self.channel.take() {
-                    // What the edge no longer hears it need not hear.
-                    drop(timeout(shared.options.rpc_timeout, channel.shutdown()).await);
+                if let Some(channel) = &mut self.channel {
+                    channel.end.shutdown();
+                    self.closing = true;
                 }
             }
             Ok(ClientEvent::Failed { method, reason }) => {

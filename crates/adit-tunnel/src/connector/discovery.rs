@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use adit_config::EdgeIpVersion;
-use hickory_resolver::{Resolver, TokioResolver, proto::rr::{RData, rdata::SRV}};
+use hickory_resolver::{
+    Resolver, TokioResolver,
+    proto::rr::{RData, rdata::SRV},
+};
 use tokio::time::timeout;
 
 /// Addresses of the edge, per region: each SRV target is a region, the first two count. Empty when

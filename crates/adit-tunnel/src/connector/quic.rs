@@ -83,7 +83,7 @@ async fn connect_and_serve<H: RequestHandler>(
     let label = label(dial.slot, &control.registered, peer, Protocol::Quic);
     control.announce(shared, &label);
     // The runner outlives its tasks.
-    drop(dial.registered.send(dial.slot).await);
+    let _ = dial.registered.send(dial.slot).await;
     let mut serving = Serving { shared, connection, control, label, requests: JoinSet::new() };
     let failure = serving.run(dial).await;
     serving.control.retract(shared, &serving.label);

@@ -12,6 +12,7 @@ use std::{
 use adit_config::EdgeIpVersion;
 use adit_tunnel_proto::{Client, EdgeEndpoint, Failure, Registration, features};
 use bytes::Bytes;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -94,7 +95,10 @@ impl<H> Shared<H> {
         handler: Arc<H>,
         metrics: ConnectorMetrics,
     ) -> Result<Self, TlsError> {
-        let roots = edge_roots(options.ca.as_deref())?;
+        let roots = match &options.ca_pem {
+            Some(pem) => CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().collect(),
+            None => edge_roots(options.ca.as_deref())?,
+        };
         let pq = options.post_quantum;
         let quic = client_config(roots.clone(), TlsTransport::Quic, pq)?;
         let tcp = client_config(roots, TlsTransport::Tcp, pq)?;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::shared::Shared;
 use crate::{
     channel::Channel,
+    is_management,
     request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest},
     streams::{RecvHalf, SendHalf, read_error},
 };
@@ -97,15 +98,6 @@ async fn serve_calls<H: RequestHandler>(shared: &Shared<H>, channel: &mut Channe
         }
     }
 }
-
-/// Whether `host`, with or without port, belongs to the management service (§8.6).
-pub(crate) fn is_management(host: &str) -> bool {
-    let name = host.split_once(':').map_or(host, |(name, _)| name);
-    let name = name.strip_suffix('.').unwrap_or(name);
-    MANAGEMENT_HOSTS.iter().any(|management| name.eq_ignore_ascii_case(management))
-}
-
-const MANAGEMENT_HOSTS: [&str; 2] = ["management.argotunnel.com", "management.fed.argotunnel.com"];
 
 /// Longest wait for a whole head once a stream has begun.
 const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,19 +9,22 @@ use super::{
     table::{self, Disposition, Flag, Kind, Level},
 };
 
-/// The command `cloudflared` with everything that adit does under that name.
-pub(crate) fn command() -> Command {
-    let tunnel = Command::new("tunnel")
-        .about("Run a tunnel to an edge and examine its configuration")
+/// The command `tunnel` with everything that adit does under that name.
+pub(crate) fn tunnel() -> Command {
+    Command::new("tunnel")
+        .about("Run a tunnel to an edge and examine its configuration, with cloudflared's flags and files")
         .args(arguments(Level::Tunnel))
-        .subcommands([run(), ingress(), ready(), token()])
-        .subcommands(ACCOUNT_COMMANDS.iter().map(|name| account_command(name)))
-        .allow_external_subcommands(false);
+        .subcommands([run(), ingress(), ready()])
+        .subcommands(ACCOUNT_COMMANDS.map(account_command))
+}
+
+/// The command `cloudflared`.
+fn cloudflared() -> Command {
     Command::new("cloudflared")
         .about("adit, as cloudflared")
         .version(env!("CARGO_PKG_VERSION"))
         .args(arguments(Level::Tunnel).into_iter().map(|argument| argument.hide(true)))
-        .subcommand(tunnel)
+        .subcommand(tunnel())
         .subcommand(Command::new("version").about("Print the version"))
 }
 
@@ -30,7 +33,7 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString>>,
 ) -> Result<ArgMatches, CompatError> {
     let arguments = arguments.into_iter().map(|argument| with_two_dashes(argument.into()));
-    command().try_get_matches_from(arguments).map_err(|error| match error.kind() {
+    cloudflared().try_get_matches_from(arguments).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => CompatError::Help(error.render().to_string()),
         ErrorKind::UnknownArgument => {
             let name = error.get(clap::error::ContextKind::InvalidArg).map(ToString::to_string);
@@ -48,10 +51,13 @@ pub(crate) fn given(matches: &ArgMatches) -> Vec<(String, Vec<String>)> {
     let values = |flag: &Flag| {
         let values: Vec<String> =
             matches.try_get_many::<String>(flag.name).ok().flatten()?.cloned().collect();
-        Some((flag.name.to_owned(), match flag.kind {
-            Kind::List => values,
-            _ => values.into_iter().next_back().into_iter().collect(),
-        }))
+        Some((
+            flag.name.to_owned(),
+            match flag.kind {
+                Kind::List => values,
+                _ => values.into_iter().next_back().into_iter().collect(),
+            },
+        ))
     };
     table::flags().filter_map(values).collect()
 }
@@ -64,7 +70,11 @@ fn run() -> Command {
 }
 
 fn ingress() -> Command {
-    let json = Arg::new("json").long("json").short('j').help("Rules as JSON instead of a file");
+    let json = Arg::new("json")
+        .long("json")
+        .short('j')
+        .env("TUNNEL_INGRESS_VALIDATE_JSON")
+        .help("Rules as JSON instead of a file");
     Command::new("ingress")
         .about("Examine ingress rules")
         .subcommand_required(true)
@@ -78,13 +88,6 @@ fn ingress() -> Command {
 
 fn ready() -> Command {
     Command::new("ready").about("Ask a running tunnel whether it is connected; needs --metrics before it")
-}
-
-fn token() -> Command {
-    Command::new("token")
-        .about("Print the token of a tunnel of this machine's own edge")
-        .arg(Arg::new("TUNNEL").required(true).help("Name or UUID of the tunnel"))
-        .arg(Arg::new("credentials-file").long("credentials-file").alias("cred-file").help("Write this file instead"))
 }
 
 fn account_command(name: &'static str) -> Command {
@@ -142,8 +145,8 @@ fn with_two_dashes(argument: OsString) -> OsString {
 }
 
 /// Commands of `cloudflared tunnel` that need the account API.
-pub(crate) const ACCOUNT_COMMANDS: [&str; 9] =
-    ["login", "create", "route", "vnet", "list", "info", "delete", "cleanup", "diag"];
+const ACCOUNT_COMMANDS: [&str; 10] =
+    ["login", "create", "route", "vnet", "list", "info", "delete", "cleanup", "token", "diag"];
 
 #[cfg(test)]
 mod tests {
@@ -160,15 +163,14 @@ mod tests {
 
     #[test]
     fn the_command_is_well_formed() {
-        command().debug_assert();
+        cloudflared().debug_assert();
     }
 
     #[test]
     fn flags_stand_at_their_level() {
         let matches = parsed("cloudflared tunnel --edge a:1 --edge=b:1,c:1 --pq run -p quic home").unwrap();
         let edges = vec!["a:1".to_owned(), "b:1".into(), "c:1".into()];
-        let expected =
-            vec![("post-quantum".to_owned(), vec!["true".to_owned()]), ("edge".to_owned(), edges)];
+        let expected = vec![("post-quantum".to_owned(), vec!["true".to_owned()]), ("edge".to_owned(), edges)];
         assert_eq!(given_at(&matches, &["tunnel"]), expected);
         let run = given_at(&matches, &["tunnel", "run"]);
         assert_eq!(run, [("protocol".to_owned(), vec!["quic".to_owned()])]);

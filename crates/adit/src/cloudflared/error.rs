@@ -36,6 +36,9 @@ pub(crate) enum CompatError {
     /// A command that needs the account API.
     #[error("`tunnel {0}` needs the account API, which adit does not speak")]
     Account(String),
+    /// `tunnel ready`: the tunnel is not ready, or there is nobody to ask.
+    #[error("{0}")]
+    NotReady(String),
     /// Ingress rules that do not pass.
     #[error("Validation failed: {0}")]
     Validation(String),
@@ -53,6 +56,7 @@ impl CompatError {
             | Self::Refused { .. }
             | Self::Credentials(_)
             | Self::Account(_)
+            | Self::NotReady(_)
             | Self::Validation(_) => 1,
         }
     }

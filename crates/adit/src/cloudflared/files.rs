@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use adit_config::{CloudflaredFile, FileSource, Settings, TunnelCredentials, TunnelId};
 
-use super::{CompatError, Environment};
+use super::CompatError;
 
 /// Files as a command sees them: with the home directory of who runs it.
 pub(crate) struct Files<'a> {
-    pub(crate) source: &'a dyn FileSource,
-    pub(crate) home: Option<PathBuf>,
+    source: &'a dyn FileSource,
+    home: Option<PathBuf>,
 }
 
 impl<'a> Files<'a> {
-    pub(crate) fn new(source: &'a dyn FileSource, environment: &dyn Environment) -> Self {
-        Self { source, home: environment.variable("HOME").map(PathBuf::from) }
+    pub(crate) fn new(source: &'a dyn FileSource, home: Option<PathBuf>) -> Self {
+        Self { source, home }
     }
 
     /// The configuration file: the one named, or else the first that is found.
@@ -25,10 +25,9 @@ impl<'a> Files<'a> {
         let (path, text) = match named {
             Some(name) => {
                 let path = self.expand(name);
-                let text = self.text(&path).map_err(|reason| CompatError::ConfigFile {
-                    file: path.display().to_string(),
-                    reason,
-                })?;
+                let text = self
+                    .text(&path)
+                    .map_err(|reason| CompatError::ConfigFile { file: path.display().to_string(), reason })?;
                 (path, text)
             }
             None => match self.first_of(self.directories(), &["config.yml", "config.yaml"]) {

@@ -13,8 +13,8 @@ pub(crate) fn validate(
 ) -> Result<String, CompatError> {
     let (source, ingress, warnings) = match (json, file) {
         (Some(json), _) => {
-            let ingress = Ingress::from_json(json)
-                .map_err(|problems| CompatError::Validation(problems.to_string()))?;
+            let ingress =
+                Ingress::from_json(json).map_err(|problems| CompatError::Validation(problems.to_string()))?;
             ("the argument --json".to_owned(), ingress, &[][..])
         }
         (None, Some((path, file))) => {
@@ -107,10 +107,12 @@ mod tests {
 
     #[test]
     fn what_does_not_pass_has_its_reason() {
-        let error = |json, file, url| validate(json, file, url).unwrap_err().to_string();
+        let error = |json: Option<&str>, text: Option<&str>, url| {
+            validate(json, text.and_then(file).as_ref(), url).unwrap_err().to_string()
+        };
         assert!(error(None, None, false).contains("no configuration file"));
-        assert!(error(None, file("tunnel: x\n").as_ref(), false).contains("doesn't contain any ingress rules"));
-        assert!(error(None, file(RULES).as_ref(), true).contains("can't set --url"));
+        assert!(error(None, Some("tunnel: x\n"), false).contains("doesn't contain any ingress rules"));
+        assert!(error(None, Some(RULES), true).contains("can't set --url"));
         assert!(error(Some("{}"), None, false).contains("doesn't contain any ingress rules"));
         assert!(error(Some("{"), None, false).contains("not JSON"));
         let last = r#"{"ingress": [{"hostname": "a", "service": "bastion"}]}"#;

@@ -129,9 +129,14 @@ const EDGE: &[Flag] = &[
     Flag::new("rpc-timeout", Tunnel, Duration, Implemented("")).default("5s"),
     Flag::new("max-edge-addr-retries", Tunnel, Number, Implemented("")).default("8"),
     Flag::new("retries", Tunnel, Number, Implemented("")).env(&["TUNNEL_RETRIES"]).default("5"),
-    Flag::new("write-stream-timeout", Tunnel, Duration, Implemented(""))
-        .env(&["TUNNEL_STREAM_WRITE_TIMEOUT"])
-        .default("0s"),
+    Flag::new(
+        "write-stream-timeout",
+        Tunnel,
+        Duration,
+        Ignored("Bodies that stand still end by a limit of their own"),
+    )
+    .env(&["TUNNEL_STREAM_WRITE_TIMEOUT"])
+    .default("0s"),
     Flag::new("quic-disable-pmtu-discovery", Tunnel, Switch, Implemented(""))
         .env(&["TUNNEL_DISABLE_QUIC_PMTU"])
         .default("false"),
@@ -151,17 +156,17 @@ const OPERATION: &[Flag] = &[
     Flag::new("metrics-update-freq", Tunnel, Duration, Ignored("Metrics are always current"))
         .env(&["TUNNEL_METRICS_UPDATE_FREQ"])
         .default("5s"),
-    Flag::new("pidfile", Tunnel, Text, Implemented("")).env(&["TUNNEL_PIDFILE"]),
+    Flag::new("pidfile", Tunnel, Text, Ignored("The service manager is told by `READY=1`"))
+        .env(&["TUNNEL_PIDFILE"]),
     Flag::new("loglevel", Tunnel, Text, Implemented("`fatal` means `error`"))
         .env(&["TUNNEL_LOGLEVEL"])
         .default("info"),
-    Flag::new("transport-loglevel", Tunnel, Text, Implemented("`fatal` means `error`"))
+    Flag::new("transport-loglevel", Tunnel, Text, Ignored("One level for all: `loglevel`"))
         .alias(&["proto-loglevel"])
         .env(&["TUNNEL_PROTO_LOGLEVEL", "TUNNEL_TRANSPORT_LOGLEVEL"])
         .default("info"),
-    Flag::new("logfile", Tunnel, Text, Implemented("")).env(&["TUNNEL_LOGFILE"]),
-    Flag::new("log-directory", Tunnel, Text, Implemented("One file, appended to and not rotated"))
-        .env(&["TUNNEL_LOGDIRECTORY"]),
+    Flag::new("logfile", Tunnel, Text, Ignored(LOG_FILES)).env(&["TUNNEL_LOGFILE"]),
+    Flag::new("log-directory", Tunnel, Text, Ignored(LOG_FILES)).env(&["TUNNEL_LOGDIRECTORY"]),
     Flag::new("output", Tunnel, Text, Implemented(""))
         .env(&["TUNNEL_MANAGEMENT_OUTPUT", "TUNNEL_LOG_OUTPUT"])
         .default("default")
@@ -169,13 +174,18 @@ const OPERATION: &[Flag] = &[
     Flag::new("trace-output", Tunnel, Text, Ignored("There is no Go execution trace to write"))
         .env(&["TUNNEL_TRACE_OUTPUT"]),
     Flag::new("tag", Tunnel, List, Implemented("")).env(&["TUNNEL_TAG"]),
-    Flag::new("label", Tunnel, Text, Implemented("")).default("host name"),
-    Flag::new("no-autoupdate", Tunnel, Switch, Ignored(UPDATES)).env(&["NO_AUTOUPDATE"]).default("false"),
+    Flag::new("label", Tunnel, Text, Ignored(MANAGEMENT)),
+    Flag::new("no-autoupdate", Tunnel, Switch, Implemented(UPDATES)).env(&["NO_AUTOUPDATE"]).default("false"),
     Flag::new("autoupdate-freq", Tunnel, Duration, Ignored(UPDATES)).default("24h"),
     Flag::new("is-autoupdated", Tunnel, Switch, Ignored(UPDATES)).default("false"),
-    Flag::new("no-prechecks", Tunnel, Switch, Ignored("adit makes no pre-checks: the first dial shows the same"))
-        .env(&["TUNNEL_NO_PRECHECKS"])
-        .default("false"),
+    Flag::new(
+        "no-prechecks",
+        Tunnel,
+        Switch,
+        Implemented("adit makes no pre-checks: the first dial shows the same"),
+    )
+    .env(&["TUNNEL_NO_PRECHECKS"])
+    .default("false"),
     Flag::new("stdin-control", Tunnel, Switch, Refused("A test aid of cloudflared's own"))
         .env(&["STDIN_CONTROL"])
         .default("false"),
@@ -272,6 +282,7 @@ const ACCOUNT: &[Flag] = &[
 
 const API: &str = "adit does not speak the account API";
 const FLOWS: &str = "TCP, UDP and ICMP routed by address are not carried yet";
+const LOG_FILES: &str = "The log goes to standard error, for the service manager to keep";
 const MANAGEMENT: &str = "adit has no management service inside the connector";
 const OBSOLETE: &str = "Without effect in cloudflared too";
 const SSH: &str = "Leftover of cloudflared's SSH server, which is gone";

@@ -59,7 +59,6 @@ impl RunningConnector {
             stopped: ArcSwapOption::empty(),
         });
         let (shutdown, stop) = watch::channel(false);
-        tracing::info!(tunnelID = %tunnel_id, "Starting tunnel");
         let task = Some(tokio::spawn(connector.run(stop)));
         Ok(Self { settings: tunnel.clone(), view, shutdown, task })
     }

@@ -45,7 +45,8 @@ impl RunningEdge {
         requests: &RequestMetrics,
         access_log: Option<AccessLog>,
     ) -> Result<Self, DaemonError> {
-        let EdgeIdentity { certificate, ca_pem, ca_path } = edge_identity(config, settings.certificate.as_ref())?;
+        let EdgeIdentity { certificate, ca_pem, ca_path } =
+            edge_identity(config, settings.certificate.as_ref())?;
         if let Some(path) = ca_path {
             tracing::info!(ca = %path.display(), "connectors trust this edge with the authority in this file");
         }

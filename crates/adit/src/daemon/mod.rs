@@ -149,7 +149,12 @@ impl Daemon {
         self.phase.set(Phase::Ready);
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
-            crate::print(&announce::text(&self.config, &self.listeners.addresses(), edge, self.admin_address));
+            crate::print(&announce::text(
+                &self.config,
+                &self.listeners.addresses(),
+                edge,
+                self.admin_address,
+            ));
         }
         let mut signals = match Signals::listen() {
             Ok(signals) => signals,
@@ -364,10 +369,11 @@ fn start_admin(
                     phase: phase.clone(),
                     registry: registry.clone(),
                     connector: ArcSwapOption::empty(),
-                    edge: edge.map(RunningEdge::handle),
+                    edge: edge.map(|edge| (edge.handle(), edge.address())),
                     config: ArcSwap::from_pointee(config.to_effective()),
                     reload_problem: ArcSwapOption::empty(),
                     listeners: ArcSwap::default(),
+                    address,
                     started: Instant::now(),
                 });
                 let (signal, drained) = drain::channel();
@@ -377,7 +383,10 @@ fn start_admin(
             Err(error) => last = Some(error),
         }
     }
-    Err(last.map_or_else(|| DaemonError::Wiring("no address for the admin endpoint".to_owned()), DaemonError::Admin))
+    Err(last.map_or_else(
+        || DaemonError::Wiring("no address for the admin endpoint".to_owned()),
+        DaemonError::Admin,
+    ))
 }
 
 fn read_certificates(config: &Config) -> Result<Certificates, DaemonError> {

@@ -53,7 +53,7 @@ impl Hello {
                 stream(EventSource::new(count, every), Length::Unknown, "text/event-stream")
             }
             ("/echo", &Method::POST | &Method::PUT) => echo(request),
-            ("/bytes", &Method::GET) => {
+            ("/bytes", &Method::GET | &Method::HEAD) => {
                 let count = parameter("count").unwrap_or(1024 * 1024);
                 if parameter("chunked") == Some(1) {
                     stream(Pattern::new(count), Length::Unknown, BYTES)
@@ -81,7 +81,11 @@ impl Hello {
             uptime: self.started.elapsed(),
         };
         let accepts = |what: &str| {
-            request.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(what))
+            request
+                .headers
+                .get(header::ACCEPT)
+                .and_then(|v| v.to_str().ok())
+                .is_some_and(|v| v.contains(what))
         };
         if request.uri.path() == "/json" || accepts("application/json") {
             Response::text(status, JSON, report.json())
@@ -102,7 +106,11 @@ fn echo(request: Request) -> Response {
     response
 }
 
-fn stream(source: impl adit_proxy::body::BodySource + 'static, length: Length, kind: &'static str) -> Response {
+fn stream(
+    source: impl adit_proxy::body::BodySource + 'static,
+    length: Length,
+    kind: &'static str,
+) -> Response {
     let mut response = Response::status(StatusCode::OK);
     response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -22,7 +22,8 @@ impl Report<'_> {
     pub(super) fn json(&self) -> String {
         let mut headers = Map::new();
         for name in self.request.headers.keys() {
-            let values: Vec<Value> = self.request.headers.get_all(name).iter().map(|v| text(v.as_bytes()).into()).collect();
+            let values: Vec<Value> =
+                self.request.headers.get_all(name).iter().map(|v| text(v.as_bytes()).into()).collect();
             headers.insert(name.as_str().to_owned(), Value::Array(values));
         }
         let mut out = json!({
@@ -82,7 +83,9 @@ impl Report<'_> {
         let mut rows = String::new();
         let request = self.request;
         let target = request.uri.path_and_query().map_or("/", |p| p.as_str());
-        for (name, value) in [("request", format!("{} {target}", request.method)), ("host", request.host.clone())] {
+        for (name, value) in
+            [("request", format!("{} {target}", request.method)), ("host", request.host.clone())]
+        {
             let _ = write!(rows, "<tr><th>{name}</th><td>{}</td></tr>", escape(&value));
         }
         for (name, value) in &request.headers {

@@ -1,0 +1,184 @@
+//! A visitor's request into a tunnel: pick a connection, open a stream, send the head, read the answer.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use adit_config::TunnelId;
+use adit_tunnel_proto::{
+    Candidate, ConnectResponse, ConnectionType, PickError, RequestHead, ResponseDecoder, ResponseHead,
+    encode_request, pick,
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use tokio::time::timeout;
+
+use super::{
+    Shared,
+    book::{Connection, Routes},
+    error::{OpenError, ResponseError},
+};
+use crate::{
+    in_flight::InFlight,
+    is_management,
+    request::ConnectionLabel,
+    streams::{Loss, RecvHalf, SendHalf, StreamError, read_error, write_error},
+};
+
+/// An opened request stream.
+#[derive(Debug)]
+pub struct Opened {
+    /// For the request's body.
+    pub send: SendHalf,
+    /// For the response.
+    pub response: PendingResponse,
+    /// The connection that carries it.
+    pub connection: ConnectionLabel,
+}
+
+/// A response that has not come yet. Dropping it gives the request up.
+pub struct PendingResponse {
+    recv: quinn::RecvStream,
+    kind: ConnectionType,
+    in_flight: InFlight,
+    shared: Arc<Shared>,
+}
+
+impl PendingResponse {
+    /// Waits for the response head; sets no time limit of its own.
+    ///
+    /// The request counts as in flight until the half that comes back is dropped.
+    ///
+    /// # Errors
+    /// When the connector fails, breaks off or is lost.
+    pub async fn recv(mut self) -> Result<(ResponseHead, RecvHalf), ResponseError> {
+        match read_response(&mut self.recv, self.kind).await {
+            Ok((head, early)) => Ok((head, RecvHalf::quic(self.recv, early, Some(self.in_flight)))),
+            Err(error) => {
+                self.shared.metrics.stream_failures.with_label_values(&[error.reason()]).inc();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for PendingResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PendingResponse").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+pub(super) async fn open(
+    shared: &Arc<Shared>,
+    tunnel: TunnelId,
+    head: &RequestHead,
+) -> Result<Opened, OpenError> {
+    if is_management(&head.host) {
+        return Err(OpenError::ManagementHost);
+    }
+    let routes = shared.book.routes(tunnel).ok_or(OpenError::UnknownTunnel)?;
+    // One buffer, one write (E7); cloning it for another attempt copies nothing.
+    let preamble = encode_request(head).map_err(|_| OpenError::HeadTooLarge)?;
+    let mut lost = None;
+    for _ in 0..ATTEMPTS_MAX {
+        let connection = match choose(&routes, shared.options.streams_per_connection_max) {
+            Ok(connection) => connection,
+            Err(error) => return Err(lost.unwrap_or(error)),
+        };
+        let in_flight = connection.load.enter();
+        if connection.draining.load(Ordering::SeqCst) {
+            // It began to drain between the pick and now.
+            continue;
+        }
+        match begin(&connection, preamble.clone()).await {
+            Ok((send, recv)) => {
+                shared.metrics.streams.inc();
+                let kind = head.kind;
+                let response = PendingResponse { recv, kind, in_flight, shared: Arc::clone(shared) };
+                let send = SendHalf::quic(send);
+                return Ok(Opened { send, response, connection: connection.label.clone() });
+            }
+            // The connector cannot have seen a whole head, so another connection may carry it.
+            Err(OpenError::ConnectionLost(loss)) => {
+                connection.draining.store(true, Ordering::SeqCst);
+                lost = Some(OpenError::ConnectionLost(loss));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(lost.unwrap_or(OpenError::NoConnection))
+}
+
+fn choose(routes: &Routes, in_flight_max: usize) -> Result<Arc<Connection>, OpenError> {
+    let connections = routes.connections.load();
+    let start = routes.turn.fetch_add(1, Ordering::Relaxed);
+    let picked = pick(connections.len(), start, in_flight_max, |at| {
+        let connection = &connections[at];
+        Candidate {
+            in_flight: connection.load.count(),
+            draining: connection.draining.load(Ordering::Relaxed),
+            silent: connection.silent.load(Ordering::Relaxed),
+        }
+    });
+    match picked {
+        Ok(at) => Ok(Arc::clone(&connections[at])),
+        Err(PickError::NoConnection) => Err(OpenError::NoConnection),
+        Err(PickError::Draining) => Err(OpenError::Draining),
+        Err(PickError::Full) => Err(OpenError::StreamLimit),
+    }
+}
+
+async fn begin(
+    connection: &Connection,
+    preamble: Bytes,
+) -> Result<(quinn::SendStream, quinn::RecvStream), OpenError> {
+    let opened = timeout(STREAM_WAIT, connection.quic.open_bi()).await.map_err(|_| OpenError::StreamLimit)?;
+    let (mut send, recv) = opened.map_err(|error| OpenError::ConnectionLost(Loss::from(&error)))?;
+    match send.write_chunk(preamble).await.map_err(|error| write_error(&error)) {
+        Ok(()) => Ok((send, recv)),
+        Err(StreamError::ConnectionLost(loss)) => Err(OpenError::ConnectionLost(loss)),
+        // The connector refused the stream before its head was written: take it for full.
+        Err(_) => Err(OpenError::StreamLimit),
+    }
+}
+
+async fn read_response(
+    recv: &mut quinn::RecvStream,
+    kind: ConnectionType,
+) -> Result<(ResponseHead, Bytes), ResponseError> {
+    let mut decoder = ResponseDecoder::new();
+    let response = loop {
+        match recv.read_chunk(usize::MAX, true).await {
+            Ok(Some(chunk)) => decoder.handle_chunk(chunk.bytes),
+            Ok(None) => return Err(ResponseError::Reset),
+            Err(error) => {
+                return Err(match read_error(&error) {
+                    StreamError::ConnectionLost(loss) => ResponseError::ConnectionLost(loss),
+                    _ => ResponseError::Reset,
+                });
+            }
+        }
+        match decoder.poll_response() {
+            Ok(Some(response)) => break response,
+            Ok(None) => {}
+            Err(error) => return Err(ResponseError::Malformed(error.reason())),
+        }
+    };
+    let head = match response {
+        ConnectResponse::Head(head) => head,
+        ConnectResponse::Accepted if kind == ConnectionType::Tcp => {
+            ResponseHead { status: StatusCode::OK, headers: HeaderMap::new() }
+        }
+        ConnectResponse::Accepted => return Err(ResponseError::Malformed("no_status")),
+        ConnectResponse::Failed { text, rate_limited: true } => return Err(ResponseError::RateLimited(text)),
+        ConnectResponse::Failed { text, rate_limited: false } => return Err(ResponseError::Origin(text)),
+    };
+    Ok((head, decoder.into_rest()))
+}
+
+/// Connections tried for one request when they turn out to be lost.
+const ATTEMPTS_MAX: usize = 4;
+
+/// Longest wait for a connector that has as many streams open as it announced.
+const STREAM_WAIT: Duration = Duration::from_secs(1);

@@ -1,0 +1,63 @@
+//! Reload and shutdown while visitors are there.
+
+use crate::support::load::{Load, Outcome};
+use crate::support::wait_for;
+use crate::{edge_configuration, start_connector, start_edge};
+
+#[test]
+fn a_bad_reload_keeps_the_old_state_and_says_so() {
+    let mut edge = start_edge("127.0.0.1:0");
+    let _connector = start_connector(&edge, "hello_world");
+    edge.configure("edge: { listen: nonsense }\n");
+    edge.process().signal("HUP");
+    wait_for("the refusal to be counted", || {
+        (edge.metric("adit_config_reloads_total{result=\"refused\"}") >= 1.0).then_some(())
+    });
+    assert!(edge.get("/").body.contains("The last reload was refused"));
+    let answer = crate::support::curl::curl(edge.entry_point("web"), "http://a.home.test/", &[]);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    edge.configure(&edge_configuration("127.0.0.1:0").replace("*.home.test", "*.moved.test"));
+    wait_for("the new hosts, by file watching alone", || {
+        let answer = crate::support::curl::curl(edge.entry_point("web"), "http://a.moved.test/", &[]);
+        (answer.status == 200).then_some(())
+    });
+    assert_eq!(edge.status()["reload_problem"], serde_json::Value::Null);
+}
+
+#[test]
+fn slow_reloads_and_a_leaving_connector_cost_no_request() {
+    let edge = start_edge("127.0.0.1:0");
+    let first = start_connector(&edge, "hello_world");
+    let load = Load::start(edge.entry_point("web"), "a.home.test", "/", 8);
+    let answered = || edge.metric("adit_requests_total{class=\"2xx\"}");
+    for round in 0..3 {
+        let count = answered();
+        edge.configure(&format!("{}# {round}\n", edge_configuration("127.0.0.1:0")));
+        wait_for("requests after the reload", || (answered() > count + 100.0).then_some(()));
+    }
+    let ca = edge.folder().path().join("state/edge-ca.pem").display().to_string();
+    let configuration = crate::connector_configuration(&edge, &ca, "hello_world");
+    let second = crate::Adit::start("connector", &configuration);
+    edge.wait_for_connections(4);
+    assert_eq!(first.stop(), Some(0), "the first connector unregisters and leaves");
+    edge.wait_for_connections(2);
+    let count = answered();
+    wait_for("requests through the second", || (answered() > count + 100.0).then_some(()));
+    let outcomes = load.finish();
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| **outcome != Outcome::Answered(200)).collect();
+    assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), outcomes.len());
+    drop(second);
+}
+
+#[test]
+fn a_stopping_edge_finishes_what_it_has_accepted() {
+    let edge = start_edge("127.0.0.1:0");
+    let _connector = start_connector(&edge, "hello_world");
+    let load = Load::start(edge.entry_point("web"), "a.home.test", "/", 8);
+    wait_for("some load", || (edge.metric("adit_requests_total{class=\"2xx\"}") > 50.0).then_some(()));
+    assert_eq!(edge.stop(), Some(0));
+    let outcomes = load.finish();
+    let broken = outcomes.iter().filter(|o| !matches!(o, Outcome::Answered(200) | Outcome::Refused)).count();
+    // Connections in the kernel's backlog when the listener closes are reset by it: at most one a worker.
+    assert!(broken <= 8, "{broken} of {} broke", outcomes.len());
+}
