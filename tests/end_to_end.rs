@@ -8,6 +8,8 @@ mod failures;
 mod operation;
 #[path = "end_to_end/quickstart.rs"]
 mod quickstart;
+#[path = "end_to_end/stock.rs"]
+mod stock;
 mod support;
 #[path = "end_to_end/visitors.rs"]
 mod visitors;

@@ -85,8 +85,10 @@ fn c8_a_remotely_managed_tunnel_pushes_nothing() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);
     edge.tell(&json!({"do": "policy", "default": {"accept": true, "remote": true}}));
-    let connector = Connector::start(&edge, NO_ORIGIN, Options::default());
+    let mut connector = Connector::start(&edge, NO_ORIGIN, Options::default());
     edge.wait_for_registration();
+    // The edge knows before the connector does; a signal in between finds nothing to unregister.
+    connector.process().wait_for_line("Registered tunnel connection");
     connector.signal("TERM");
     edge.wait_for("unregistered", |_| true);
     assert!(edge.seen("local-configuration").is_empty());

@@ -362,7 +362,7 @@ class EdgeProtocol(QuicConnectionProtocol):
         # The peer may have ended the stream or the connection in the meantime; its event tells.
         try:
             self._quic.send_stream_data(stream, data, end)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             emit("problem", what=f"write on stream {stream}: {error}")
         self.transmit()
 

@@ -205,7 +205,7 @@ fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let mut limits = Limits::default();
     let l = &mut limits;
     section.set("header-bytes", &mut l.header_bytes_max, |field| field.size(4 << 10..=1 << 20));
-    section.set("headers", &mut l.headers_max, |field| field.integer(16..=1_000));
+    section.set("headers", &mut l.headers_max, |field| field.integer(16..=128));
     section.set("connections", &mut l.connections_max, |field| field.integer(1..=1_000_000));
     section
         .set("streams-per-connection", &mut l.streams_per_connection_max, |field| field.integer(1..=10_000));

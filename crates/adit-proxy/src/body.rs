@@ -66,6 +66,9 @@ pub enum BodyError {
     /// No byte for longer than the idle limit.
     #[error("no byte of the body arrived within the idle limit")]
     Idle,
+    /// Not through within the configured whole time.
+    #[error("the body took longer than the configured whole time")]
+    Late,
     /// A trailer section over the limit or malformed.
     #[error("malformed or oversized trailer section")]
     Trailers,
@@ -81,6 +84,7 @@ impl BodyError {
             Self::Truncated => "body_truncated",
             Self::Chunked => "body_chunked_malformed",
             Self::Idle => "body_idle",
+            Self::Late => "body_late",
             Self::Trailers => "body_trailers_malformed",
             Self::TooLarge => "body_too_large",
         }

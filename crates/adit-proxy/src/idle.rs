@@ -4,7 +4,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
+
+use crate::body::{Batch, Body, BodyError, BodySource};
 
 /// Fires when `limit` has passed since the last [`Idle::touch`].
 ///
@@ -48,6 +51,38 @@ impl Idle {
             }
             timer.as_mut().reset(due);
         }
+    }
+}
+
+/// A body that must be through within a time, however steadily it flows (Traefik's `readTimeout` and `writeTimeout`).
+pub struct Deadline {
+    body: Body,
+    due: Pin<Box<Sleep>>,
+}
+
+impl Deadline {
+    /// Limits `body` if there is a limit; the clock starts now.
+    pub fn limit(body: Body, limit: Option<Duration>) -> Body {
+        let Some(limit) = limit.filter(|_| !body.is_replayable()) else { return body };
+        let length = body.length();
+        Body::stream(Self { body, due: Box::pin(tokio::time::sleep(limit)) }, length)
+    }
+}
+
+impl BodySource for Deadline {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        if self.due.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(BodyError::Late));
+        }
+        self.body.poll_chunks(cx, out)
+    }
+
+    fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.body.take_trailers()
+    }
+
+    fn poll_background(&mut self, cx: &mut Context<'_>) {
+        self.body.poll_background(cx);
     }
 }
 

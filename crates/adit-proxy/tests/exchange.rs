@@ -1,6 +1,8 @@
 //! Visitor → our server → our client → our server as the origin: both codecs against raw sockets.
 //! Interop with other people's clients and origins is tested with the real binary (`tests/` at the root).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -93,7 +95,11 @@ fn options(metrics: &prometheus::Registry) -> Options {
         keep_alive_timeout: Duration::from_secs(30),
         body_idle_timeout: Duration::from_secs(30),
         write_idle_timeout: Duration::from_secs(30),
+        read_timeout: None,
+        write_timeout: None,
         head_bytes_max: 8 * 1024,
+        head_fields_max: 100,
+        streams_max: 100,
         metrics: Arc::new(Metrics::new(metrics).unwrap()),
     }
 }

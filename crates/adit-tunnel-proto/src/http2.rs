@@ -82,6 +82,19 @@ pub fn failure_headers(rate_limited: bool) -> HeaderMap {
     HeaderMap::from_iter([(HeaderName::from_static(RESPONSE_META), HeaderValue::from_static(meta))])
 }
 
+/// Version and rules of a pushed configuration's body (§3.7); `None` if it is not one.
+pub fn configuration_push(body: &[u8]) -> Option<(i32, Vec<u8>)> {
+    let push: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let version = i32::try_from(push.get("version")?.as_i64()?).ok()?;
+    Some((version, push.get("config")?.to_string().into_bytes()))
+}
+
+/// Body of the answer to a pushed configuration (§3.7), with the error in words where the stock
+/// connector has `{}` (C36).
+pub fn configuration_answer(version: i32, error: Option<&str>) -> Vec<u8> {
+    serde_json::json!({ "lastAppliedVersion": version, "err": error }).to_string().into_bytes()
+}
+
 fn dest_of(uri: &Uri, host: &str, kind: ConnectionType) -> String {
     match kind {
         ConnectionType::Tcp => host.to_owned(),
@@ -186,6 +199,17 @@ mod tests {
         let (_, out) = response_parts(&head);
         assert_eq!(out[CONTENT_LENGTH], "5");
         assert_eq!(out[RESPONSE_HEADERS], "Q29udGVudC1MZW5ndGg:NQ");
+    }
+
+    #[test]
+    fn a_push_is_read_and_answered() {
+        let push = configuration_push(br#"{"version": 3, "config": {"ingress": []}}"#);
+        assert_eq!(push, Some((3, br#"{"ingress":[]}"#.to_vec())));
+        for bad in [&b"{"[..], b"{}", br#"{"version": 1e99, "config": {}}"#, br#"{"version": 1}"#] {
+            assert_eq!(configuration_push(bad), None);
+        }
+        let answer = String::from_utf8(configuration_answer(2, None)).unwrap();
+        assert!(answer.contains(r#""lastAppliedVersion":2"#) && answer.contains(r#""err":null"#), "{answer}");
     }
 
     #[test]

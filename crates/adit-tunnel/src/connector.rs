@@ -28,8 +28,8 @@ use rand::{SeedableRng, rngs::StdRng};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinError, JoinSet},
-    time::sleep_until,
+    task::{Id, JoinError, JoinSet},
+    time::{sleep_until, timeout},
 };
 use uuid::Uuid;
 
@@ -134,6 +134,11 @@ impl<H: RequestHandler> Connector<H> {
         let options = &self.shared.options;
         tracing::info!(tunnelID = %options.credentials.tunnel_id, "Starting tunnel");
         tracing::info!("Generated Connector ID: {}", self.shared.client.id);
+        let initial = match options.protocol {
+            ProtocolChoice::Auto | ProtocolChoice::Quic => Protocol::Quic,
+            ProtocolChoice::Http2 => Protocol::Http2,
+        };
+        tracing::info!("Initial protocol {}", initial.as_str());
         let supervisor = Supervisor::new(
             SupervisorOptions {
                 connections: options.connections,
@@ -147,7 +152,7 @@ impl<H: RequestHandler> Connector<H> {
         );
         let (registered, registrations) = mpsc::channel(REGISTRATIONS_MAX);
         let mut runner =
-            Runner { shared: self.shared, supervisor, registered, tasks: JoinSet::new(), orders: Vec::new() };
+            Runner { shared: self.shared, supervisor, registered, tasks: JoinSet::new(), lines: Vec::new() };
         runner.supervisor.handle_start(Instant::now());
         runner.run(registrations, &mut shutdown).await
     }
@@ -160,8 +165,17 @@ struct Runner<H> {
     registered: mpsc::Sender<u8>,
     /// At most one task per connection, and one discovery.
     tasks: JoinSet<Done>,
-    /// By connection index: its task's orders and the local UDP port it had last (C15).
-    orders: Vec<(watch::Sender<Order>, Arc<shared::Port>)>,
+    /// By connection index.
+    lines: Vec<Line>,
+}
+
+/// One connection, as the loop holds it.
+#[derive(Default)]
+struct Line {
+    orders: watch::Sender<Order>,
+    /// The local UDP port it had last (C15).
+    port: Arc<shared::Port>,
+    task: Option<Id>,
 }
 
 enum Done {
@@ -179,7 +193,7 @@ impl<H: RequestHandler> Runner<H> {
         loop {
             while let Some(command) = self.supervisor.poll_command() {
                 if let Some(outcome) = self.execute(command) {
-                    self.tasks.shutdown().await;
+                    self.finish().await;
                     return match outcome {
                         Outcome::Drained => Ok(()),
                         Outcome::Refused { cause } => Err(ConnectorError::Refused { cause }),
@@ -199,6 +213,14 @@ impl<H: RequestHandler> Runner<H> {
                 }
             }
         }
+    }
+
+    /// Lets what was told to close send its close.
+    async fn finish(&mut self) {
+        let closed = async { while self.tasks.join_next().await.is_some() {} };
+        // Whoever takes longer is dropped, which closes too.
+        let _ = timeout(CLOSE_TIMEOUT, closed).await;
+        self.tasks.shutdown().await;
     }
 
     /// Carries a command out; the outcome if it was the last.
@@ -224,33 +246,36 @@ impl<H: RequestHandler> Runner<H> {
 
     fn dial(&mut self, slot: u8, endpoint: EdgeEndpoint, protocol: Protocol, previous_attempts: u8) {
         let at = usize::from(slot);
-        while self.orders.len() <= at {
-            self.orders.push((watch::Sender::new(Order::Serve), Arc::default()));
+        if self.lines.len() <= at {
+            self.lines.resize_with(at + 1, Line::default);
         }
-        let (order, port) = &mut self.orders[at];
-        *order = watch::Sender::new(Order::Serve);
-        self.shared.status.connecting(slot, protocol);
+        let line = &mut self.lines[at];
+        line.orders = watch::Sender::new(Order::Serve);
+        if self.shared.status.connecting(slot, protocol).is_some_and(|before| before != protocol) {
+            tracing::info!(connIndex = slot, "Switching to fallback protocol {}", protocol.as_str());
+        }
         let dial = shared::Dial {
             slot,
             endpoint,
             previous_attempts,
-            port: Arc::clone(port),
-            order: order.subscribe(),
+            port: Arc::clone(&line.port),
+            order: line.orders.subscribe(),
             registered: self.registered.clone(),
         };
         let shared = Arc::clone(&self.shared);
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             let failure = match protocol {
                 Protocol::Quic => Box::pin(quic::run(shared, dial)).await,
                 Protocol::Http2 => Box::pin(http2::run(shared, dial)).await,
             };
             Done::Connection { slot, failure }
         });
+        line.task = Some(task.id());
     }
 
     fn order(&self, slot: u8, order: Order) {
-        if let Some((orders, _)) = self.orders.get(usize::from(slot)) {
-            orders.send_replace(order);
+        if let Some(line) = self.lines.get(usize::from(slot)) {
+            line.orders.send_replace(order);
         }
     }
 
@@ -260,10 +285,14 @@ impl<H: RequestHandler> Runner<H> {
             Ok(Done::Discovery(found)) => {
                 return self.supervisor.handle_discovered(found, Instant::now());
             }
-            // Only a panic of ours gets here; which task it was is not known, so none can be restarted.
+            // A panic of ours: the connection is gone, and is tried again as any other.
             Err(error) => {
                 tracing::error!(%error, "connection task failed");
-                return;
+                let slot = (0u8..).zip(&self.lines).find(|(_, line)| line.task == Some(error.id()));
+                let Some((slot, _)) = slot else {
+                    return self.supervisor.handle_discovered(Default::default(), Instant::now());
+                };
+                (slot, Failure::Lost)
             }
         };
         self.shared.metrics.failures.with_label_values(&[reason_of(&failure)]).inc();
@@ -274,8 +303,7 @@ impl<H: RequestHandler> Runner<H> {
                     connIndex = slot,
                     reason = reason_of(&failure),
                     cause = cause_of(&failure),
-                    "Retrying connection in up to {}ms",
-                    wait.as_millis()
+                    "Retrying connection in up to {wait:?}"
                 );
             }
             Next::Stop => self.shared.status.stopped(slot),
@@ -339,6 +367,9 @@ fn cause_of(failure: &Failure) -> &str {
         _ => "",
     }
 }
+
+/// Longest wait for the last closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Registrations not yet taken by the loop; one per connection is the most there can be, and a
 /// task that finds it full just waits.

@@ -6,26 +6,28 @@
 mod book;
 mod error;
 mod open;
+mod push;
 mod session;
 mod status;
 
-use std::{
-    fmt,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use adit_config::{HostPattern, TunnelId};
+use adit_config::TunnelId;
 use adit_tunnel_proto::{Grant, RequestHead};
 use quinn::{Endpoint, Incoming, VarInt};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 
 use self::book::Book;
 pub use self::{
+    book::LearntHostnames,
     error::{EdgeError, OpenError, ResponseError},
     open::{Opened, PendingResponse},
+    push::PushAnswer,
     status::{EdgeConnectionStatus, TunnelStatus},
 };
 use crate::{metrics::EdgeMetrics, tls, transport};
@@ -136,24 +138,25 @@ impl Edge {
                     Some(incoming) => self.admit(incoming, &mut sessions),
                     None => break,
                 },
-                Some(done) = sessions.join_next() => {
-                    if let Err(error) = done {
-                        tracing::error!(%error, "connection task failed");
-                    }
-                }
+                Some(done) = sessions.join_next() => report_panic(done),
                 // A sender that is gone can no longer ask for anything but the end.
                 _ = shutdown.wait_for(|stop| *stop) => break,
             }
         }
+        self.drain().await;
+        sessions.shutdown().await;
+    }
+
+    /// Waits for what is in flight, then closes every connection.
+    async fn drain(&self) {
         self.endpoint.set_server_config(None);
-        let drained = timeout(self.shared.options.grace_period, self.shared.book.wait_idle()).await;
-        if drained.is_err() {
+        if timeout(self.shared.options.grace_period, self.shared.book.wait_idle()).await.is_err() {
             let in_flight = self.shared.book.in_flight();
             tracing::warn!(in_flight, reason = "grace_period", "edge closes with requests in flight");
         }
         self.endpoint.close(CLOSE_CODE, b"");
-        drop(timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await);
-        sessions.shutdown().await;
+        // What is not sent by then the connectors' timers find out.
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
 
     /// Lets a handshake begin, within the limits.
@@ -173,6 +176,13 @@ impl Edge {
             return drop(incoming.retry());
         }
         sessions.spawn(session::run(Arc::clone(&self.shared), incoming));
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        // Handles keep the endpoint and the connections alive, but nobody would serve them.
+        self.endpoint.close(CLOSE_CODE, b"");
     }
 }
 
@@ -203,7 +213,7 @@ impl EdgeHandle {
     }
 
     /// Hosts learnt from connectors' rules, within what each tunnel may serve; changes are announced.
-    pub fn learnt_hostnames(&self) -> watch::Receiver<Arc<Vec<(TunnelId, Vec<HostPattern>)>>> {
+    pub fn learnt_hostnames(&self) -> watch::Receiver<LearntHostnames> {
         self.shared.book.learnt()
     }
 
@@ -224,6 +234,20 @@ impl EdgeHandle {
         Ok(())
     }
 
+    /// Pushes a configuration (JSON of tunnel-protocol.md §3.7) to every connection of `tunnel`; what
+    /// each answered.
+    ///
+    /// # Errors
+    /// When the tunnel is not declared or has no connection.
+    pub async fn push_configuration(
+        &self,
+        tunnel: TunnelId,
+        version: i32,
+        json: &[u8],
+    ) -> Result<Vec<PushAnswer>, OpenError> {
+        push::push(&self.shared, tunnel, version, json).await
+    }
+
     /// Every declared tunnel and its connections.
     pub fn tunnels(&self) -> Vec<TunnelStatus> {
         self.shared.book.status()
@@ -233,6 +257,12 @@ impl EdgeHandle {
 impl fmt::Debug for EdgeHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EdgeHandle").finish_non_exhaustive()
+    }
+}
+
+fn report_panic(done: Result<(), JoinError>) {
+    if let Err(error) = done {
+        tracing::error!(%error, "connection task failed");
     }
 }
 

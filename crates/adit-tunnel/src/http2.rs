@@ -13,7 +13,7 @@ use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, Response, StatusCode};
 
-use crate::streams::{CHUNKS_MAX, Loss, SendHalf, StreamError};
+use crate::streams::{CHUNKS_MAX, Loss, SendHalf, StreamError, reset_soon};
 
 /// A request body received from the edge.
 #[derive(Debug)]
@@ -101,8 +101,8 @@ impl SendBody {
         });
     }
 
-    pub(crate) fn reset(&mut self) {
-        self.0.send_reset(Reason::INTERNAL_ERROR);
+    pub(crate) fn reset(mut self) {
+        reset_soon(move || self.0.send_reset(Reason::INTERNAL_ERROR));
     }
 
     pub(crate) fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {

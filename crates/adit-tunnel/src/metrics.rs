@@ -36,6 +36,7 @@ pub(crate) struct QuicMetrics {
     sent_bytes: IntCounterVec,
     receive_bytes: IntCounterVec,
     lost_packets: IntCounterVec,
+    frames: [IntCounterVec; 2],
 }
 
 /// Counts already given to the counters, since quinn's only grow.
@@ -44,6 +45,7 @@ pub(crate) struct Counted {
     sent_bytes: u64,
     receive_bytes: u64,
     lost_packets: u64,
+    frames: [[u64; FRAMES.len()]; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -180,6 +182,10 @@ impl QuicMetrics {
                 index,
             )?)
         };
+        let frames = |what: &str| {
+            let name = format!("quic_client_{what}_frames");
+            add.counters(&name, "QUIC frames, by type.", &["conn_index", "frame_type"])
+        };
         Ok(Self {
             total_connections: add.counter("quic_client_total_connections", "QUIC connections begun.")?,
             closed_connections: add.counter("quic_client_closed_connections", "QUIC connections ended.")?,
@@ -197,6 +203,7 @@ impl QuicMetrics {
                 "Packets taken for lost.",
                 &["conn_index", "reason"],
             )?,
+            frames: [frames("sent")?, frames("received")?],
         })
     }
 
@@ -218,6 +225,7 @@ impl QuicMetrics {
             sent_bytes: stats.udp_tx.bytes,
             receive_bytes: stats.udp_rx.bytes,
             lost_packets: stats.path.lost_packets,
+            frames: [counts_of(&stats.frame_tx), counts_of(&stats.frame_rx)],
         };
         let before = std::mem::replace(counted, now);
         self.sent_bytes.with_label_values(&labels).inc_by(now.sent_bytes.saturating_sub(before.sent_bytes));
@@ -225,6 +233,11 @@ impl QuicMetrics {
         self.receive_bytes.with_label_values(&labels).inc_by(received);
         let lost = now.lost_packets.saturating_sub(before.lost_packets);
         self.lost_packets.with_label_values(&[index, "loss_detection"]).inc_by(lost);
+        for (counters, (now, before)) in self.frames.iter().zip(now.frames.iter().zip(before.frames)) {
+            for (name, (now, before)) in FRAMES.iter().zip(now.iter().zip(before)) {
+                counters.with_label_values(&[index, name]).inc_by(now.saturating_sub(before));
+            }
+        }
     }
 }
 
@@ -270,6 +283,22 @@ impl EdgeMetrics {
     }
 }
 
+/// The counts that [`FRAMES`] names.
+fn counts_of(frames: &quinn::FrameStats) -> [u64; FRAMES.len()] {
+    [
+        frames.acks,
+        frames.crypto,
+        frames.stream,
+        frames.ping,
+        frames.reset_stream,
+        frames.stop_sending,
+        frames.max_data,
+        frames.max_stream_data,
+        frames.datagram,
+        frames.connection_close,
+    ]
+}
+
 /// Makes and registers in one step.
 struct Adder<'a>(&'a Registry);
 
@@ -295,6 +324,20 @@ impl Adder<'_> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 }
+
+/// Frame types counted, under the stock connector's names.
+const FRAMES: [&str; 10] = [
+    "Ack",
+    "Crypto",
+    "Stream",
+    "Ping",
+    "ResetStream",
+    "StopSending",
+    "MaxData",
+    "MaxStreamData",
+    "Datagram",
+    "ConnectionClose",
+];
 
 /// The stock label value.
 const REGISTER: &str = "registerConnection";

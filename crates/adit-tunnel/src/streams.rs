@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    future::poll_fn,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
@@ -135,6 +136,20 @@ impl RecvHalf {
         }
     }
 
+    /// The whole body, if it is at most `bytes_max` long and ends cleanly.
+    pub(crate) async fn read_to_end(&mut self, bytes_max: usize) -> Option<Vec<u8>> {
+        let (mut all, mut chunks) = (Vec::new(), VecDeque::new());
+        while poll_fn(|cx| self.poll_chunks(cx, &mut chunks)).await.ok()? {
+            for chunk in chunks.drain(..) {
+                if all.len() + chunk.len() > bytes_max {
+                    return None;
+                }
+                all.extend_from_slice(&chunk);
+            }
+        }
+        Some(all)
+    }
+
     /// Tells the peer that the rest is not wanted (STOP_SENDING 0).
     pub fn stop(&mut self) {
         self.early = Bytes::new();
@@ -216,6 +231,12 @@ impl SendHalf {
         }
     }
 
+    /// Writes one chunk.
+    pub(crate) async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
+        let mut chunks = VecDeque::from([chunk]);
+        poll_fn(|cx| self.poll_write(cx, &mut chunks)).await
+    }
+
     /// Ends the body cleanly (FIN); what was written is still delivered.
     pub fn finish(&mut self) {
         self.finish_with(None);
@@ -244,8 +265,11 @@ impl SendHalf {
             return;
         }
         match std::mem::replace(&mut self.inner, SendInner::Gone) {
-            SendInner::Quic { stream, .. } => reset_quic(stream),
-            SendInner::Http2(mut body) => body.reset(),
+            SendInner::Quic { mut stream, .. } => reset_soon(move || {
+                // Fails only for a stream that has ended otherwise.
+                let _ = stream.reset(VarInt::from_u32(0));
+            }),
+            SendInner::Http2(body) => body.reset(),
             SendInner::Gone => {}
         }
     }
@@ -310,11 +334,7 @@ fn poll_quic_write(
 
 /// A reset discards what is still buffered; a moment lets the head and the last bytes leave first, as
 /// the reference does (C20), so that a truncated response is seen as one and not as none.
-fn reset_quic(mut stream: quinn::SendStream) {
-    let mut reset = move || {
-        // Fails only for a stream that has ended otherwise.
-        let _ = stream.reset(VarInt::from_u32(0));
-    };
+pub(crate) fn reset_soon(reset: impl FnOnce() + Send + 'static) {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => drop(runtime.spawn(async move {
             tokio::time::sleep(RESET_DELAY).await;

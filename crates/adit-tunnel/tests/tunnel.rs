@@ -1,4 +1,5 @@
 //! The connector against the edge, both ours, over loopback.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -191,6 +192,29 @@ async fn slow_everything_is_back_soon_after_the_edge_restarts() {
 }
 
 #[tokio::test]
+async fn an_edge_that_is_dropped_closes_and_requests_in_flight_fail_cleanly() {
+    let (_identity, edge, connector) = pair(1).await;
+    let opened = edge.handle.open(TUNNEL, &request("hang")).await.unwrap();
+    let (_, mut body) = opened.response.recv().await.unwrap();
+    edge.kill().await;
+    assert_eq!(read_all(&mut body).await, Err(StreamError::ConnectionLost(Loss::ClosedByUs)));
+    connector.wait_ready(0).await;
+}
+
+#[tokio::test]
+async fn a_connector_that_is_dropped_is_gone_at_once() {
+    let (_identity, edge, connector) = pair(1).await;
+    let opened = edge.handle.open(TUNNEL, &request("hang")).await.unwrap();
+    let (_, mut body) = opened.response.recv().await.unwrap();
+    connector.task.abort();
+    // The origin's task ends too, so what is seen is either its reset or the connection's end.
+    let error = read_all(&mut body).await.unwrap_err();
+    assert!(matches!(error, StreamError::Reset | StreamError::ConnectionLost(_)), "{error:?}");
+    edge.wait_connections(0).await;
+    assert_eq!(edge.handle.open(TUNNEL, &request("")).await.unwrap_err(), OpenError::NoConnection);
+}
+
+#[tokio::test]
 async fn a_reload_closes_a_removed_tunnel_and_refuses_its_old_secret() {
     let (_identity, edge, connector) = pair(1).await;
     let opened = edge.handle.open(TUNNEL, &request("hang")).await.unwrap();
@@ -219,4 +243,21 @@ async fn many_requests_at_once_all_come_back() {
         edge.handle.tunnels()[0].connections.iter().all(|connection| connection.in_flight == 0)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pushed_configuration_is_applied_once_and_a_bad_one_keeps_the_old() {
+    let (_identity, edge, connector) = pair(1).await;
+    let cases = [
+        (3, &b"{}"[..], (3, None)),
+        (3, b"{}", (3, None)),
+        (2, b"{}", (3, None)),
+        (4, b"bad", (3, Some("bad rules".to_owned()))),
+    ];
+    for (version, json, expected) in cases {
+        let answers = edge.handle.push_configuration(TUNNEL, version, json).await.unwrap();
+        assert_eq!(answers.len(), 1);
+        assert_eq!(answers[0].outcome, Ok(expected));
+    }
+    assert_eq!(*connector.handler.configurations.lock().unwrap(), [(3, b"{}".to_vec())]);
 }

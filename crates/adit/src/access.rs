@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 /// Guards one rule. Fails closed: without keys nobody passes.
 #[derive(Debug)]
-pub struct AccessGate {
+pub(crate) struct AccessGate {
     requirement: AccessRequirement,
     host: String,
     keys: ArcSwapOption<Fetched>,
@@ -32,7 +32,7 @@ struct Fetched {
 
 /// Why a request does not pass.
 #[derive(Debug, Error)]
-pub enum GateError {
+pub(crate) enum GateError {
     /// The token.
     #[error("access refused: {0}")]
     Refused(#[from] AccessRefusal),
@@ -48,7 +48,7 @@ pub enum GateError {
 
 impl GateError {
     /// The name of this error in logs.
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.reason(),
             Self::Keys { .. } => "access_keys",
@@ -56,7 +56,7 @@ impl GateError {
     }
 
     /// The status to answer with; `None` where cloudflared fails the request instead (502 at the edge).
-    pub fn status(&self) -> Option<StatusCode> {
+    pub(crate) fn status(&self) -> Option<StatusCode> {
         match self {
             Self::Refused(refusal) if refusal.is_forbidden() => Some(StatusCode::FORBIDDEN),
             _ => None,
@@ -66,7 +66,7 @@ impl GateError {
 
 impl AccessGate {
     /// A gate for what a rule requires.
-    pub fn new(requirement: &AccessRequirement) -> Self {
+    pub(crate) fn new(requirement: &AccessRequirement) -> Self {
         let issuer = requirement.issuer();
         let host = issuer.trim_start_matches("https://").to_owned();
         let (keys, fetching) = (ArcSwapOption::empty(), Mutex::new(()));
@@ -77,7 +77,7 @@ impl AccessGate {
     ///
     /// # Errors
     /// [`GateError`].
-    pub async fn check(&self, headers: &HeaderMap) -> Result<(), GateError> {
+    pub(crate) async fn check(&self, headers: &HeaderMap) -> Result<(), GateError> {
         let token = headers.get(ACCESS_HEADER).ok_or(AccessRefusal::Missing)?;
         let token = token.to_str().map_err(|_| AccessRefusal::Malformed)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 /// What the log says of a request.
 #[derive(Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// When the request head had arrived.
     pub started: SystemTime,
     /// From then to the last byte of the answer.
@@ -42,14 +42,14 @@ pub struct Entry {
 
 /// The handle that requests write through.
 #[derive(Clone, Debug)]
-pub struct AccessLog {
+pub(crate) struct AccessLog {
     lines: SyncSender<Entry>,
     dropped: IntCounter,
 }
 
 /// Why the access log cannot be opened.
 #[derive(Debug, Error)]
-pub enum AccessLogError {
+pub(crate) enum AccessLogError {
     /// The file.
     #[error("cannot open the access log {path}")]
     Open {
@@ -71,7 +71,7 @@ impl AccessLog {
     ///
     /// # Errors
     /// [`AccessLogError`].
-    pub fn open(settings: &Settings, registry: &Registry) -> Result<Self, AccessLogError> {
+    pub(crate) fn open(settings: &Settings, registry: &Registry) -> Result<Self, AccessLogError> {
         let dropped = IntCounter::new(
             "adit_access_log_dropped_total",
             "Access log lines not written because the writer was behind",
@@ -91,7 +91,7 @@ impl AccessLog {
     }
 
     /// Queues a line; drops and counts it if the writer is too far behind.
-    pub fn write(&self, entry: Entry) {
+    pub(crate) fn write(&self, entry: Entry) {
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(entry) {
             self.dropped.inc();
         }

@@ -16,7 +16,7 @@ use crate::status_page;
 
 /// What the endpoint can tell; filled as the process starts.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// Where the process is in its life.
     pub phase: PhaseCell,
     /// All metrics.
@@ -39,7 +39,7 @@ pub struct Admin {
 
 /// The connector as the endpoint sees it.
 #[derive(Debug)]
-pub struct ConnectorView {
+pub(crate) struct ConnectorView {
     /// The tunnel it serves.
     pub tunnel: adit_config::TunnelId,
     /// Its connections.
@@ -150,7 +150,7 @@ impl Admin {
     }
 
     /// Everything the status page and `adit status` show.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let listeners: Vec<Value> = self
             .listeners
             .load()

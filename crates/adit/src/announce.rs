@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use adit_config::{Config, HostPattern, Service};
 
 /// The text: what listens where, what serves what, and what to try next.
-pub fn text(
+pub(crate) fn text(
     config: &Config,
     listeners: &[(String, SocketAddr, bool)],
     edge: Option<SocketAddr>,

@@ -12,7 +12,7 @@ use crate::access_log::{AccessLog, Entry};
 
 /// Counts what public listeners answer.
 #[derive(Clone, Debug)]
-pub struct RequestMetrics {
+pub(crate) struct RequestMetrics {
     in_flight: IntGauge,
     answered: IntCounterVec,
     failed: IntCounterVec,
@@ -21,7 +21,7 @@ pub struct RequestMetrics {
 
 /// A request that is being answered; dropping it counts it as done.
 #[derive(Debug)]
-pub struct Exchange {
+pub(crate) struct Exchange {
     entry: Option<Entry>,
     began: Instant,
     log: Option<AccessLog>,
@@ -33,7 +33,7 @@ impl RequestMetrics {
     ///
     /// # Errors
     /// If the registry has them already.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let buckets = vec![0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
         let metrics = Self {
             in_flight: IntGauge::new("adit_requests_in_flight", "Requests being answered")?,
@@ -61,19 +61,19 @@ impl RequestMetrics {
     }
 
     /// Counts a failure under its name.
-    pub fn failed(&self, reason: &str) {
+    pub(crate) fn failed(&self, reason: &str) {
         self.failed.with_label_values(&[reason]).inc();
     }
 
     /// Requests being answered now.
-    pub fn in_flight(&self) -> i64 {
+    pub(crate) fn in_flight(&self) -> i64 {
         self.in_flight.get()
     }
 }
 
 impl Exchange {
     /// Starts the clock.
-    pub fn begin(
+    pub(crate) fn begin(
         request: &Request,
         request_id: &str,
         metrics: &RequestMetrics,
@@ -98,14 +98,14 @@ impl Exchange {
     }
 
     /// Says who answered.
-    pub fn answered_by(&mut self, route: &str) {
+    pub(crate) fn answered_by(&mut self, route: &str) {
         if let Some(entry) = &mut self.entry {
             route.clone_into(&mut entry.route);
         }
     }
 
     /// Says that we answered because a hop failed.
-    pub fn failed(&mut self, reason: &'static str) {
+    pub(crate) fn failed(&mut self, reason: &'static str) {
         self.metrics.failed(reason);
         if let Some(entry) = &mut self.entry {
             entry.reason = reason;
@@ -113,7 +113,7 @@ impl Exchange {
     }
 
     /// Wraps the answer so that its end is seen.
-    pub fn finish_with(mut self, response: Response) -> Response {
+    pub(crate) fn finish_with(mut self, response: Response) -> Response {
         self.metrics.answered.with_label_values(&[class(response.status.as_u16())]).inc();
         if let Some(entry) = &mut self.entry {
             entry.status = response.status.as_u16();

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 /// What the edge shows to connectors.
 #[derive(Debug)]
-pub struct EdgeIdentity {
+pub(crate) struct EdgeIdentity {
     /// Chain and key.
     pub certificate: EdgeCertificate,
     /// PEM of the authority that connectors must trust; absent if the operator gave the certificate.
@@ -25,7 +25,7 @@ pub struct EdgeIdentity {
 
 /// Why there is no identity.
 #[derive(Debug, Error)]
-pub enum IdentityError {
+pub(crate) enum IdentityError {
     /// A file that cannot be read or written.
     #[error("cannot use {path}")]
     File {
@@ -53,7 +53,7 @@ pub enum IdentityError {
 ///
 /// # Errors
 /// [`IdentityError`].
-pub fn edge_identity(
+pub(crate) fn edge_identity(
     config: &Config,
     given: Option<&CertificateFiles>,
 ) -> Result<EdgeIdentity, IdentityError> {
@@ -137,7 +137,7 @@ fn authority_params() -> Result<CertificateParams, rcgen::Error> {
 ///
 /// # Errors
 /// The system's; an existing file is replaced.
-pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
     use io::Write;
     if path.exists() {
         fs::remove_file(path)?;

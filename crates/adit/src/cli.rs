@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 /// The whole command line; `tunnel` is cloudflared's.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     Command::new("adit")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Tunnel, ingress and mesh in one daemon")
@@ -46,7 +46,7 @@ pub fn command() -> Command {
 }
 
 /// The configuration named on the command line.
-pub fn config_path(matches: &ArgMatches) -> Option<PathBuf> {
+pub(crate) fn config_path(matches: &ArgMatches) -> Option<PathBuf> {
     matches.get_one::<PathBuf>("config").cloned()
 }
 

@@ -7,7 +7,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 
 /// Counters of the connector's proxy.
 #[derive(Clone, Debug)]
-pub struct ProxyMetrics {
+pub(crate) struct ProxyMetrics {
     total: IntCounter,
     errors: IntCounter,
     concurrent: IntGauge,
@@ -17,7 +17,7 @@ pub struct ProxyMetrics {
 
 /// A request in flight.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     concurrent: IntGauge,
 }
 
@@ -26,7 +26,7 @@ impl ProxyMetrics {
     ///
     /// # Errors
     /// If the registry has them already.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
             total: IntCounter::new(
                 "cloudflared_tunnel_total_requests",
@@ -61,24 +61,24 @@ impl ProxyMetrics {
     }
 
     /// Counts a request for as long as the guard lives.
-    pub fn begin(&self) -> Running {
+    pub(crate) fn begin(&self) -> Running {
         self.total.inc();
         self.concurrent.inc();
         Running { concurrent: self.concurrent.clone() }
     }
 
     /// Counts a failed request.
-    pub fn failed(&self) {
+    pub(crate) fn failed(&self) {
         self.errors.inc();
     }
 
     /// Counts an answer.
-    pub fn answered(&self, status: StatusCode) {
+    pub(crate) fn answered(&self, status: StatusCode) {
         self.by_code.with_label_values(&[status.as_str()]).inc();
     }
 
     /// Notes how long an origin took.
-    pub fn connected(&self, after: Duration) {
+    pub(crate) fn connected(&self, after: Duration) {
         self.connect_latency.observe(after.as_secs_f64() * 1000.0);
     }
 }

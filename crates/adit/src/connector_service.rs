@@ -19,7 +19,7 @@ use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
 
 /// Serves what arrives through a tunnel.
 #[derive(Debug)]
-pub struct ConnectorService {
+pub(crate) struct ConnectorService {
     /// Rules and origins; swapped whole on reload and on the edge's push.
     pub ingress: Arc<IngressState>,
     /// The built-in sample origin.

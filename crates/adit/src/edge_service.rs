@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::Poll;
 
 use adit_config::{EntryPoint, TunnelId};
 use adit_proxy::body::{Body, Length};
@@ -25,7 +24,7 @@ use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
 
 /// A tunnel as the table of hosts names it.
 #[derive(Clone, Debug)]
-pub struct TunnelRoute {
+pub(crate) struct TunnelRoute {
     /// Which.
     pub id: TunnelId,
     /// Its name in logs.
@@ -34,7 +33,7 @@ pub struct TunnelRoute {
 
 /// Answers the visitors of all public entry points.
 #[derive(Debug)]
-pub struct EdgeService {
+pub(crate) struct EdgeService {
     /// Host to tunnel; swapped whole when a connector pushes its rules or the configuration is reloaded.
     pub hosts: Arc<ArcSwap<Table<TunnelRoute>>>,
     /// The connections.
@@ -53,7 +52,7 @@ pub struct EdgeService {
 
 /// Which visitors may speak for others.
 #[derive(Debug, Default)]
-pub struct Trust {
+pub(crate) struct Trust {
     /// Entry points by name.
     pub entry_points: std::collections::BTreeMap<String, EntryPoint>,
 }

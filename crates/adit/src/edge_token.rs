@@ -11,7 +11,7 @@ use crate::certificates::write_private;
 
 /// What was minted, and what is left for the operator to do.
 #[derive(Debug)]
-pub struct Minted {
+pub(crate) struct Minted {
     /// Standard output: the token, unless a file was written.
     pub token: Option<String>,
     /// Standard error: what to put into the configuration.
@@ -20,7 +20,7 @@ pub struct Minted {
 
 /// Why nothing was minted.
 #[derive(Debug, Error)]
-pub enum TokenError {
+pub(crate) enum TokenError {
     /// The tunnel's secret file, or the credentials file.
     #[error("cannot write {path}")]
     Write {
@@ -41,7 +41,7 @@ pub enum TokenError {
 ///
 /// # Errors
 /// [`TokenError`].
-pub fn mint(
+pub(crate) fn mint(
     name: &str,
     config: Option<&Path>,
     account_tag: &str,

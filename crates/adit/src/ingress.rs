@@ -14,7 +14,7 @@ use crate::access::AccessGate;
 
 /// What answers the requests of one rule.
 #[derive(Clone, Debug)]
-pub enum Answerer {
+pub(crate) enum Answerer {
     /// A connection to somewhere.
     Origin(Arc<Origin>),
     /// The sample origin.
@@ -23,7 +23,7 @@ pub enum Answerer {
 
 /// What is to happen with a request.
 #[derive(Debug)]
-pub struct Routed<'a> {
+pub(crate) struct Routed<'a> {
     /// Who may ask; checked before anything else.
     pub access: Option<&'a AccessGate>,
     /// Who answers.
@@ -32,7 +32,7 @@ pub struct Routed<'a> {
 
 /// One generation of rules.
 #[derive(Debug)]
-pub struct Served {
+pub(crate) struct Served {
     table: Table<Answerer>,
     /// By rule.
     gates: Vec<Option<AccessGate>>,
@@ -41,7 +41,7 @@ pub struct Served {
 
 /// The rules in force; replaced whole.
 #[derive(Debug)]
-pub struct IngressState {
+pub(crate) struct IngressState {
     current: ArcSwap<Served>,
     /// One change at a time: a push and a reload must not overwrite each other half way.
     change: Mutex<()>,
@@ -50,7 +50,7 @@ pub struct IngressState {
 
 /// Why rules cannot be served.
 #[derive(Debug, Error)]
-pub enum IngressError {
+pub(crate) enum IngressError {
     /// An origin's settings.
     #[error("rule {rule}: the origin cannot be set up")]
     Origin {
@@ -74,7 +74,7 @@ impl Served {
     ///
     /// # Errors
     /// [`IngressError`] of the first rule that cannot be served.
-    pub fn build(ingress: &Ingress, previous: Option<&Self>) -> Result<Self, IngressError> {
+    pub(crate) fn build(ingress: &Ingress, previous: Option<&Self>) -> Result<Self, IngressError> {
         let mut failed = None;
         let mut answerers = Vec::with_capacity(ingress.rules.len());
         for (index, rule) in ingress.rules.iter().enumerate() {
@@ -96,7 +96,7 @@ impl Served {
     ///
     /// # Errors
     /// A path that cannot be compared with the rules.
-    pub fn decide(&self, request: &Request) -> Result<Routed<'_>, Refusal> {
+    pub(crate) fn decide(&self, request: &Request) -> Result<Routed<'_>, Refusal> {
         let head = Head {
             host: &request.host,
             path: request.uri.path(),
@@ -129,7 +129,7 @@ impl IngressState {
     ///
     /// # Errors
     /// [`IngressError`].
-    pub fn new(ingress: &Ingress) -> Result<Self, IngressError> {
+    pub(crate) fn new(ingress: &Ingress) -> Result<Self, IngressError> {
         Ok(Self {
             current: ArcSwap::from_pointee(Served::build(ingress, None)?),
             change: Mutex::new(()),
@@ -138,7 +138,7 @@ impl IngressState {
     }
 
     /// The rules in force.
-    pub fn load(&self) -> arc_swap::Guard<Arc<Served>> {
+    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<Served>> {
         self.current.load()
     }
 
@@ -146,7 +146,7 @@ impl IngressState {
     ///
     /// # Errors
     /// [`IngressError`]; the old rules stay.
-    pub fn apply_local(&self, ingress: &Ingress) -> Result<(), IngressError> {
+    pub(crate) fn apply_local(&self, ingress: &Ingress) -> Result<(), IngressError> {
         let _one = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.remote.load().is_none() {
             let served = Served::build(ingress, Some(&self.current.load()))?;
@@ -159,7 +159,7 @@ impl IngressState {
     ///
     /// # Errors
     /// Every problem of the push, in words for the edge; the old rules stay.
-    pub fn apply_remote(&self, version: i32, json: &[u8]) -> Result<(), String> {
+    pub(crate) fn apply_remote(&self, version: i32, json: &[u8]) -> Result<(), String> {
         let text = std::str::from_utf8(json).map_err(|_| "the configuration is not UTF-8".to_owned())?;
         let remote = RemoteConfig::from_json(text).map_err(|problems| problems.to_string())?;
         let _one = self.change.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,17 +171,17 @@ impl IngressState {
     }
 
     /// Version of the edge's push in force; -1 = the local rules are (tunnel-protocol.md §3.7).
-    pub fn version(&self) -> i32 {
+    pub(crate) fn version(&self) -> i32 {
         self.remote.load().unwrap_or(-1)
     }
 
     /// The rules in force, as configured.
-    pub fn ingress(&self) -> Ingress {
+    pub(crate) fn ingress(&self) -> Ingress {
         self.current.load().ingress.clone()
     }
 
     /// Closes origin connections idle for too long.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         for (_, answerer) in self.current.load().answerers() {
             if let Answerer::Origin(origin) = answerer {
                 origin.sweep();
@@ -209,7 +209,7 @@ fn answerer(number: usize, rule: &IngressRule, previous: Option<&Served>) -> Res
 }
 
 /// An error with its causes, on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

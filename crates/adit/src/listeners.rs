@@ -17,7 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// All entry points that are listening.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     running: BTreeMap<String, Running>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
@@ -42,7 +42,7 @@ struct Settings {
 
 /// Why the entry points cannot be as configured.
 #[derive(Debug, Error)]
-pub enum ListenersError {
+pub(crate) enum ListenersError {
     /// One cannot be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -56,7 +56,7 @@ pub enum ListenersError {
 
 /// Listeners that are bound and not yet running.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     bound: Vec<(String, Settings, Listener)>,
     names: Vec<String>,
 }
@@ -66,7 +66,7 @@ impl Listeners {
     ///
     /// # Errors
     /// If TLS cannot be set up.
-    pub fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
+    pub(crate) fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
         Ok(Self { running: BTreeMap::new(), leaving: JoinSet::new(), tls: store.server_config()?, metrics })
     }
 
@@ -77,7 +77,7 @@ impl Listeners {
     ///
     /// # Errors
     /// [`ListenersError`] of the first that cannot be bound.
-    pub fn prepare(&mut self, config: &Config, names: &[String]) -> Result<Prepared, ListenersError> {
+    pub(crate) fn prepare(&mut self, config: &Config, names: &[String]) -> Result<Prepared, ListenersError> {
         let mut bound = Vec::new();
         for name in names {
             let Some(entry_point) = config.entry_points.get(name) else { continue };
@@ -102,7 +102,7 @@ impl Listeners {
     }
 
     /// Starts what was prepared and lets go of what the configuration no longer has.
-    pub fn commit<S: Service>(&mut self, prepared: Prepared, service: &Arc<S>) {
+    pub(crate) fn commit<S: Service>(&mut self, prepared: Prepared, service: &Arc<S>) {
         let gone: Vec<String> =
             self.running.keys().filter(|n| !prepared.names.contains(n)).cloned().collect();
         for name in gone {
@@ -123,12 +123,12 @@ impl Listeners {
     }
 
     /// Name, bound address and whether TLS.
-    pub fn addresses(&self) -> Vec<(String, SocketAddr, bool)> {
+    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr, bool)> {
         self.running.iter().map(|(name, r)| (name.clone(), r.address, r.settings.entry_point.tls)).collect()
     }
 
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.
-    pub async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         for (_, running) in std::mem::take(&mut self.running) {
             self.leave(running);
         }
@@ -140,7 +140,11 @@ impl Listeners {
         self.leaving.spawn(async move {
             // Keeps the signal alive for as long as somebody listens to it.
             let _drain = running.drain;
-            let _ = running.task.await;
+            let mut task = running.task;
+            if tokio::time::timeout(running.settings.entry_point.grace_period, &mut task).await.is_err() {
+                tracing::warn!(address = %running.address, reason = "grace_period", "entry point's last requests are cut");
+                task.abort();
+            }
         });
     }
 
@@ -154,7 +158,11 @@ impl Listeners {
             keep_alive_timeout: entry_point.idle_timeout,
             body_idle_timeout,
             write_idle_timeout: body_idle_timeout,
+            read_timeout: entry_point.read_timeout,
+            write_timeout: entry_point.write_timeout,
             head_bytes_max: limits.header_bytes_max as usize,
+            head_fields_max: usize::from(limits.headers_max),
+            streams_max: limits.streams_per_connection_max,
             metrics: Arc::clone(&self.metrics),
         };
         let options = ListenerOptions {

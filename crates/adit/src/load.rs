@@ -7,7 +7,7 @@ use adit_config::{Config, Problem, Problems};
 
 /// A configuration that can be read again.
 #[derive(Debug)]
-pub enum Source {
+pub(crate) enum Source {
     /// `adit run`: an `adit.yaml`.
     File(PathBuf),
     /// `adit tunnel run`: cloudflared's command line, environment and files.
@@ -19,7 +19,7 @@ impl Source {
     ///
     /// # Errors
     /// All problems, each with its place.
-    pub fn load(&self) -> Result<Config, Problems> {
+    pub(crate) fn load(&self) -> Result<Config, Problems> {
         match self {
             Self::File(path) => load_file(path),
             Self::Cloudflared(resolver) => resolver.load(),
@@ -27,7 +27,7 @@ impl Source {
     }
 
     /// Addresses to try for the admin endpoint, the first free one is taken.
-    pub fn admin_addresses(&self, config: &Config) -> Vec<SocketAddr> {
+    pub(crate) fn admin_addresses(&self, config: &Config) -> Vec<SocketAddr> {
         match self {
             Self::File(_) => vec![config.admin.address],
             Self::Cloudflared(resolver) => resolver.metrics_addresses(),
@@ -35,12 +35,12 @@ impl Source {
     }
 
     /// True in cloudflared's compatibility mode, where a refused tunnel ends the process.
-    pub fn is_cloudflared(&self) -> bool {
+    pub(crate) fn is_cloudflared(&self) -> bool {
         matches!(self, Self::Cloudflared(_))
     }
 
     /// For the log.
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
             Self::Cloudflared(_) => "cloudflared command line".to_owned(),
@@ -52,7 +52,7 @@ impl Source {
 ///
 /// # Errors
 /// All problems, each with its place.
-pub fn load_file(path: &Path) -> Result<Config, Problems> {
+pub(crate) fn load_file(path: &Path) -> Result<Config, Problems> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| Problems(vec![Problem::of_file(&name, format!("cannot be read: {error}"))]))?;
@@ -63,7 +63,7 @@ pub fn load_file(path: &Path) -> Result<Config, Problems> {
 ///
 /// # Errors
 /// A sentence for the user.
-pub fn find(named: Option<PathBuf>) -> Result<PathBuf, String> {
+pub(crate) fn find(named: Option<PathBuf>) -> Result<PathBuf, String> {
     if let Some(path) = named {
         return Ok(path);
     }
@@ -76,7 +76,7 @@ pub fn find(named: Option<PathBuf>) -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// A sentence that goes into the problem.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
     if size > FILE_BYTES_MAX {
         return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));

@@ -3,22 +3,22 @@
 use sd_notify::NotifyState;
 
 /// Serving.
-pub fn ready() {
+pub(crate) fn ready() {
     tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
 /// Reading the configuration again.
-pub fn reloading() {
+pub(crate) fn reloading() {
     tell(&[NotifyState::Status("reloading")]);
 }
 
 /// Draining.
-pub fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("draining")]);
 }
 
 /// The main loop turns; feeds the watchdog.
-pub fn alive() {
+pub(crate) fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 

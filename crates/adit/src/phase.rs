@@ -7,7 +7,7 @@ use prometheus::{IntGaugeVec, Opts, Registry};
 
 /// Where in its life the process is; only ever moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Binding sockets, making keys.
     Starting,
     /// Serving.
@@ -24,7 +24,7 @@ const ALL: [Phase; 5] = [Phase::Starting, Phase::Ready, Phase::Draining, Phase::
 
 impl Phase {
     /// Lower-case name, as in metrics and JSON.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
@@ -37,7 +37,7 @@ impl Phase {
 
 /// The current phase, shared.
 #[derive(Clone, Debug)]
-pub struct PhaseCell {
+pub(crate) struct PhaseCell {
     current: Arc<AtomicU8>,
     gauge: IntGaugeVec,
 }
@@ -47,7 +47,7 @@ impl PhaseCell {
     ///
     /// # Errors
     /// If the registry has the metric already.
-    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
         let gauge = IntGaugeVec::new(
             Opts::new("adit_phase", "1 for the phase that the process is in, 0 for the others"),
             &["phase"],
@@ -59,12 +59,12 @@ impl PhaseCell {
     }
 
     /// The phase now.
-    pub fn load(&self) -> Phase {
+    pub(crate) fn load(&self) -> Phase {
         ALL.get(usize::from(self.current.load(Ordering::Acquire))).copied().unwrap_or(Phase::Stopped)
     }
 
     /// Moves on.
-    pub fn set(&self, phase: Phase) {
+    pub(crate) fn set(&self, phase: Phase) {
         self.current.store(phase as u8, Ordering::Release);
         for other in ALL {
             self.gauge.with_label_values(&[other.name()]).set(i64::from(other == phase));

@@ -5,20 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Makes ids that are unique in this process and not guessable from one another at a glance.
 #[derive(Debug)]
-pub struct RequestIds {
+pub(crate) struct RequestIds {
     seed: u64,
     next: AtomicU64,
 }
 
 impl RequestIds {
     /// Starts at a random point.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
         Self { seed: high | 1, next: AtomicU64::new(low) }
     }
 
     /// A new id: 16 hexadecimal digits.
-    pub fn make(&self) -> String {
+    pub(crate) fn make(&self) -> String {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         // An odd multiplier permutes the 64-bit numbers: no two counts give the same id.
         let mut id = String::with_capacity(16);

@@ -9,7 +9,7 @@ use clap::ArgMatches;
 use serde_json::Value;
 
 /// Prints what runs; exit code 1 if nothing answers or something is wrong.
-pub fn main(matches: &ArgMatches) -> ExitCode {
+pub(crate) fn main(matches: &ArgMatches) -> ExitCode {
     let address = matches.get_one::<String>("admin").map(String::as_str).unwrap_or_default();
     let body = match fetch(address, "/api/status") {
         Ok((_, body)) => body,
@@ -32,7 +32,7 @@ pub fn main(matches: &ArgMatches) -> ExitCode {
 ///
 /// # Errors
 /// The system's, or an answer that is not HTTP.
-pub fn fetch(address: &str, path: &str) -> std::io::Result<(u16, String)> {
+pub(crate) fn fetch(address: &str, path: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

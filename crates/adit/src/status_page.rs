@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// The page; one render of what `/api/status` tells.
-pub fn html(status: &Value) -> String {
+pub(crate) fn html(status: &Value) -> String {
     let mut body = String::new();
     if let Some(problem) = status["reload_problem"].as_str() {
         let _ = write!(
@@ -74,7 +74,7 @@ pub fn html(status: &Value) -> String {
 }
 
 /// The same for a terminal.
-pub fn plain(status: &Value) -> String {
+pub(crate) fn plain(status: &Value) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,

@@ -17,12 +17,12 @@ use tracing_subscriber::{Registry, reload};
 
 /// Changes the level of the running log.
 #[derive(Clone, Debug)]
-pub struct LevelHandle {
+pub(crate) struct LevelHandle {
     handle: reload::Handle<LevelFilter, Registry>,
 }
 
 /// Starts the log; a second call in a process changes nothing.
-pub fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
+pub(crate) fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
     let (filter, handle) = reload::Layer::new(to_filter(level));
     let registry = tracing_subscriber::registry().with(filter);
     let writer = std::io::stderr;
@@ -60,7 +60,7 @@ pub fn start(level: LogLevel, format: LogFormat) -> LevelHandle {
 
 impl LevelHandle {
     /// Takes a new level at once.
-    pub fn set(&self, level: LogLevel) {
+    pub(crate) fn set(&self, level: LogLevel) {
         let _ = self.handle.modify(|filter| *filter = to_filter(level));
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 /// Watches the folders of some files; folders, because editors and Kubernetes replace files instead of writing them.
 #[derive(Debug)]
-pub struct FileWatch {
+pub(crate) struct FileWatch {
     watcher: Option<RecommendedWatcher>,
     folders: BTreeSet<PathBuf>,
     events: mpsc::Receiver<()>,
@@ -20,7 +20,7 @@ pub struct FileWatch {
 
 impl FileWatch {
     /// Starts watching; where the system cannot, only SIGHUP reloads, and the log says so.
-    pub fn start(files: Vec<PathBuf>) -> Self {
+    pub(crate) fn start(files: Vec<PathBuf>) -> Self {
         let (sender, events) = mpsc::channel(1);
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // One waiting note is enough: the reader looks at the files themselves.
@@ -37,7 +37,7 @@ impl FileWatch {
     }
 
     /// Watches these files from now on.
-    pub fn set_files(&mut self, files: Vec<PathBuf>) {
+    pub(crate) fn set_files(&mut self, files: Vec<PathBuf>) {
         let folders: BTreeSet<PathBuf> = files.iter().map(|file| folder_of(file)).collect();
         if let Some(watcher) = &mut self.watcher {
             for folder in folders.difference(&self.folders) {
@@ -55,7 +55,7 @@ impl FileWatch {
     }
 
     /// Returns when the content of a file is other than it was.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         loop {
             if self.events.recv().await.is_none() {
                 std::future::pending::<()>().await;

@@ -11,7 +11,7 @@ use http::header::{self, HeaderValue};
 
 /// Content that arrives through a tunnel, with the content that goes the other way beside it.
 #[derive(Debug)]
-pub struct TunnelSource {
+pub(crate) struct TunnelSource {
     recv: RecvHalf,
     /// Bytes still announced; the stream's end frames the rest.
     left: Option<u64>,
@@ -22,7 +22,7 @@ pub struct TunnelSource {
 
 /// Content on its way into a tunnel.
 #[derive(Debug)]
-pub struct TunnelUpload {
+pub(crate) struct TunnelUpload {
     body: Body,
     send: SendHalf,
     batch: Batch,
@@ -34,7 +34,7 @@ pub struct TunnelUpload {
 
 impl TunnelSource {
     /// Content with the announced length; `upload` is polled along with it.
-    pub fn new(recv: RecvHalf, length: Length, upload: Option<TunnelUpload>) -> Self {
+    pub(crate) fn new(recv: RecvHalf, length: Length, upload: Option<TunnelUpload>) -> Self {
         let left = match length {
             Length::Known(bytes) => Some(bytes),
             Length::Unknown | Length::Raw => None,
@@ -101,7 +101,7 @@ impl TunnelSource {
 
 impl TunnelUpload {
     /// Starts moving `body` into `send`.
-    pub fn new(body: Body, send: SendHalf, hold_fin: bool) -> Self {
+    pub(crate) fn new(body: Body, send: SendHalf, hold_fin: bool) -> Self {
         Self { body, send, batch: Batch::new(), body_done: false, hold_fin }
     }
 
@@ -109,7 +109,7 @@ impl TunnelUpload {
     ///
     /// # Errors
     /// The tunnel's, or [`StreamError::Closed`] after the content broke off (the stream is reset then).
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         loop {
             if !self.batch.is_empty() {
                 match self.send.poll_write(cx, &mut self.batch) {
@@ -143,7 +143,7 @@ impl TunnelUpload {
 }
 
 /// Puts the field that frames a body back onto a head that is about to cross a tunnel (statements C19 and E8).
-pub fn announce_length(headers: &mut HeaderMap, length: Length, chunked_if_unknown: bool) {
+pub(crate) fn announce_length(headers: &mut HeaderMap, length: Length, chunked_if_unknown: bool) {
     match length {
         Length::Known(0) | Length::Raw => {}
         Length::Known(bytes) => {
@@ -160,7 +160,7 @@ pub fn announce_length(headers: &mut HeaderMap, length: Length, chunked_if_unkno
 ///
 /// # Errors
 /// The name of the refusal if they contradict each other.
-pub fn take_length(headers: &mut HeaderMap, framed_by_stream: bool) -> Result<Length, &'static str> {
+pub(crate) fn take_length(headers: &mut HeaderMap, framed_by_stream: bool) -> Result<Length, &'static str> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
     let first = lengths.next().cloned();
     if lengths.next().is_some() {

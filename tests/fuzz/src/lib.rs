@@ -178,14 +178,14 @@ pub fn http1_head(data: &[u8]) {
     assert_eq!(whole, scan(data, usize::from(*size).max(1)), "how a head is cut changes nothing");
     let Ok(Some(length)) = whole else { return };
     let head = Bytes::copy_from_slice(&data[..length]);
-    let _ = parse_response(head.clone(), &Method::GET);
-    let Ok(request) = parse_request(head) else { return };
+    let _ = parse_response(&head, &Method::GET);
+    let Ok(request) = parse_request(&head) else { return };
     // A tunnel by CONNECT is not forwarded in this form; a full table has no room for a field of ours.
     if request.method == Method::CONNECT || request.headers.len() > 120 {
         return;
     }
     let forwarded = forwarded(&request);
-    let again = parse_request(forwarded.clone());
+    let again = parse_request(&forwarded);
     let Ok(again) = again else { panic!("forwarded as {forwarded:?}, refused as {again:?}") };
     assert_eq!(
         (&again.method, &again.host, again.framing.length()),

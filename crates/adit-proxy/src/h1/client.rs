@@ -340,7 +340,7 @@ fn poll_final_head(
 ) -> Poll<Result<ResponseHead, ExchangeError>> {
     loop {
         if let Some(length) = scanner.scan(&reader.buffer, bytes_max)? {
-            let head = head::parse_response(reader.buffer.split_to(length).freeze(), method)?;
+            let head = head::parse_response(&reader.buffer.split_to(length).freeze(), method)?;
             if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                 continue;
             }

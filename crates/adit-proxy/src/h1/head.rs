@@ -142,21 +142,21 @@ pub fn skip_empty_lines(buffer: &mut BytesMut) {
 ///
 /// # Errors
 /// Anything that two parsers could read in two ways is refused; see [`HeadError`].
-pub fn parse_request(head: Bytes) -> Result<RequestHead, HeadError> {
+pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(&head) {
+    match parsed.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
-        Err(error) => return Err(request_error(error, &head)),
+        Err(error) => return Err(request_error(error, head)),
     }
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(HeadError::Malformed);
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(&head, parsed.headers)?;
-    let uri = parse_target(&head, &method, target)?;
+    let mut headers = collect(head, parsed.headers)?;
+    let uri = parse_target(head, &method, target)?;
     let host = take_host(&mut headers, &uri, version)?;
     let framing = framing::of_request(&headers, version)?;
     let options = ConnectionOptions::read(&headers);
@@ -176,22 +176,22 @@ pub fn parse_request(head: Bytes) -> Result<RequestHead, HeadError> {
 ///
 /// # Errors
 /// As [`parse_request`].
-pub fn parse_response(head: Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
+pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(&head) {
+    match parsed.parse(head) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
         Err(httparse::Error::Version) => return Err(HeadError::Version),
-        Err(_) => return Err(fold_or_malformed(&head)),
+        Err(_) => return Err(fold_or_malformed(head)),
     }
     let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(HeadError::Malformed);
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(&head, parsed.headers)?;
+    let mut headers = collect(head, parsed.headers)?;
     let framing = framing::of_response(&headers, status, method, version)?;
     let keep_alive = ConnectionOptions::read(&headers).keep_alive(version) && framing != Framing::UntilClose;
     // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
@@ -320,7 +320,7 @@ mod tests {
     fn parse(text: &str) -> Result<RequestHead, HeadError> {
         let mut scanner = HeadScanner::default();
         match scanner.scan(text.as_bytes(), 65_536)? {
-            Some(length) => parse_request(Bytes::copy_from_slice(&text.as_bytes()[..length])),
+            Some(length) => parse_request(&Bytes::copy_from_slice(&text.as_bytes()[..length])),
             None => Err(HeadError::Malformed),
         }
     }

@@ -22,7 +22,7 @@ use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
 use crate::drain::Drain;
-use crate::idle::Idle;
+use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
@@ -39,8 +39,16 @@ pub struct Options {
     pub body_idle_timeout: Duration,
     /// Without the visitor taking a byte of the answer.
     pub write_idle_timeout: Duration,
+    /// For the whole of a request's content; none lets uploads take as long as they move.
+    pub read_timeout: Option<Duration>,
+    /// For the whole of an answer's content.
+    pub write_timeout: Option<Duration>,
     /// Bytes of a request head.
     pub head_bytes_max: usize,
+    /// Fields of a request head; at most [`head::FIELDS_MAX`] with HTTP/1.1.
+    pub head_fields_max: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub streams_max: u32,
     /// Where refusals are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -123,7 +131,8 @@ impl Connection<'_> {
         let error = match scanned {
             Ok(Some(length)) => {
                 let bytes = self.reader.as_mut()?.buffer.split_to(length).freeze();
-                match head::parse_request(bytes) {
+                match head::parse_request(&bytes) {
+                    Ok(head) if head.headers.len() > options.head_fields_max => HeadError::TooManyFields,
                     Ok(head) => return Some(head),
                     Err(error) => error,
                 }
@@ -176,6 +185,8 @@ impl Connection<'_> {
             return After::Close;
         };
         let raw = upgrade_asked && response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let limit = self.options.write_timeout.filter(|_| !raw);
+        let response = Response { body: Deadline::limit(response.body, limit), ..response };
         let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();
         let mut sending = start_answer(response, &method, version, &mut keep_alive, raw);
         let sent = poll_fn(|cx| self.poll_send(cx, &mut sending, handback.as_ref())).await;
@@ -201,7 +212,10 @@ impl Connection<'_> {
                     is_untouched_upgrade: framing == Framing::Raw,
                     handback: Arc::clone(&handback),
                 };
-                (Body::stream(source, framing.length()), Some(handback))
+                let body = Body::stream(source, framing.length());
+                // The whole-time limits are for messages, not for what an upgraded connection carries.
+                let limit = self.options.read_timeout.filter(|_| framing != Framing::Raw);
+                (Deadline::limit(body, limit), Some(handback))
             }
             reader => {
                 self.reader = reader;

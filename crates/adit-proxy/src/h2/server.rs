@@ -20,6 +20,7 @@ use crate::date;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::h1::{framing, head};
+use crate::idle::Deadline;
 use crate::message::{Request, Response, Service, Visitor};
 
 /// Serves requests until the connection ends or `drain` begins and the last stream is done.
@@ -33,7 +34,7 @@ pub async fn serve<S: Service>(
     let Options { head_bytes_max, metrics, .. } = options;
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(options.streams_max)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_header_list_size(u32::try_from(*head_bytes_max).unwrap_or(u32::MAX))
@@ -102,8 +103,7 @@ async fn answer<S: Service>(
 ) {
     let metrics = &exchange.options.metrics;
     let is_head = *request.method() == Method::HEAD;
-    let request = match translate(request, Arc::clone(&exchange.visitor), exchange.options.body_idle_timeout)
-    {
+    let request = match translate(request, &exchange) {
         Ok(request) => request,
         Err(reason) => {
             metrics.refused(reason);
@@ -124,6 +124,8 @@ async fn answer<S: Service>(
         metrics.aborted();
         return;
     };
+    let body = Deadline::limit(response.body, exchange.options.write_timeout);
+    let response = Response { body, ..response };
     if send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await.is_err() {
         metrics.aborted();
     }
@@ -165,13 +167,12 @@ async fn send(
 }
 
 /// The request in our own form, with the checks that HTTP/1.1's parser does for its side.
-fn translate(
-    request: http::Request<RecvStream>,
-    visitor: Arc<Visitor>,
-    idle: Duration,
-) -> Result<Request, &'static str> {
+fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> Result<Request, &'static str> {
     let (parts, stream) = request.into_parts();
     let mut headers = parts.headers;
+    if headers.len() > exchange.options.head_fields_max {
+        return Err("head_too_many_fields");
+    }
     // RFC 9113 §8.2.2: fields of one HTTP/1.1 connection have no place here.
     if headers.contains_key(header::CONNECTION) || headers.contains_key(header::TRANSFER_ENCODING) {
         return Err("h2_connection_field");
@@ -202,7 +203,10 @@ fn translate(
     };
     let body = match length {
         Length::Known(0) => Body::empty(),
-        length => Body::stream(Incoming::new(stream, Some(idle)), length),
+        length => {
+            let body = Body::stream(Incoming::new(stream, Some(exchange.options.body_idle_timeout)), length);
+            Deadline::limit(body, exchange.options.read_timeout)
+        }
     };
     Ok(Request {
         method: parts.method,
@@ -212,7 +216,7 @@ fn translate(
         headers,
         body,
         upgrade: None,
-        visitor,
+        visitor: Arc::clone(&exchange.visitor),
     })
 }
 
@@ -227,8 +231,6 @@ fn join_cookies(headers: &mut http::HeaderMap) {
     }
 }
 
-/// Requests at once on one connection; each may hold a batch and its stream window.
-const STREAMS_MAX: u32 = 256;
 /// Upload credit of one stream: fills 400 Mbit/s at 20 ms.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Upload credit of all streams of a connection, so the most that a visitor can make us hold.

@@ -31,7 +31,7 @@ use crate::{
 
 /// Dials, registers and serves; why it ended.
 pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dial) -> Failure {
-    let peer = match shared.resolve(&dial.endpoint).await {
+    let peer = match shared.resolve(&dial.endpoint, dial.previous_attempts).await {
         Ok(peer) => peer,
         Err(failure) => return failure,
     };
@@ -105,11 +105,11 @@ async fn connect<H: RequestHandler>(
     match timeout(HANDSHAKE_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(ConnectionError::TimedOut)) | Err(_) => {
-            tracing::warn!(connIndex = slot, ip = %peer.ip(), reason = "silent", "Failed to dial a quic connection");
+            tracing::warn!(connIndex = slot, ip = %peer.ip(), reason = "silent", "cannot connect to the edge");
             Err(Failure::DialSilent)
         }
         Ok(Err(error)) => {
-            tracing::warn!(connIndex = slot, ip = %peer.ip(), %error, "Failed to dial a quic connection");
+            tracing::warn!(connIndex = slot, ip = %peer.ip(), %error, "cannot connect to the edge");
             Err(Failure::Dial)
         }
     }

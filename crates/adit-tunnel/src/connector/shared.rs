@@ -27,9 +27,10 @@ use crate::{
 };
 
 /// What a connection's task is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Order {
     /// Serve.
+    #[default]
     Serve,
     /// Unregister, and serve on.
     Drain,
@@ -137,8 +138,9 @@ impl<H> Shared<H> {
         }
     }
 
-    /// The address to dial now.
-    pub(super) async fn resolve(&self, endpoint: &EdgeEndpoint) -> Result<SocketAddr, Failure> {
+    /// The address to dial now: IPv4 first, as the stock connector chooses, and the next one of the
+    /// name's addresses with each attempt.
+    pub(super) async fn resolve(&self, endpoint: &EdgeEndpoint, attempt: u8) -> Result<SocketAddr, Failure> {
         let name = match endpoint {
             EdgeEndpoint::Address(address) => return Ok(*address),
             EdgeEndpoint::Name(name) => name,
@@ -159,8 +161,11 @@ impl<H> Shared<H> {
             (Some(IpAddr::V6(_)), _) | (None, EdgeIpVersion::V6) => Some(true),
             (None, EdgeIpVersion::Auto) => None,
         };
-        let mut found = found.filter(|address| family.is_none_or(|ipv6| address.is_ipv6() == ipv6));
-        found.next().ok_or(Failure::Dial)
+        let found = found.filter(|address| family.is_none_or(|ipv6| address.is_ipv6() == ipv6));
+        let mut found: Vec<SocketAddr> = found.take(NAME_ADDRESSES_MAX).collect();
+        found.sort_by_key(SocketAddr::is_ipv6);
+        let at = usize::from(attempt).checked_rem(found.len()).ok_or(Failure::Dial)?;
+        Ok(found[at])
     }
 }
 
@@ -182,5 +187,7 @@ fn arch() -> &'static str {
     }
 }
 
+/// Most addresses of one name that are tried.
+const NAME_ADDRESSES_MAX: usize = 16;
 /// Longest wait for a name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -56,8 +56,10 @@ impl Board {
         self.lock().iter().filter(|status| status.phase == ConnectionPhase::Registered).count()
     }
 
-    pub(super) fn connecting(&self, slot: u8, protocol: Protocol) {
+    /// The connection is being dialled; the protocol of the attempt before, if there was one.
+    pub(super) fn connecting(&self, slot: u8, protocol: Protocol) -> Option<Protocol> {
         let mut all = self.lock();
+        let before = all.get(usize::from(slot)).map(|status| status.protocol);
         while all.len() <= usize::from(slot) {
             let index = all.len() as u8;
             all.push(ConnectionStatus {
@@ -73,6 +75,7 @@ impl Board {
         let status = &mut all[usize::from(slot)];
         status.protocol = protocol;
         enter(status, ConnectionPhase::Connecting);
+        before
     }
 
     pub(super) fn dialled(&self, slot: u8, edge: SocketAddr) {

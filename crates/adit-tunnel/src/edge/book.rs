@@ -9,12 +9,13 @@ use std::{
     time::Instant,
 };
 
+use adit_auth::{Presented, TunnelSecrets};
 use adit_config::{HostPattern, Secret, TunnelId};
 use adit_tunnel_proto::{
     Admission, Client, ConnectionKey, Grant, LearnError, Learnt, Refusal, Registration, Registry,
+    features::datagram_version,
 };
 use arc_swap::ArcSwap;
-use subtle::ConstantTimeEq;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
@@ -46,7 +47,8 @@ pub(super) struct Routes {
     pub(super) turn: AtomicUsize,
 }
 
-type Learned = Arc<Vec<(TunnelId, Vec<HostPattern>)>>;
+/// Hosts learnt from connectors' rules, by tunnel.
+pub type LearntHostnames = Arc<Vec<(TunnelId, Vec<HostPattern>)>>;
 
 /// The registry, the routes and what was learnt.
 #[derive(Debug)]
@@ -54,7 +56,7 @@ pub(super) struct Book {
     registry: Mutex<Registry>,
     routes: ArcSwap<HashMap<TunnelId, Arc<Routes>>>,
     live: Mutex<BTreeMap<ConnectionKey, Arc<Connection>>>,
-    learnt: watch::Sender<Learned>,
+    learnt: watch::Sender<LearntHostnames>,
     next_key: AtomicUsize,
     registered: AtomicUsize,
 }
@@ -131,11 +133,6 @@ impl Book {
         }
     }
 
-    /// Gives up a registration that did not become a connection.
-    pub(super) fn withdraw(&self, key: ConnectionKey) {
-        lock(&self.registry).disconnect(key);
-    }
-
     /// Tells a connection's task to close it.
     pub(super) fn close(&self, key: ConnectionKey) {
         if let Some(connection) = lock(&self.live).get(&key) {
@@ -166,7 +163,7 @@ impl Book {
         drop(registry);
     }
 
-    pub(super) fn learnt(&self) -> watch::Receiver<Learned> {
+    pub(super) fn learnt(&self) -> watch::Receiver<LearntHostnames> {
         self.learnt.subscribe()
     }
 
@@ -219,6 +216,7 @@ impl Connection {
             version: self.client.version.clone(),
             arch: self.client.arch.clone(),
             features: self.client.features.clone(),
+            datagrams: datagram_version(&self.client.features),
             remote: self.label.peer,
             in_flight: self.load.count(),
             draining: self.draining.load(Ordering::Relaxed),
@@ -228,9 +226,12 @@ impl Connection {
     }
 }
 
-/// In constant time for secrets of one length.
+/// As `adit-auth` compares them, in a time that tells nothing of how much was right.
 fn secrets_match(known: &Secret, given: &Secret) -> bool {
-    known.expose().ct_eq(given.expose()).into()
+    let tunnel_id = TunnelId(Uuid::nil());
+    let mut secrets = TunnelSecrets::new();
+    secrets.insert(tunnel_id, None, known, ());
+    secrets.check(&Presented { account_tag: "", tunnel_id, secret: given.expose() }).is_ok()
 }
 
 /// No section that holds a lock can leave its data half changed.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use adit_config::TunnelId;
+use adit_tunnel_proto::features::DatagramVersion;
 use uuid::Uuid;
 
 /// A declared tunnel, as it stands.
@@ -34,6 +35,8 @@ pub struct EdgeConnectionStatus {
     pub arch: String,
     /// Its feature strings.
     pub features: Vec<String>,
+    /// Layout of datagrams to be used on it (E16); none is sent yet.
+    pub datagrams: DatagramVersion,
     /// Where it dialled from.
     pub remote: SocketAddr,
     /// Requests in flight.

@@ -28,18 +28,18 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use uuid::Uuid;
 
-pub const TUNNEL: TunnelId = TunnelId(Uuid::from_u128(0x3f2b));
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TUNNEL: TunnelId = TunnelId(Uuid::from_u128(0x3f2b));
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A self-signed certificate for the edge's names, also as a PEM file.
-pub struct Identity {
-    pub cert: CertificateDer<'static>,
+pub(crate) struct Identity {
+    pub(crate) cert: CertificateDer<'static>,
     key: Vec<u8>,
-    pub ca: PathBuf,
+    pub(crate) ca: PathBuf,
 }
 
 impl Identity {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let names = ["quic.cftunnel.com", "h2.cftunnel.com", "probe.cftunnel.com"].map(str::to_owned);
         let made = rcgen::generate_simple_self_signed(names).unwrap();
         static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -49,11 +49,11 @@ impl Identity {
         Self { cert: made.cert.der().clone(), key: made.signing_key.serialize_der(), ca }
     }
 
-    pub fn key(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
     }
 
-    pub fn certificate(&self) -> EdgeCertificate {
+    pub(crate) fn certificate(&self) -> EdgeCertificate {
         EdgeCertificate { chain: vec![self.cert.clone()], key: self.key() }
     }
 }
@@ -64,7 +64,7 @@ impl Drop for Identity {
     }
 }
 
-pub fn grant(secret: u8) -> Grant {
+pub(crate) fn grant(secret: u8) -> Grant {
     Grant {
         id: TUNNEL,
         name: "home".into(),
@@ -75,15 +75,15 @@ pub fn grant(secret: u8) -> Grant {
     }
 }
 
-pub struct RunningEdge {
-    pub handle: EdgeHandle,
-    pub address: SocketAddr,
+pub(crate) struct RunningEdge {
+    pub(crate) handle: EdgeHandle,
+    pub(crate) address: SocketAddr,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl RunningEdge {
-    pub fn start(identity: &Identity, listen: &str) -> Self {
+    pub(crate) fn start(identity: &Identity, listen: &str) -> Self {
         let options = EdgeOptions {
             listen: listen.parse().unwrap(),
             certificate: identity.certificate(),
@@ -102,35 +102,35 @@ impl RunningEdge {
     }
 
     /// Ends it as SIGTERM would.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.send_replace(true);
         timeout(PATIENCE, self.task).await.unwrap().unwrap();
     }
 
     /// Ends it without a word.
-    pub async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.task.abort();
         drop(self.task.await);
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.handle.tunnels().iter().map(|tunnel| tunnel.connections.len()).sum()
     }
 
-    pub async fn wait_connections(&self, count: usize) {
+    pub(crate) async fn wait_connections(&self, count: usize) {
         eventually("connections at the edge", || self.connections() == count).await;
     }
 }
 
-pub struct RunningConnector {
-    pub handle: ConnectorHandle,
-    pub stop: watch::Sender<bool>,
-    pub task: JoinHandle<Result<(), ConnectorError>>,
-    pub registry: prometheus::Registry,
-    pub handler: Arc<Origin>,
+pub(crate) struct RunningConnector {
+    pub(crate) handle: ConnectorHandle,
+    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) task: JoinHandle<Result<(), ConnectorError>>,
+    pub(crate) registry: prometheus::Registry,
+    pub(crate) handler: Arc<Origin>,
 }
 
-pub fn options(identity: &Identity, edge: SocketAddr, connections: u8) -> ConnectorOptions {
+pub(crate) fn options(identity: &Identity, edge: SocketAddr, connections: u8) -> ConnectorOptions {
     ConnectorOptions {
         credentials: TunnelCredentials {
             account_tag: "account".into(),
@@ -161,7 +161,7 @@ pub fn options(identity: &Identity, edge: SocketAddr, connections: u8) -> Connec
 }
 
 impl RunningConnector {
-    pub fn start(options: ConnectorOptions) -> Self {
+    pub(crate) fn start(options: ConnectorOptions) -> Self {
         let registry = prometheus::Registry::new();
         let handler = Arc::new(Origin::default());
         let connector = Connector::new(options, Arc::clone(&handler), &registry).unwrap();
@@ -170,15 +170,15 @@ impl RunningConnector {
         Self { handle, stop, task: tokio::spawn(connector.run(stopped)), registry, handler }
     }
 
-    pub async fn wait_ready(&self, count: usize) {
+    pub(crate) async fn wait_ready(&self, count: usize) {
         eventually("ready connections", || self.handle.ready_connections() == count).await;
     }
 
-    pub async fn ended(self) -> Result<(), ConnectorError> {
+    pub(crate) async fn ended(self) -> Result<(), ConnectorError> {
         timeout(PATIENCE, self.task).await.unwrap().unwrap()
     }
 
-    pub fn counter(&self, name: &str) -> f64 {
+    pub(crate) fn counter(&self, name: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().filter(|family| family.name() == name);
         family.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
@@ -188,9 +188,9 @@ impl RunningConnector {
 /// Answers by path: `/echo` streams the body back, `/fail` cannot, `/truncate` breaks off, anything
 /// else says what it saw.
 #[derive(Default)]
-pub struct Origin {
-    pub configurations: Mutex<Vec<(i32, Vec<u8>)>>,
-    pub aborted: AtomicUsize,
+pub(crate) struct Origin {
+    pub(crate) configurations: Mutex<Vec<(i32, Vec<u8>)>>,
+    pub(crate) aborted: AtomicUsize,
 }
 
 impl RequestHandler for Origin {
@@ -247,16 +247,16 @@ impl RequestHandler for Origin {
     }
 }
 
-pub fn request(path: &str) -> RequestHead {
+pub(crate) fn request(path: &str) -> RequestHead {
     RequestHead::new(Method::GET, format!("http://a.home.example/{path}"), "a.home.example")
 }
 
-pub async fn write(send: &mut SendHalf, chunk: Bytes) -> Result<(), StreamError> {
+pub(crate) async fn write(send: &mut SendHalf, chunk: Bytes) -> Result<(), StreamError> {
     let mut chunks = VecDeque::from([chunk]);
     poll_fn(|cx| send.poll_write(cx, &mut chunks)).await
 }
 
-pub async fn read_all(recv: &mut RecvHalf) -> Result<Vec<u8>, StreamError> {
+pub(crate) async fn read_all(recv: &mut RecvHalf) -> Result<Vec<u8>, StreamError> {
     let (mut all, mut chunks) = (Vec::new(), VecDeque::new());
     while poll_fn(|cx| recv.poll_chunks(cx, &mut chunks)).await? {
         chunks.drain(..).for_each(|chunk| all.extend_from_slice(&chunk));
@@ -265,7 +265,7 @@ pub async fn read_all(recv: &mut RecvHalf) -> Result<Vec<u8>, StreamError> {
 }
 
 /// One request without a body, its whole answer.
-pub async fn fetch(edge: &EdgeHandle, path: &str) -> (ResponseHead, Vec<u8>) {
+pub(crate) async fn fetch(edge: &EdgeHandle, path: &str) -> (ResponseHead, Vec<u8>) {
     let mut opened = edge.open(TUNNEL, &request(path)).await.unwrap();
     opened.send.finish();
     let (head, mut body) = timeout(PATIENCE, opened.response.recv()).await.unwrap().unwrap();
@@ -273,7 +273,7 @@ pub async fn fetch(edge: &EdgeHandle, path: &str) -> (ResponseHead, Vec<u8>) {
 }
 
 /// Waits for a condition that some task brings about.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;

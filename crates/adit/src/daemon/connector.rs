@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit_config::{CredentialsSource, Tunnel};
 use adit_proxy::message::Visitor;
-use adit_tunnel::{Connector, ConnectorHandle, ConnectorOptions};
+use adit_tunnel::{Connector, ConnectorOptions};
 use arc_swap::ArcSwapOption;
 use http::{HeaderName, HeaderValue};
 use prometheus::Registry;

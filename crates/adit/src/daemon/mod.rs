@@ -37,7 +37,7 @@ use crate::{announce, notify_systemd};
 
 /// Why the process cannot start, or a reload cannot be taken.
 #[derive(Debug, Error)]
-pub enum DaemonError {
+pub(crate) enum DaemonError {
     /// The configuration.
     #[error("{0}")]
     Config(Problems),
@@ -74,7 +74,7 @@ pub enum DaemonError {
 }
 
 /// A started process.
-pub struct Daemon {
+pub(crate) struct Daemon {
     source: Source,
     config: Config,
     phase: PhaseCell,
@@ -95,7 +95,11 @@ impl Daemon {
     ///
     /// # Errors
     /// [`DaemonError`]; nothing is left running.
-    pub async fn start(source: Source, config: Config, level: LevelHandle) -> Result<Self, DaemonError> {
+    pub(crate) async fn start(
+        source: Source,
+        config: Config,
+        level: LevelHandle,
+    ) -> Result<Self, DaemonError> {
         let registry = Registry::new();
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
@@ -145,7 +149,7 @@ impl Daemon {
     }
 
     /// Serves until told to stop; the exit code.
-    pub async fn run(mut self, announce_to_person: bool) -> u8 {
+    pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
         self.phase.set(Phase::Ready);
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
@@ -358,7 +362,11 @@ fn start_admin(
                 keep_alive_timeout: Duration::from_secs(60),
                 body_idle_timeout: Duration::from_secs(10),
                 write_idle_timeout: Duration::from_secs(10),
+                read_timeout: None,
+                write_timeout: None,
                 head_bytes_max: 16 * 1024,
+                head_fields_max: 100,
+                streams_max: 16,
                 metrics: Arc::clone(metrics),
             },
         };

@@ -16,14 +16,14 @@ use self::generate::{EventSource, Pattern};
 
 /// The sample origin.
 #[derive(Debug)]
-pub struct Hello {
+pub(crate) struct Hello {
     started: Instant,
     tunnel: String,
 }
 
 /// How a request came to us.
 #[derive(Debug)]
-pub struct Trip {
+pub(crate) struct Trip {
     /// The connection it travelled on.
     pub connection: ConnectionLabel,
     /// When the connector had its head.
@@ -32,12 +32,12 @@ pub struct Trip {
 
 impl Hello {
     /// A sample origin behind the named tunnel.
-    pub fn new(tunnel: String) -> Self {
+    pub(crate) fn new(tunnel: String) -> Self {
         Self { started: Instant::now(), tunnel }
     }
 
     /// Answers a request; unknown paths get the page that lists the known ones.
-    pub fn answer(&self, request: Request, trip: &Trip) -> Response {
+    pub(crate) fn answer(&self, request: Request, trip: &Trip) -> Response {
         let path = request.uri.path().to_owned();
         let parameter = |name: &str| query_parameter(request.uri.query(), name);
         match (path.as_str(), &request.method) {
