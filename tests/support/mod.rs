@@ -15,11 +15,13 @@ pub(crate) mod adit;
 pub(crate) mod certificates;
 pub(crate) mod connector;
 pub(crate) mod curl;
+pub(crate) mod daemon;
 pub(crate) mod edge;
 pub(crate) mod load;
 pub(crate) mod nginx;
 pub(crate) mod origin;
 pub(crate) mod process;
+pub(crate) mod visitor;
 
 /// How long a condition may take before the test fails; generous, because two cores are shared with everything else.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

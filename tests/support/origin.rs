@@ -10,6 +10,7 @@
 //! | `/private` | headers of kinds that must not cross an HTTP/2 tunnel |
 //! | `/trailers` | a chunked body and the trailer `X-Sum: 7` |
 //! | `/events` | one server-sent event, and another when the test calls `release` |
+//! | `/endless` | a chunked body that ends only when nobody takes it any more |
 //! | `/status/NNN` | that status without a body |
 //! | `/hold` | nothing until the test calls `release` |
 //! | `/websocket` | 101, then every byte comes back |
@@ -17,7 +18,10 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::visitor::{pattern_block, position};
 
 /// A running origin on 127.0.0.1; its threads end with the test process.
 pub(crate) struct Origin {
@@ -39,10 +43,12 @@ struct Shared {
     seen: Mutex<Vec<Seen>>,
     released: Mutex<bool>,
     release: Condvar,
+    endless_bytes: AtomicU64,
+    endless_ended: AtomicBool,
 }
 
-/// How long the pattern of test bodies is; tests/peer/edge.py has the same.
-const PERIOD: usize = 251;
+/// Largest piece that is compared or written at once.
+const PIECE: usize = 64 * 1024;
 
 impl Origin {
     pub(crate) fn start() -> Self {
@@ -71,6 +77,16 @@ impl Origin {
     /// Every request so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes of `/endless` that somebody took.
+    pub(crate) fn endless_bytes(&self) -> u64 {
+        self.shared.endless_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether `/endless` found that nobody takes its bytes any more.
+    pub(crate) fn endless_ended(&self) -> bool {
+        self.shared.endless_ended.load(Ordering::Relaxed)
     }
 
     /// Lets all requests of `/hold` go on.
@@ -105,11 +121,14 @@ fn serve(stream: TcpStream, connection: usize, shared: &Shared) -> Option<()> {
 }
 
 fn answer(path: &str, head: &str, upload: &str, stream: &mut TcpStream, shared: &Shared) -> Option<()> {
-    let number = || path.rsplit('/').next().and_then(|text| text.parse::<usize>().ok()).unwrap_or(0);
+    let number = || path.rsplit('/').next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     match path.split('/').nth(1).unwrap_or_default() {
         "upload" => respond(stream, "", upload.as_bytes()),
-        "download" => respond(stream, "", &pattern(number())),
-        "stream" => respond_chunked(stream, &pattern(number())),
+        "download" => {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", number()).ok()?;
+            write_pattern(stream, number())
+        }
+        "stream" => respond_chunked(stream, number()),
         "twice" => respond(stream, "X-Twice: first\r\nX-Twice: second\r\n", b"twice"),
         "private" => {
             respond(stream, "Cf-Int-A: 1\r\nCf-Cloudflared-B: 1\r\nCf-Proxy-C: 1\r\nX-Kept: 1\r\n", b"")
@@ -127,10 +146,19 @@ fn answer(path: &str, head: &str, upload: &str, stream: &mut TcpStream, shared: 
             wait_for_release(shared);
             stream.write_all(b"b\r\ndata: two\n\n\r\n0\r\n\r\n").ok()
         }
+        "endless" => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
+            let chunk = [b"1000\r\n".as_slice(), &[0; 0x1000], b"\r\n"].concat();
+            while stream.write_all(&chunk).is_ok() {
+                shared.endless_bytes.fetch_add(0x1000, Ordering::Relaxed);
+            }
+            shared.endless_ended.store(true, Ordering::Relaxed);
+            None
+        }
         "status" => write!(stream, "HTTP/1.1 {} Chosen\r\nContent-Length: 0\r\n\r\n", number()).ok(),
         "truncated" => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").ok()?;
-            stream.write_all(&pattern(100_000)).ok()?;
+            write_pattern(stream, 100_000)?;
             // Ends the loop of `serve`, and with it the connection.
             None
         }
@@ -153,12 +181,18 @@ fn respond(stream: &mut TcpStream, headers: &str, body: &[u8]) -> Option<()> {
     stream.write_all(body).ok()
 }
 
-fn respond_chunked(stream: &mut TcpStream, body: &[u8]) -> Option<()> {
+fn respond_chunked(stream: &mut TcpStream, length: u64) -> Option<()> {
+    const CHUNK: usize = 10_000;
     stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").ok()?;
-    for piece in body.chunks(10_000) {
-        write!(stream, "{:x}\r\n", piece.len()).ok()?;
-        stream.write_all(piece).ok()?;
+    let block = pattern_block();
+    let mut sent = 0;
+    while sent < length {
+        let start = position(sent);
+        let size = usize::try_from(length - sent).unwrap_or(CHUNK).min(CHUNK);
+        write!(stream, "{size:x}\r\n").ok()?;
+        stream.write_all(&block[start..start + size]).ok()?;
         stream.write_all(b"\r\n").ok()?;
+        sent += size as u64;
     }
     stream.write_all(b"0\r\n\r\n").ok()
 }
@@ -194,36 +228,60 @@ fn read_head(reader: &mut BufReader<TcpStream>) -> Option<String> {
     }
 }
 
-/// Reads the body by its framing and describes it in one line.
+/// Reads the body by its framing, without keeping it, and describes it in one line.
 fn read_body(head: &str, reader: &mut BufReader<TcpStream>) -> Option<String> {
-    let length = header(head, "content-length").first().map(|text| text.parse::<usize>().unwrap_or(0));
+    let length = header(head, "content-length").first().map(|text| text.parse::<u64>().unwrap_or(0));
     let chunked = header(head, "transfer-encoding").iter().any(|value| value.contains("chunked"));
-    let (body, framing) = match length {
-        _ if chunked => (read_chunks(reader)?, "chunked"),
-        Some(length) => {
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).ok()?;
-            (body, "length")
+    let mut body = Body { bytes: 0, intact: true };
+    let framing = match length {
+        _ if chunked => {
+            read_chunks(reader, &mut body)?;
+            "chunked"
         }
-        None => (Vec::new(), "none"),
+        Some(length) => {
+            body.read(reader, length)?;
+            "length"
+        }
+        None => "none",
     };
-    let intact = body == pattern(body.len());
-    Some(format!("bytes={} framing={framing} intact={intact}", body.len()))
+    Some(format!("bytes={} framing={framing} intact={}", body.bytes, body.intact))
 }
 
-fn read_chunks(reader: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
+/// How much came, and whether it is the pattern.
+struct Body {
+    bytes: u64,
+    intact: bool,
+}
+
+impl Body {
+    fn read(&mut self, reader: &mut BufReader<TcpStream>, mut left: u64) -> Option<()> {
+        let block = pattern_block();
+        while left > 0 {
+            let data = reader.fill_buf().ok()?;
+            let length = data.len().min(usize::try_from(left).unwrap_or(usize::MAX)).min(PIECE);
+            if length == 0 {
+                return None;
+            }
+            let start = position(self.bytes);
+            self.intact = self.intact && data[..length] == block[start..start + length];
+            reader.consume(length);
+            self.bytes += length as u64;
+            left -= length as u64;
+        }
+        Some(())
+    }
+}
+
+fn read_chunks(reader: &mut BufReader<TcpStream>, body: &mut Body) -> Option<()> {
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok()?;
-        let length = usize::from_str_radix(line.trim(), 16).ok()?;
-        let start = body.len();
-        body.resize(start + length, 0);
-        reader.read_exact(&mut body[start..]).ok()?;
+        let length = u64::from_str_radix(line.trim(), 16).ok()?;
+        body.read(reader, length)?;
         let mut end = String::new();
         reader.read_line(&mut end).ok()?;
         if length == 0 {
-            return Some(body);
+            return Some(());
         }
     }
 }
@@ -236,6 +294,15 @@ fn header(head: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|index| u8::try_from(index % PERIOD).unwrap_or_default()).collect()
+/// Writes `length` bytes of the pattern, piece by piece.
+fn write_pattern(stream: &mut TcpStream, length: u64) -> Option<()> {
+    let block = pattern_block();
+    let mut sent = 0;
+    while sent < length {
+        let start = position(sent);
+        let size = usize::try_from(length - sent).unwrap_or(PIECE).min(PIECE);
+        stream.write_all(&block[start..start + size]).ok()?;
+        sent += size as u64;
+    }
+    Some(())
 }

@@ -40,6 +40,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_dead_peer_is_noticed_within_five_seconds_and_three_missing_pings_are_not_enough() {
+        assert!(DEAD + LOOK_INTERVAL <= Duration::from_secs(5));
+        assert!(QUIET < DEAD && DEAD > Duration::from_secs(4));
+    }
+
+    #[test]
     fn silence_grows_until_something_arrives() {
         let start = Instant::now();
         let mut liveness = Liveness::new(start);

@@ -98,6 +98,10 @@ impl ConnectorService {
             Length::Known(0) => Body::empty(),
             length => Body::stream(TunnelSource::new(recv, length, None), length),
         };
+        if raw {
+            // RFC 6455 §4.1 demands it; edges send only the key (tunnel-protocol.md §4.5).
+            headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
+        }
         for (name, value) in self.tags.get().into_iter().flatten() {
             headers.insert(name.clone(), value.clone());
         }

@@ -18,8 +18,8 @@ use adit_config::{
     EdgeIpVersion, HostPattern, Protocol as ProtocolChoice, Secret, TunnelCredentials, TunnelId,
 };
 use adit_tunnel::{
-    Connector, ConnectorError, ConnectorHandle, ConnectorOptions, Edge, EdgeCertificate, EdgeHandle,
-    EdgeOptions, Grant, RecvHalf, RequestHandler, SendHalf, StreamError, TunnelRequest,
+    Connector, ConnectorError, ConnectorHandle, ConnectorOptions, Edge, EdgeCertificate, EdgeError,
+    EdgeHandle, EdgeOptions, Grant, RecvHalf, RequestHandler, SendHalf, StreamError, TunnelRequest,
 };
 use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
 use bytes::Bytes;
@@ -84,8 +84,23 @@ pub(crate) struct RunningEdge {
 
 impl RunningEdge {
     pub(crate) fn start(identity: &Identity, listen: &str) -> Self {
+        Self::bind(identity, listen.parse().unwrap()).unwrap()
+    }
+
+    /// Starts on the address of an edge that just ended, once its socket is free.
+    pub(crate) async fn restart(identity: &Identity, address: SocketAddr) -> Self {
+        let mut edge = None;
+        eventually("free address", || {
+            edge = Self::bind(identity, address).ok();
+            edge.is_some()
+        })
+        .await;
+        edge.unwrap()
+    }
+
+    fn bind(identity: &Identity, listen: SocketAddr) -> Result<Self, EdgeError> {
         let options = EdgeOptions {
-            listen: listen.parse().unwrap(),
+            listen,
             certificate: identity.certificate(),
             location: "here".into(),
             registration_timeout: Duration::from_secs(2),
@@ -94,11 +109,10 @@ impl RunningEdge {
             streams_per_connection_max: 1000,
             hostnames_per_tunnel_max: 16,
         };
-        // The port of an edge that just ended may take a moment to be free.
-        let edge = Edge::bind(options, vec![grant(7)], &prometheus::Registry::new()).unwrap();
+        let edge = Edge::bind(options, vec![grant(7)], &prometheus::Registry::new())?;
         let (stop, stopped) = watch::channel(false);
         let (handle, address) = (edge.handle(), edge.local_addr().unwrap());
-        Self { handle, address, stop, task: tokio::spawn(edge.run(stopped)) }
+        Ok(Self { handle, address, stop, task: tokio::spawn(edge.run(stopped)) })
     }
 
     /// Ends it as SIGTERM would.

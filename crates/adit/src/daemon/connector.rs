@@ -30,10 +30,14 @@ pub(super) struct RunningConnector {
 }
 
 impl RunningConnector {
-    pub(super) fn start(tunnel: &Tunnel, edge: Option<&RunningEdge>) -> Result<Self, DaemonError> {
+    pub(super) fn start(
+        tunnel: &Tunnel,
+        edge: Option<&RunningEdge>,
+        grace: Duration,
+    ) -> Result<Self, DaemonError> {
         // Of its own: a connector that replaces another after a reload starts its counters afresh.
         let registry = Registry::new();
-        let options = options(tunnel, edge)?;
+        let options = ConnectorOptions { grace_period: grace, ..options(tunnel, edge)? };
         let ingress = Arc::new(IngressState::new(&tunnel.ingress)?);
         let tunnel_id = options.credentials.tunnel_id;
         let metrics = ProxyMetrics::new(&registry)?;
@@ -140,7 +144,7 @@ fn options(tunnel: &Tunnel, edge: Option<&RunningEdge>) -> Result<ConnectorOptio
         version: VERSION.to_owned(),
         local_configuration: Some(push(tunnel)),
         rpc_timeout: tunnel.rpc_timeout,
-        grace_period: tunnel.grace_period.max(Duration::from_millis(1)),
+        grace_period: tunnel.grace_period,
     })
 }
 

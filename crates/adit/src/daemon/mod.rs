@@ -17,7 +17,7 @@ use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
 use adit_proxy::metrics::Metrics;
 use adit_proxy::tls::{CertificateStore, Certificates};
 use arc_swap::{ArcSwap, ArcSwapOption};
-use prometheus::{IntCounterVec, Opts, Registry};
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use thiserror::Error;
 
 use self::connector::RunningConnector;
@@ -109,6 +109,7 @@ impl Daemon {
             &["result"],
         )?;
         registry.register(Box::new(reloads.clone()))?;
+        register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
         let certificates = Arc::new(CertificateStore::default());
@@ -123,7 +124,7 @@ impl Daemon {
             listeners.commit(prepared, edge.service());
         }
         let connector = match &config.tunnel {
-            Some(tunnel) => Some(RunningConnector::start(tunnel, edge.as_ref())?),
+            Some(tunnel) => Some(RunningConnector::start(tunnel, edge.as_ref(), grace(&source, &config))?),
             None => None,
         };
         let (admin, admin_address, admin_drain) =
@@ -272,7 +273,9 @@ impl Daemon {
             old.leave();
         }
         self.connector = match &config.tunnel {
-            Some(tunnel) => Some(RunningConnector::start(tunnel, self.edge.as_ref())?),
+            Some(tunnel) => {
+                Some(RunningConnector::start(tunnel, self.edge.as_ref(), grace(&self.source, config))?)
+            }
             None => None,
         };
         self.admin.connector.store(self.connector.as_ref().map(RunningConnector::view));
@@ -303,9 +306,7 @@ impl Daemon {
     async fn drain(mut self, mut signals: Signals) {
         self.phase.set(Phase::Draining);
         notify_systemd::stopping();
-        let grace = self.config.tunnel.as_ref().map_or(self.config.shutdown.grace_period, |t| {
-            if self.source.is_cloudflared() { t.grace_period } else { self.config.shutdown.grace_period }
-        });
+        let grace = grace(&self.source, &self.config);
         tracing::info!(grace_seconds = grace.as_secs(), "Initiating graceful shutdown");
         let draining = async {
             self.listeners.drain().await;
@@ -318,7 +319,8 @@ impl Daemon {
         };
         let finished = tokio::select! {
             () = draining => true,
-            () = tokio::time::sleep(grace) => false,
+            // The connector closes its connections at the end of its own grace period: it gets the time to say so.
+            () = tokio::time::sleep(grace + CLOSING_TIME) => false,
             signal = signals.stop_again() => {
                 tracing::warn!("second signal, stopping at once");
                 std::process::exit(128 + signal);
@@ -333,6 +335,24 @@ impl Daemon {
         self.phase.set(Phase::Stopped);
         tracing::info!("stopped");
     }
+}
+
+/// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
+fn grace(source: &Source, config: &Config) -> Duration {
+    let whole = config.shutdown.grace_period;
+    match &config.tunnel {
+        Some(tunnel) if source.is_cloudflared() => tunnel.grace_period,
+        Some(tunnel) => tunnel.grace_period.min(whole),
+        None => whole,
+    }
+}
+
+/// cloudflared's `build_info` (tunnel-protocol.md §8.3), which dashboards join on.
+fn register_build(registry: &Registry) -> prometheus::Result<()> {
+    let labels = ["goversion", "type", "revision", "version"];
+    let build = IntGaugeVec::new(Opts::new("build_info", "Always 1; the labels tell the build"), &labels)?;
+    build.with_label_values(&["none", "adit", "", env!("CARGO_PKG_VERSION")]).set(1);
+    registry.register(Box::new(build))
 }
 
 /// Waits for the connector to end for good; for ever if there is none.
@@ -417,5 +437,7 @@ fn watched_files(config: &Config) -> Vec<std::path::PathBuf> {
 
 /// Admin connections at once: scrapers and a person.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Beyond the grace period, for the packets that close connections.
+const CLOSING_TIME: Duration = Duration::from_millis(500);
 /// Origin pools are swept and systemd's watchdog is fed this often.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
