@@ -55,7 +55,7 @@ pub enum HeadError {
     /// The request or status line, a field name or a field value breaks the grammar.
     #[error("malformed request line or header field")]
     Malformed,
-    /// More bytes than [`Limits::bytes_max`].
+    /// More bytes than the limit of the listener or origin.
     #[error("the head is larger than allowed")]
     TooLarge,
     /// More fields than [`FIELDS_MAX`].

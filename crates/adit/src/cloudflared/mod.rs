@@ -1,6 +1,6 @@
 //! cloudflared's command line: the same words, flags, variables, files and exit codes (`tunnel-protocol.md §7`, §8.4).
 //!
-//! [`command`] is what `clap` is told, [`Invocation`] what was said, [`Invocation::resolve`] what it means; none of them
+//! [`command()`] is what `clap` is told, [`Invocation`] what was said, [`Invocation::resolve`] what it means; none of them
 //! reads the environment or a file by itself, so all of it is tested without a machine. This file is the door to the
 //! machine.
 
