@@ -4,6 +4,8 @@
 mod bodies;
 #[path = "end_to_end/failures.rs"]
 mod failures;
+#[path = "end_to_end/limits.rs"]
+mod limits;
 #[path = "end_to_end/operation.rs"]
 mod operation;
 #[path = "end_to_end/quickstart.rs"]

@@ -51,6 +51,17 @@ fn c3_a_given_authority_replaces_all_others() {
 }
 
 #[test]
+fn c3_a_certificate_for_another_name_is_refused() {
+    let Some(python) = require_python() else { return };
+    let stranger = Certificates::for_names(&["other.example"]);
+    let mut edge = Edge::start_at(&python, &["127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()], stranger);
+    let _connector = Connector::start(&edge, NO_ORIGIN, Options::default());
+    let closed = edge.wait_for("closed", |event| event["by"] == "peer");
+    assert_eq!(closed["application"], false, "{closed}");
+    assert!(edge.seen("registered").is_empty());
+}
+
+#[test]
 fn slow_c4_transport_parameters_allow_many_streams_and_silence_is_filled_with_pings() {
     let Some(python) = require_python() else { return };
     let mut edge = Edge::start(&python, 2);

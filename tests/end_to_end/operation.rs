@@ -61,3 +61,57 @@ fn a_stopping_edge_finishes_what_it_has_accepted() {
     // Connections in the kernel's backlog when the listener closes are reset by it: at most one a worker.
     assert!(broken <= 8, "{broken} of {} broke", outcomes.len());
 }
+
+#[test]
+fn changed_settings_of_an_entry_point_keep_its_socket_and_its_visitors() {
+    let edge = start_edge("127.0.0.1:0");
+    let _connector = start_connector(&edge, "hello_world");
+    let web = edge.entry_point("web");
+    let load = Load::start(web, "a.home.test", "/", 4);
+    let reloads = || edge.metric("adit_config_reloads_total{result=\"ok\"}");
+    for seconds in [20, 30, 40] {
+        let before = reloads();
+        let settings = format!(
+            "limits: {{ connections: {seconds}00 }}\nentryPoints:\n  web: {{ transport: {{ respondingTimeouts: {{ idleTimeout: {seconds}s }} }}, "
+        );
+        edge.configure(&edge_configuration("127.0.0.1:0").replace("entryPoints:\n  web: { ", &settings));
+        wait_for("the reload", || (reloads() > before).then_some(()));
+    }
+    assert_eq!(edge.entry_point("web"), web, "the socket stays");
+    assert_eq!(edge.metric("adit_config_reloads_total{result=\"refused\"}"), 0.0);
+    let outcomes = load.finish();
+    assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Answered(200)), "{outcomes:?}");
+}
+
+#[test]
+fn a_connector_that_cannot_be_replaced_goes_on() {
+    let edge = start_edge("127.0.0.1:0");
+    let mut connector = start_connector(&edge, "hello_world");
+    connector.configure(&crate::connector_configuration(&edge, "/does/not/exist.pem", "hello_world"));
+    connector.process().signal("HUP");
+    wait_for("the refusal", || {
+        (connector.metric("adit_config_reloads_total{result=\"refused\"}") >= 1.0).then_some(())
+    });
+    let answer = crate::support::curl::curl(edge.entry_point("web"), "http://a.home.test/", &[]);
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[test]
+fn a_rotated_secret_reaches_the_connector_in_the_same_process() {
+    let configuration = |secret: &str| {
+        format!(
+            "entryPoints:\n  web: {{ address: \"127.0.0.1:0\" }}\nedge:\n  listen: \"127.0.0.1:0\"\n  public: [ web ]\n  \
+             tunnels:\n    - {{ name: home, id: {}, secret: \"{secret}\", hostnames: [ \"*.home.test\" ] }}\n\
+             tunnel:\n  name: home\n  connections: 1\n  ingress: [ {{ service: hello_world }} ]\n\
+             admin: {{ address: \"127.0.0.1:0\" }}\n",
+            crate::TUNNEL_ID
+        )
+    };
+    let adit = crate::Adit::start("both", &configuration(crate::SECRET));
+    let ask = || crate::support::curl::curl(adit.entry_point("web"), "http://a.home.test/", &[]).status;
+    wait_for("the tunnel", || (ask() == 200).then_some(()));
+    adit.configure(&configuration("eXl5eXl5eXl5eXl5eXl5eXl5eXl5eXl5eXl5eXl5eXk="));
+    wait_for("the reload", || (adit.metric("adit_config_reloads_total{result=\"ok\"}") >= 1.0).then_some(()));
+    wait_for("the tunnel with its new secret", || (ask() == 200).then_some(()));
+    assert!(adit.status()["tunnel"]["stopped"].is_null());
+}

@@ -59,6 +59,8 @@ from messages import tunnel
 TEXT_BYTES_MAX = 64 * 1024
 # Long enough that two writes never share a packet, short enough not to be felt.
 SPLIT_PAUSE_S = 0.03
+# How often a port that the system chose may turn out to be taken for the other protocol.
+PORT_ATTEMPTS_MAX = 10
 PERIOD = bytes(range(251))
 COUNT = itertools.count()
 
@@ -541,28 +543,43 @@ class DeafSocket(asyncio.DatagramProtocol):
 
 async def listen(edge, configuration, arguments):
     """One UDP socket for each address, with a TCP socket beside it where HTTP/2 is wanted; returns what they got."""
-    loop = asyncio.get_running_loop()
     bound = []
     for index, address in enumerate(arguments.listen):
         host, port = address.rsplit(":", 1)
-
-        def create(quic, stream_handler=None, index=index):
-            return EdgeProtocol(quic, stream_handler, edge=edge, edge_index=index)
-
-        def server():
-            if arguments.transport == "http2":
-                return DeafSocket()
-            return QuicServer(configuration=configuration, create_protocol=create)
-
-        transport, _ = await loop.create_datagram_endpoint(server, local_addr=(host, int(port)))
-        host, port = transport.get_extra_info("sockname")[:2]
-        if arguments.transport != "quic":
-            tools = (emit, pattern, content, lambda protocol, stream: ConnectorRpc(protocol, stream, signature=False))
-            edge.servers.append(
-                await http2.listen(edge, index, host, port, arguments.certificate, arguments.key, tools)
-            )
-        bound.append(f"{host}:{port}")
+        attempts = PORT_ATTEMPTS_MAX if port == "0" else 1
+        for attempt in range(attempts):
+            try:
+                bound.append(await listen_at(edge, configuration, arguments, index, (host, int(port))))
+                break
+            except OSError:
+                # The port that was free for UDP was taken for TCP: another one.
+                if attempt + 1 == attempts:
+                    raise
     return bound
+
+
+async def listen_at(edge, configuration, arguments, index, address):
+    """Both sockets of one address."""
+
+    def create(quic, stream_handler=None):
+        return EdgeProtocol(quic, stream_handler, edge=edge, edge_index=index)
+
+    def server():
+        if arguments.transport == "http2":
+            return DeafSocket()
+        return QuicServer(configuration=configuration, create_protocol=create)
+
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(server, local_addr=address)
+    host, port = transport.get_extra_info("sockname")[:2]
+    if arguments.transport != "quic":
+        tools = (emit, pattern, content, lambda protocol, stream: ConnectorRpc(protocol, stream, signature=False))
+        try:
+            listener = await http2.listen(edge, index, host, port, arguments.certificate, arguments.key, tools)
+        except OSError:
+            transport.close()
+            raise
+        edge.servers.append(listener)
+    return f"{host}:{port}"
 
 
 async def main():

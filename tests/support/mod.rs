@@ -15,7 +15,6 @@ pub(crate) mod adit;
 pub(crate) mod certificates;
 pub(crate) mod connector;
 pub(crate) mod curl;
-pub(crate) mod daemon;
 pub(crate) mod edge;
 pub(crate) mod load;
 pub(crate) mod nginx;

@@ -21,8 +21,6 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::visitor::{pattern_block, position};
-
 /// A running origin on 127.0.0.1; its threads end with the test process.
 pub(crate) struct Origin {
     address: SocketAddr,
@@ -49,6 +47,8 @@ struct Shared {
 
 /// Largest piece that is compared or written at once.
 const PIECE: usize = 64 * 1024;
+/// How long the pattern of test bodies is.
+const PERIOD: usize = 251;
 
 impl Origin {
     pub(crate) fn start() -> Self {
@@ -305,4 +305,15 @@ fn write_pattern(stream: &mut TcpStream, length: u64) -> Option<()> {
         sent += size as u64;
     }
     Some(())
+}
+
+/// Enough of the pattern for a piece that starts anywhere in a period: bytes 0 to 250 again and again, so that no power of
+/// two fits. tests/peer/edge.py has the same.
+fn pattern_block() -> Vec<u8> {
+    (0..PIECE + PERIOD).map(|index| u8::try_from(index % PERIOD).unwrap_or_default()).collect()
+}
+
+/// Where in the block the pattern continues after `offset` bytes.
+fn position(offset: u64) -> usize {
+    usize::try_from(offset % PERIOD as u64).unwrap_or_default()
 }

@@ -1,5 +1,6 @@
 //! Fields that end at a hop, and fields that tell the next hop about the visitor.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -24,6 +25,9 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
+    if headers.contains_key(header::TE) {
+        keep_te_trailers(headers);
+    }
 }
 
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
@@ -38,18 +42,23 @@ pub fn keep_te_trailers(headers: &mut HeaderMap) {
 }
 
 /// Takes off what a visitor may have forged about itself: everything that an origin could take for the word of a hop.
+///
+/// Names are compared with `_` as `-`, because CGI and its heirs cannot tell them apart.
 pub fn remove_forged(headers: &mut HeaderMap) {
-    for name in &HOP_CLAIMS {
-        headers.remove(name);
-    }
-    let forged: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| INTERNAL_PREFIXES.iter().any(|p| name.as_str().starts_with(p)))
-        .cloned()
-        .collect();
+    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
     for name in forged {
         headers.remove(name);
     }
+}
+
+fn is_claim(name: &str) -> bool {
+    // Most names begin with other letters: one look at the first decides.
+    if !matches!(name.as_bytes().first(), Some(b'x' | b'c' | b'f' | b't')) {
+        return false;
+    }
+    let name = if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) };
+    let is_own_credential = CREDENTIALS.contains(&&*name);
+    HOP_CLAIMS.contains(&&*name) || (CLAIM_PREFIXES.iter().any(|p| name.starts_with(p)) && !is_own_credential)
 }
 
 /// Removes fields of the tunnel's own vocabulary from a response (conformance statement E11).
@@ -62,15 +71,21 @@ pub fn remove_internal(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds one address to `X-Forwarded-For`, after those that trusted hops put there.
+/// Adds one address to `X-Forwarded-For`, after those that trusted hops put there, on one line.
 pub fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
-    let value = match headers.get(&X_FORWARDED_FOR).and_then(|v| v.to_str().ok()) {
+    let value = match forwarded_for(headers) {
         Some(before) => format!("{before}, {address}"),
         None => address.to_string(),
     };
     if let Ok(value) = HeaderValue::from_str(&value) {
         headers.insert(X_FORWARDED_FOR, value);
     }
+}
+
+/// All lines of `X-Forwarded-For` as one list (RFC 9110 §5.3): a hop may have added a line of its own.
+pub fn forwarded_for(headers: &HeaderMap) -> Option<String> {
+    let lines: Vec<&str> = headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
 }
 
 /// The host without its port, brackets of a literal address taken off.
@@ -109,22 +124,23 @@ const PROTECTED: [HeaderName; 9] = [
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("cf-connecting-ip"),
 ];
-const HOP_CLAIMS: [HeaderName; 14] = [
-    header::FORWARDED,
-    X_FORWARDED_FOR,
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-real-ip"),
-    HeaderName::from_static("true-client-ip"),
-    HeaderName::from_static("cf-connecting-ip"),
-    HeaderName::from_static("cf-connecting-ipv6"),
-    HeaderName::from_static("cf-ray"),
-    HeaderName::from_static("cf-visitor"),
-    HeaderName::from_static("cf-ipcountry"),
-    HeaderName::from_static("cdn-loop"),
+/// Fields by which hops speak of the visitor, beside those with a prefix of [`CLAIM_PREFIXES`].
+const HOP_CLAIMS: [&str; 10] = [
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "true-client-ip",
+    "cdn-loop",
+    "x-original-url",
+    "x-rewrite-url",
+    "x-original-uri",
+    "x-request-start",
 ];
+const CLAIM_PREFIXES: [&str; 2] = ["x-forwarded-", "cf-"];
+/// Fields with such a prefix that a visitor itself sends, and that are verified.
+const CREDENTIALS: [&str; 4] =
+    ["cf-access-jwt-assertion", "cf-access-token", "cf-access-client-id", "cf-access-client-secret"];
 const INTERNAL_PREFIXES: [&str; 4] = ["cf-int-", "cf-cloudflared-", "cf-proxy-", "cf-warp-tag-"];
 
 #[cfg(test)]
@@ -151,13 +167,36 @@ mod tests {
     #[test]
     fn forged_claims_go_and_the_rest_stays() {
         let mut headers = HeaderMap::new();
-        for name in
-            ["cf-connecting-ip", "x-forwarded-for", "cf-int-x", "cf-warp-tag-id", "cf-access-jwt-assertion"]
-        {
-            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("1"));
+        let forged = [
+            "cf-connecting-ip",
+            "x-forwarded-for",
+            "x_forwarded_for",
+            "x-forwarded-prefix",
+            "cf-access-authenticated-user-email",
+            "cf-int-x",
+            "cf-warp-tag-id",
+            "x-original-url",
+        ];
+        let kept = ["cf-access-jwt-assertion", "cookie", "x-mine"];
+        for name in forged.iter().chain(&kept) {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
         remove_forged(&mut headers);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["cf-access-jwt-assertion"]);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, kept);
+    }
+
+    #[test]
+    fn every_line_of_x_forwarded_for_counts() {
+        let mut headers = HeaderMap::new();
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("6.6.6.6"));
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("9.9.9.9"));
+        append_forwarded_for(&mut headers, "127.0.0.1".parse().unwrap());
+        assert_eq!(
+            headers.get_all(X_FORWARDED_FOR).iter().collect::<Vec<_>>(),
+            ["6.6.6.6, 9.9.9.9, 127.0.0.1"]
+        );
     }
 
     #[test]

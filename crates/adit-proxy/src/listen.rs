@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -25,10 +26,41 @@ use crate::{h1, h2};
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
+    active: Arc<ArcSwap<Active>>,
+}
+
+/// Changes the settings of a running listener; its socket and its connections stay.
+#[derive(Clone, Debug)]
+pub struct ListenerHandle {
+    active: Arc<ArcSwap<Active>>,
+}
+
+/// What connections accepted from now on are served with.
+#[derive(Debug)]
+struct Active {
     name: Arc<str>,
-    tls: Option<Arc<ServerConfig>>,
-    options: Options,
+    options: ListenerOptions,
     permits: Arc<Semaphore>,
+}
+
+impl Active {
+    fn new(options: ListenerOptions) -> Self {
+        let permits = Arc::new(Semaphore::new(options.connections_max));
+        Self { name: options.name.as_str().into(), options, permits }
+    }
+}
+
+impl ListenerHandle {
+    /// Takes new settings for connections accepted from now on.
+    pub fn set(&self, options: ListenerOptions) {
+        let before = self.active.load();
+        let mut active = Active::new(options);
+        if active.options.connections_max == before.options.connections_max {
+            // Connections that are open keep counting.
+            active.permits = Arc::clone(&before.permits);
+        }
+        self.active.store(Arc::new(active));
+    }
 }
 
 /// What an entry point is set up with.
@@ -63,15 +95,14 @@ impl Listener {
     /// # Errors
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: ListenerOptions) -> Result<Self, ListenError> {
-        let fail = |source| ListenError { name: options.name.clone(), address, source };
-        let socket = bind_tcp(address).map_err(fail)?;
-        Ok(Self {
-            socket,
-            name: options.name.into(),
-            tls: options.tls,
-            options: options.connection,
-            permits: Arc::new(Semaphore::new(options.connections_max)),
-        })
+        let name = options.name.clone();
+        let socket = bind_tcp(address).map_err(|source| ListenError { name, address, source })?;
+        Ok(Self { socket, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) })
+    }
+
+    /// For later changes of settings.
+    pub fn handle(&self) -> ListenerHandle {
+        ListenerHandle { active: Arc::clone(&self.active) }
     }
 
     /// The bound address, with the port that the system chose for port 0.
@@ -88,9 +119,11 @@ impl Listener {
     pub async fn run<S: Service>(self, service: Arc<S>, drain: Drain) {
         let mut connections = tokio::task::JoinSet::new();
         loop {
+            let permits = Arc::clone(&self.active.load().permits);
             let permit = tokio::select! {
-                permit = Arc::clone(&self.permits).acquire_owned() => permit,
+                permit = permits.acquire_owned() => permit,
                 () = drain.started() => break,
+                Some(_) = connections.join_next() => continue,
             };
             let Ok(permit) = permit else { break };
             let accepted = tokio::select! {
@@ -98,20 +131,21 @@ impl Listener {
                 () = drain.started() => break,
                 Some(_) = connections.join_next() => continue,
             };
+            let active = self.active.load_full();
             let (stream, remote) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: the backlog holds the visitors meanwhile.
-                    tracing::warn!(entry_point = %self.name, %error, reason = "accept", "cannot accept");
-                    self.options.metrics.refused("accept");
+                    tracing::warn!(entry_point = %active.name, %error, reason = "accept", "cannot accept");
+                    active.options.connection.metrics.refused("accept");
                     sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
             };
             let connection = Accepted {
-                tls: self.tls.clone(),
-                options: self.options.clone(),
-                entry_point: Arc::clone(&self.name),
+                tls: active.options.tls.clone(),
+                options: active.options.connection.clone(),
+                entry_point: Arc::clone(&active.name),
                 drain: drain.clone(),
             };
             let service = Arc::clone(&service);
@@ -204,7 +238,7 @@ impl Accepted {
             }
         };
         let is_h2 = tokio::select! {
-            read = timeout(self.options.keep_alive_timeout, reading) => read.ok()??,
+            read = timeout(self.options.header_timeout, reading) => read.ok()??,
             () = self.drain.started() => return None,
         };
         Some((is_h2, start))

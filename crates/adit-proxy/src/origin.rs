@@ -175,9 +175,15 @@ impl Origin {
     async fn exchange(&self, mut request: Request, name: Option<&str>) -> Result<Response, ForwardError> {
         if let Some(h2) = &self.h2
             && request.upgrade.is_none()
-            && let Some(sender) = h2.take()
+            && let Some(sender) = h2.ready().await
         {
-            return Ok(h2.send(sender, request, self.connector.tls.is_some()).await?);
+            let again = request.body.is_empty().then(|| copy_of(&request));
+            match (h2.send(sender, request, self.connector.tls.is_some()).await, again) {
+                (Err(error), Some(copy)) if error.is_unprocessed() || is_idempotent(&copy.method) => {
+                    request = copy
+                }
+                (result, _) => return Ok(result?),
+            }
         }
         if let Some(connection) = self.pool.take(name) {
             let replayable = request.body.is_empty() && is_idempotent(&request.method);
@@ -218,6 +224,20 @@ fn outgoing(request: &Request) -> Outgoing<'_> {
         host: &request.host,
         headers: &request.headers,
         upgrade: request.upgrade.as_deref(),
+    }
+}
+
+/// A request without content once more, for a second attempt.
+fn copy_of(request: &Request) -> Request {
+    Request {
+        method: request.method.clone(),
+        uri: request.uri.clone(),
+        version: request.version,
+        host: request.host.clone(),
+        headers: request.headers.clone(),
+        body: Body::empty(),
+        upgrade: None,
+        visitor: Arc::clone(&request.visitor),
     }
 }
 

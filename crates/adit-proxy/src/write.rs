@@ -3,11 +3,77 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Buf;
 use tokio::io::AsyncWrite;
 
 use crate::body::Batch;
+use crate::idle::Idle;
+
+/// A reader that takes nothing: the time since a write last moved, counted only while one is blocked.
+#[derive(Debug)]
+pub struct Stall {
+    limit: Duration,
+    blocked: Option<Idle>,
+}
+
+impl Stall {
+    /// Nothing is blocked yet.
+    pub fn new(limit: Duration) -> Self {
+        Self { limit, blocked: None }
+    }
+
+    /// Writes and flushes `batch`; see [`poll_write_batch`].
+    ///
+    /// # Errors
+    /// The socket's, or [`io::ErrorKind::TimedOut`] when the reader took nothing for the limit.
+    pub fn poll_write<W: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut W,
+        cx: &mut Context<'_>,
+        batch: &mut Batch,
+    ) -> Poll<io::Result<()>> {
+        let before = bytes_of(batch);
+        let written = poll_write_batch(io, cx, batch);
+        self.judge(cx, written, before > bytes_of(batch))
+    }
+
+    /// Flushes what the transport still holds, such as TLS records.
+    ///
+    /// # Errors
+    /// As [`Self::poll_write`].
+    pub fn poll_flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut W,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(io).poll_flush(cx);
+        self.judge(cx, flushed, false)
+    }
+
+    fn judge(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<()>>,
+        moved: bool,
+    ) -> Poll<io::Result<()>> {
+        if result.is_ready() {
+            self.blocked = None;
+            return result;
+        }
+        let limit = self.limit;
+        let blocked = self.blocked.get_or_insert_with(|| Idle::new(limit));
+        if moved {
+            blocked.touch();
+        }
+        blocked.poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+fn bytes_of(batch: &Batch) -> usize {
+    batch.iter().map(bytes::Bytes::len).sum()
+}
 
 /// Writes `batch` until it is empty, many chunks a system call.
 ///

@@ -6,10 +6,11 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use adit_config::{OriginSettings, Service as OriginService};
-use adit_proxy::body::{Batch, Body, Length};
+use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
 use adit_proxy::listen::{Listener, ListenerOptions};
@@ -65,8 +66,26 @@ impl Service for Application {
                 response.body = request.body;
                 response
             }
+            "/late" => {
+                let mut response = Response::status(StatusCode::SWITCHING_PROTOCOLS);
+                response.headers.insert("upgrade", HeaderValue::from_static("raw"));
+                response.body = Body::stream(Late(request.body), Length::Raw);
+                response
+            }
             _ => Response::text(StatusCode::OK, "text/plain", "hello"),
         }
+    }
+}
+
+/// Speaks only after the other side has ended its direction.
+struct Late(Body);
+
+impl BodySource for Late {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        let mut ignored = Batch::new();
+        while ready!(self.0.poll_chunks(cx, &mut ignored))? {}
+        out.push_back("late".into());
+        Poll::Ready(Ok(false))
     }
 }
 
@@ -391,4 +410,54 @@ async fn bytes_behind_a_refused_upgrade_never_reach_the_origin_as_a_request() {
     // The origin refused to switch: what follows is the visitor's next request, read and routed by us.
     assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
     assert!(answer.contains("GET /fields host=a\n") && answer.ends_with("hello"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_upgraded_origin_may_speak_after_the_visitor_has_ended_its_direction() {
+    let chain = chain();
+    let mut stream = TcpStream::connect(chain.address).await.unwrap();
+    stream
+        .write_all(b"GET /late HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\nbye")
+        .await
+        .unwrap();
+    stream.shutdown().await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("\r\n\r\nlate"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_a_bad_answer() {
+    let chain = chain();
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    let gateway = Gateway(Origin::new(&service, &OriginSettings::default()).unwrap());
+    let (address, _drain) = listen(gateway, &prometheus::Registry::new());
+    tokio::spawn(async move {
+        let (mut stream, _) = origin.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 1024]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nraw").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let chain = Chain { address, ..chain };
+    let answer = chain.converse("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("origin_head_invalid"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_silent_http2_visitor_does_not_keep_its_connection() {
+    let metrics = prometheus::Registry::new();
+    let mut connection = options(&metrics);
+    connection.keep_alive_timeout = Duration::from_millis(100);
+    let options = ListenerOptions { name: "h2".to_owned(), tls: None, connections_max: 10, connection };
+    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_signal, drained) = drain::channel();
+    tokio::spawn(listener.run(Arc::new(Application), drained));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // Preface and SETTINGS, then nothing: GOAWAY is not answered.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let mut all = Vec::new();
+    let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut all)).await;
+    assert!(closed.is_ok(), "the connection is closed");
 }

@@ -20,6 +20,8 @@ pub(crate) struct AccessGate {
     requirement: AccessRequirement,
     host: String,
     keys: ArcSwapOption<Fetched>,
+    /// The last fetch that failed: asked again only after a while, whoever asks.
+    failed: ArcSwapOption<(Instant, String)>,
     /// One fetch at a time, however many requests wait for it.
     fetching: Mutex<()>,
 }
@@ -69,8 +71,8 @@ impl AccessGate {
     pub(crate) fn new(requirement: &AccessRequirement) -> Self {
         let issuer = requirement.issuer();
         let host = issuer.trim_start_matches("https://").to_owned();
-        let (keys, fetching) = (ArcSwapOption::empty(), Mutex::new(()));
-        Self { requirement: requirement.clone(), host, keys, fetching }
+        let (keys, failed, fetching) = (ArcSwapOption::empty(), ArcSwapOption::empty(), Mutex::new(()));
+        Self { requirement: requirement.clone(), host, keys, failed, fetching }
     }
 
     /// Passes a request whose token is good.
@@ -104,10 +106,19 @@ impl AccessGate {
         if let Some(keys) = fresh() {
             return Ok(keys);
         }
-        let keys = tokio::time::timeout(FETCH_TIMEOUT, self.fetch())
-            .await
-            .unwrap_or_else(|_| Err("no answer in time".to_owned()))
-            .map_err(|why| GateError::Keys { host: self.host.clone(), why })?;
+        let no_keys = |why: &str| GateError::Keys { host: self.host.clone(), why: why.to_owned() };
+        if let Some(failed) = self.failed.load_full().filter(|f| f.0.elapsed() < FAILURE_AGE_MAX) {
+            return Err(no_keys(&failed.1));
+        }
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.fetch()).await;
+        let keys = match fetched.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            Ok(keys) => keys,
+            Err(why) => {
+                let error = no_keys(&why);
+                self.failed.store(Some(Arc::new((Instant::now(), why))));
+                return Err(error);
+            }
+        };
         let fetched = Arc::new(Fetched { keys, at: Instant::now() });
         self.keys.store(Some(Arc::clone(&fetched)));
         Ok(fetched)
@@ -157,6 +168,8 @@ const KEYS_PATH: &str = "/cdn-cgi/access/certs";
 const KEYS_AGE_MAX: Duration = Duration::from_secs(3600);
 /// And, for a token that names an unknown key, not more often than this.
 const KEYS_AGE_MIN: Duration = Duration::from_secs(60);
+/// After a failed fetch, requests are refused at once for this long instead of queueing for the next.
+const FAILURE_AGE_MAX: Duration = Duration::from_secs(5);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// A team has a handful of keys of about 2 KiB.
 const KEYS_BYTES_MAX: usize = 256 * 1024;

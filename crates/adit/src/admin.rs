@@ -29,6 +29,8 @@ pub(crate) struct Admin {
     pub config: ArcSwap<Value>,
     /// What went wrong at the last reload, and when.
     pub reload_problem: ArcSwapOption<(Instant, String)>,
+    /// Keys whose new values wait for a restart.
+    pub(crate) restart_needed: ArcSwap<Vec<&'static str>>,
     /// Entry points: name, address, whether TLS.
     pub listeners: ArcSwap<Vec<(String, std::net::SocketAddr, bool)>>,
     /// Where this endpoint listens.
@@ -168,6 +170,7 @@ impl Admin {
             "edge": self.edge.as_ref().map(|(edge, address)| {
                 json!({ "address": address.to_string(), "tunnels": edge_status(edge) })
             }),
+            "restart_needed": &**self.restart_needed.load(),
             "reload_problem": problem.as_ref().map(|p| p.1.clone()),
         })
     }

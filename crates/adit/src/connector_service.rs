@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use adit_proxy::body::{Body, Length};
+use adit_proxy::body::{Body, BodyError, Length};
 use adit_proxy::message::{Request, Response, Visitor};
 use adit_proxy::origin::ForwardError;
 use adit_tunnel::{Reply, RequestHandler, TunnelRequest};
@@ -145,6 +145,9 @@ impl ConnectorService {
                 let began = std::time::Instant::now();
                 let result = origin.send(request).await;
                 self.metrics.connected(began.elapsed());
+                if matches!(&result, Err(ForwardError::Buffer(BodyError::TooLarge))) {
+                    return Ok(Response::status(StatusCode::PAYLOAD_TOO_LARGE));
+                }
                 result.map_err(|error| self.describe(&error, &origin.target().to_string()))
             }
         }

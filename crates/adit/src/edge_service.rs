@@ -75,7 +75,7 @@ impl Service for EdgeService {
             Ok(response) => response,
             Err(failed) => {
                 exchange.failed(failed.reason);
-                tracing::debug!(request = %request_id, reason = failed.reason, "request failed");
+                tracing::info!(request = %request_id, reason = failed.reason, "request failed");
                 let mut asked = HeaderMap::new();
                 asked.extend(accept.map(|accept| (header::ACCEPT, accept)));
                 let Failed { status, hop, reason, sentence } = failed;
@@ -113,7 +113,8 @@ impl EdgeService {
             }
         };
         exchange.answered_by(&route.name);
-        let (head, raw) = self.tunnel_head(&mut request, request_id);
+        let (head, raw, client) = self.tunnel_head(&mut request, request_id);
+        exchange.asked_by(client);
         let opened = self.edge.open(route.id, &head).await.map_err(open_failed)?;
         let is_head = request.method == Method::HEAD;
         let Opened { send, response, connection } = opened;
@@ -137,11 +138,11 @@ impl EdgeService {
             );
             response_failed(&error)
         })?;
-        into_response(head, recv, upload, is_head)
+        into_response(head, recv, upload, is_head, raw)
     }
 
-    /// The head as it crosses the tunnel, and whether the bytes behind it are raw.
-    fn tunnel_head(&self, request: &mut Request, request_id: &str) -> (RequestHead, bool) {
+    /// The head as it crosses the tunnel, whether the bytes behind it are raw, and who asks.
+    fn tunnel_head(&self, request: &mut Request, request_id: &str) -> (RequestHead, bool, IpAddr) {
         let raw = request.upgrade.as_deref() == Some("websocket");
         if request.upgrade.is_some() && !raw {
             // RFC 9110 §7.8: an offer to upgrade may be ignored, and the wire carries WebSocket only.
@@ -150,7 +151,11 @@ impl EdgeService {
         let (client, mut head_fields) = self.about_visitor(request);
         let secure = forwarded_secure(&head_fields).unwrap_or(request.visitor.secure);
         let scheme = if secure { "https" } else { "http" };
-        let target = encode::target(&request.uri);
+        // `*` has no place in a URL; it asks about the server as a whole.
+        let target = match encode::target(&request.uri) {
+            whole if whole == "*" => "/".into(),
+            target => target,
+        };
         let dest = format!("{scheme}://{}{target}", request.host);
         headers::remove_hop_by_hop(&mut head_fields);
         head_fields.remove(header::EXPECT);
@@ -158,7 +163,7 @@ impl EdgeService {
         if !head_fields.contains_key(&X_FORWARDED_HOST) {
             set(&mut head_fields, X_FORWARDED_HOST, &request.host);
         }
-        headers::append_forwarded_for(&mut head_fields, request.visitor.remote.ip());
+        headers::append_forwarded_for(&mut head_fields, request.visitor.remote.ip().to_canonical());
         set(&mut head_fields, CF_CONNECTING_IP, &client.to_string());
         set(&mut head_fields, CF_RAY, &format!("{request_id}-{}", self.location));
         set(&mut head_fields, CF_VISITOR, &format!("{{\"scheme\":\"{scheme}\"}}"));
@@ -173,7 +178,7 @@ impl EdgeService {
         let mut head = RequestHead::new(request.method.clone(), dest, request.host.clone());
         head.kind = if raw { ConnectionType::Websocket } else { ConnectionType::Http };
         head.headers = head_fields;
-        (head, raw)
+        (head, raw, client)
     }
 
     /// The visitor's true address and the fields without what it may have forged.
@@ -205,7 +210,7 @@ impl EdgeService {
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
 fn forwarded_client(fields: &HeaderMap, trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    let list = fields.get(headers::X_FORWARDED_FOR)?.to_str().ok()?;
+    let list = headers::forwarded_for(fields)?;
     let mut client = None;
     for part in list.rsplit(',') {
         let address: IpAddr = part.trim().parse().ok()?;
@@ -230,8 +235,14 @@ fn into_response(
     recv: adit_tunnel::RecvHalf,
     upload: Option<TunnelUpload>,
     is_head: bool,
+    raw: bool,
 ) -> Result<Response, Failed> {
     let ResponseHead { status, mut headers } = head;
+    // An interim status as the final one would leave the visitor waiting for another head: whatever follows as content
+    // would be read as that head.
+    if status.is_informational() && !(status == StatusCode::SWITCHING_PROTOCOLS && raw) {
+        return Err(BAD_ANSWER);
+    }
     headers::remove_internal(&mut headers);
     if status == StatusCode::SWITCHING_PROTOCOLS {
         headers.remove(header::CONTENT_LENGTH);

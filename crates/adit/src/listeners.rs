@@ -7,7 +7,7 @@ use std::sync::Arc;
 use adit_config::{Config, EntryPoint};
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
-use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
+use adit_proxy::listen::{ListenError, Listener, ListenerHandle, ListenerOptions};
 use adit_proxy::message::Service;
 use adit_proxy::metrics::Metrics;
 use adit_proxy::tls::CertificateStore;
@@ -18,17 +18,23 @@ use tokio::task::{JoinHandle, JoinSet};
 /// All entry points that are listening.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    running: BTreeMap<String, Running>,
+    /// By where they listen: a socket outlives changes of name and settings.
+    running: BTreeMap<Place, Running>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
 
+/// The configured address; where the port is for the system to choose, entry points are told apart by name.
+type Place = (SocketAddr, Option<String>);
+
 #[derive(Debug)]
 struct Running {
+    name: String,
     settings: Settings,
     address: SocketAddr,
+    handle: ListenerHandle,
     drain: DrainSignal,
     task: JoinHandle<()>,
 }
@@ -54,11 +60,10 @@ pub(crate) enum ListenersError {
     NoCertificate(String),
 }
 
-/// Listeners that are bound and not yet running.
+/// What is to listen, with the sockets that are new.
 #[derive(Debug)]
 pub(crate) struct Prepared {
-    bound: Vec<(String, Settings, Listener)>,
-    names: Vec<String>,
+    wanted: BTreeMap<Place, (String, Settings, Option<Listener>)>,
 }
 
 impl Listeners {
@@ -72,59 +77,63 @@ impl Listeners {
 
     /// Binds what `config` has and we do not have yet; nothing that runs is touched.
     ///
-    /// An entry point that stays on its address with other settings is bound again only after the old one has
-    /// stopped accepting; see [`Self::commit`].
-    ///
     /// # Errors
     /// [`ListenersError`] of the first that cannot be bound.
-    pub(crate) fn prepare(&mut self, config: &Config, names: &[String]) -> Result<Prepared, ListenersError> {
-        let mut bound = Vec::new();
+    pub(crate) fn prepare(&self, config: &Config, names: &[String]) -> Result<Prepared, ListenersError> {
+        let mut wanted = BTreeMap::new();
         for name in names {
             let Some(entry_point) = config.entry_points.get(name) else { continue };
             if entry_point.tls && config.tls.certificates.is_empty() {
                 return Err(ListenersError::NoCertificate(name.clone()));
             }
             let settings = Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
-            let running = self.running.get(name);
-            if running.is_some_and(|r| r.settings == settings) {
-                continue;
-            }
-            if running.is_some_and(|r| r.settings.entry_point.address == entry_point.address) {
-                // The address is ours already: two sockets on it would split the visitors.
-                if let Some(running) = self.running.remove(name) {
-                    self.leave(running);
-                }
-            }
-            let listener = self.bind(name, &settings)?;
-            bound.push((name.clone(), settings, listener));
+            let address = entry_point.address;
+            let place = (address, (address.port() == 0).then(|| name.clone()));
+            let listener = match self.running.contains_key(&place) {
+                true => None,
+                false => Some(Listener::bind(address, self.options(name, &settings))?),
+            };
+            wanted.insert(place, (name.clone(), settings, listener));
         }
-        Ok(Prepared { bound, names: names.to_vec() })
+        Ok(Prepared { wanted })
     }
 
-    /// Starts what was prepared and lets go of what the configuration no longer has.
+    /// Starts what was prepared, changes what stays, and lets go of what the configuration no longer has.
     pub(crate) fn commit<S: Service>(&mut self, prepared: Prepared, service: &Arc<S>) {
-        let gone: Vec<String> =
-            self.running.keys().filter(|n| !prepared.names.contains(n)).cloned().collect();
-        for name in gone {
-            if let Some(running) = self.running.remove(&name) {
-                tracing::info!(entry_point = %name, address = %running.address, "entry point closed");
-                self.leave(running);
+        let gone: Vec<Place> =
+            self.running.keys().filter(|p| !prepared.wanted.contains_key(p)).cloned().collect();
+        for running in gone.iter().filter_map(|place| self.running.remove(place)).collect::<Vec<_>>() {
+            tracing::info!(entry_point = %running.name, address = %running.address, "entry point closed");
+            self.leave(running);
+        }
+        for (place, (name, settings, listener)) in prepared.wanted {
+            let options = self.options(&name, &settings);
+            match (self.running.get_mut(&place), listener) {
+                (Some(running), _) => {
+                    if running.settings != settings || running.name != name {
+                        running.handle.set(options);
+                        (running.name, running.settings) = (name, settings);
+                    }
+                }
+                (None, Some(listener)) => {
+                    let Ok(address) = listener.local_addr() else { continue };
+                    let (drain, drained) = drain::channel();
+                    let handle = listener.handle();
+                    let task = tokio::spawn(listener.run(Arc::clone(service), drained));
+                    let tls = settings.entry_point.tls;
+                    tracing::info!(entry_point = %name, %address, tls, "entry point listens");
+                    self.running.insert(place, Running { name, settings, address, handle, drain, task });
+                }
+                (None, None) => {}
             }
         }
-        for (name, settings, listener) in prepared.bound {
-            let Ok(address) = listener.local_addr() else { continue };
-            let (drain, drained) = drain::channel();
-            let task = tokio::spawn(listener.run(Arc::clone(service), drained));
-            tracing::info!(entry_point = %name, %address, tls = settings.entry_point.tls, "entry point listens");
-            if let Some(old) = self.running.insert(name, Running { settings, address, drain, task }) {
-                self.leave(old);
-            }
-        }
+        // Those that have finished leaving are forgotten.
+        while self.leaving.try_join_next().is_some() {}
     }
 
     /// Name, bound address and whether TLS.
     pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr, bool)> {
-        self.running.iter().map(|(name, r)| (name.clone(), r.address, r.settings.entry_point.tls)).collect()
+        self.running.values().map(|r| (r.name.clone(), r.address, r.settings.entry_point.tls)).collect()
     }
 
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.
@@ -148,7 +157,7 @@ impl Listeners {
         });
     }
 
-    fn bind(&self, name: &str, settings: &Settings) -> Result<Listener, ListenError> {
+    fn options(&self, name: &str, settings: &Settings) -> ListenerOptions {
         let entry_point = &settings.entry_point;
         let limits = &settings.limits;
         let body_idle_timeout =
@@ -165,13 +174,12 @@ impl Listeners {
             streams_max: limits.streams_per_connection_max,
             metrics: Arc::clone(&self.metrics),
         };
-        let options = ListenerOptions {
+        ListenerOptions {
             name: name.to_owned(),
             tls: entry_point.tls.then(|| Arc::clone(&self.tls)),
             connections_max: limits.connections_max as usize,
             connection,
-        };
-        Listener::bind(entry_point.address, options)
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod certificates;
 mod cli;
 mod cloudflared;
 mod cloudflared_metrics;
+mod conceal;
 mod connector_service;
 mod daemon;
 mod edge_service;
@@ -45,6 +46,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if let Err(error) = conceal::conceal(&arguments) {
+        report(&format!("the token stays visible on the command line: {error}\n"));
+    }
     // One provider for everything that speaks TLS; a second installation cannot happen before this line.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     if cloudflared::is_invoked_as_cloudflared(&arguments) {

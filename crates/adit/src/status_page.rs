@@ -14,6 +14,10 @@ pub(crate) fn html(status: &Value) -> String {
             escape(problem)
         );
     }
+    let waiting: Vec<String> = array(&status["restart_needed"]).map(raw).collect();
+    if !waiting.is_empty() {
+        let _ = write!(body, "<p class=bad>Waiting for a restart: {}</p>", escape(&waiting.join(", ")));
+    }
     let entry_points = array(&status["entry_points"]).map(|e| {
         vec![text(&e["name"]), text(&e["address"]), if e["tls"] == true { "TLS" } else { "clear" }.to_owned()]
     });

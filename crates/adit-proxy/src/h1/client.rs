@@ -23,7 +23,7 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
-use crate::write::poll_write_batch;
+use crate::write::Stall;
 
 /// A connection to an origin between exchanges.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl OriginConnection {
             // Bytes behind an upgrade belong to the new protocol: until the origin has agreed to it they would be read
             // as another request, past every rule.
             state: if length == Length::Raw { UploadState::AwaitingUpgrade } else { UploadState::Sending },
-            stall: Idle::new(limits.write_idle_timeout),
+            stall: Stall::new(limits.write_idle_timeout),
         };
         let mut reader = self.reader;
         let mut scanner = HeadScanner::default();
@@ -134,8 +134,13 @@ impl OriginConnection {
             head
         })
         .await;
-        if head.as_ref().is_ok_and(|head| head.framing == Framing::Raw) {
-            upload.state = UploadState::Sending;
+        match (&head, upload.state) {
+            (Ok(head), UploadState::AwaitingUpgrade) if head.framing == Framing::Raw => {
+                upload.state = UploadState::Sending;
+            }
+            // RFC 9110 §15.2.2: a protocol that nobody asked to switch to.
+            (Ok(head), _) if head.framing == Framing::Raw => return Err(HeadError::UnaskedUpgrade.into()),
+            _ => {}
         }
         let head = match (head, upload.state) {
             (Err(ExchangeError::Closed(None)), UploadState::Failed(error)) => {
@@ -155,7 +160,7 @@ struct Upload {
     raw: bool,
     writer: WriteIo,
     state: UploadState,
-    stall: Idle,
+    stall: Stall,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -219,22 +224,13 @@ impl Upload {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match poll_write_batch(&mut self.writer, cx, &mut self.out) {
-            Poll::Ready(result) => {
-                result?;
-                self.stall.touch();
-            }
-            Poll::Pending => {
-                ready!(self.stall.poll(cx));
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        }
+        ready!(self.stall.poll_write(&mut self.writer, cx, &mut self.out))?;
         if self.state == UploadState::Flushing {
             if self.raw {
                 // The visitor ended its direction: the origin sees the end too, its own direction goes on.
                 ready!(Pin::new(&mut self.writer).poll_shutdown(cx))?;
             } else {
-                ready!(Pin::new(&mut self.writer).poll_flush(cx))?;
+                ready!(self.stall.poll_flush(&mut self.writer, cx))?;
             }
             self.state = UploadState::Done;
         }
@@ -254,6 +250,10 @@ struct OriginSource {
 impl BodySource for OriginSource {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
         self.poll_background(cx);
+        if self.upload.as_ref().is_some_and(|u| u.raw && matches!(u.state, UploadState::Failed(_))) {
+            // Half an upgraded connection is of no use to either side.
+            return Poll::Ready(Err(BodyError::Truncated));
+        }
         let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
         let more = ready!(self.content.poll_chunks(reader, cx, out))?;
         if !more {

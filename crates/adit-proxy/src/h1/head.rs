@@ -70,6 +70,9 @@ pub enum HeadError {
     /// A protocol version other than 1.0 and 1.1.
     #[error("unsupported HTTP version")]
     Version,
+    /// A `101` to a request that did not ask for one.
+    #[error("a switch of protocols that nobody asked for")]
+    UnaskedUpgrade,
     /// The head does not say in one way where the content ends.
     #[error("{0}")]
     Framing(#[from] FramingError),
@@ -87,6 +90,7 @@ impl HeadError {
             Self::Host => "head_host",
             Self::Target => "head_target",
             Self::Version => "head_version",
+            Self::UnaskedUpgrade => "head_unasked_upgrade",
             Self::Framing(error) => error.reason(),
         }
     }

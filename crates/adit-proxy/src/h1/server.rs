@@ -26,7 +26,7 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
-use crate::write::poll_write_batch;
+use crate::write::Stall;
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
 #[derive(Clone, Debug)]
@@ -68,7 +68,8 @@ pub async fn serve<S: Service>(
         writer: write,
         options,
         drain,
-        stall: Idle::new(options.write_idle_timeout),
+        stall: Stall::new(options.write_idle_timeout),
+        raw: false,
     };
     while let Some(head) = connection.next_head().await {
         if connection.exchange(head, service, visitor).await == After::Close {
@@ -84,7 +85,9 @@ struct Connection<'a> {
     writer: WriteIo,
     options: &'a Options,
     drain: &'a Drain,
-    stall: Idle,
+    stall: Stall,
+    /// The connection was upgraded: its end is content, not an abort.
+    raw: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -185,6 +188,7 @@ impl Connection<'_> {
             return After::Close;
         };
         let raw = upgrade_asked && response.status == StatusCode::SWITCHING_PROTOCOLS;
+        self.raw = raw;
         let limit = self.options.write_timeout.filter(|_| !raw);
         let response = Response { body: Deadline::limit(response.body, limit), ..response };
         let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();
@@ -249,16 +253,20 @@ impl Connection<'_> {
             if !wants_continue {
                 return self.poll_visitor_gone(cx, handback).map(Err);
             }
+            if let Some(handback) = handback {
+                // At once, so that a flush that has to wait does not lead to a second one.
+                lock(handback).wants_continue = false;
+            }
             let mut batch: Batch = [Bytes::from_static(b"HTTP/1.1 100 Continue\r\n\r\n")].into();
             // 25 bytes fit into an empty send buffer; if they do not, the visitor does not read at all.
-            match poll_write_batch(&mut self.writer, cx, &mut batch) {
+            match self.stall.poll_write(&mut self.writer, cx, &mut batch) {
                 Poll::Ready(Ok(())) => {}
                 _ => return Poll::Ready(Err(VisitorGone)),
             }
-            ready!(Pin::new(&mut self.writer).poll_flush(cx)).map_err(|_| VisitorGone)?;
+            // What a flush cannot move now goes out with the next write.
+            let _ = self.stall.poll_flush(&mut self.writer, cx);
             if let Some(handback) = handback {
                 let mut state = lock(handback);
-                state.wants_continue = false;
                 state.continued = true;
                 if let Some(waker) = state.waker.take() {
                     waker.wake();
@@ -275,6 +283,9 @@ impl Connection<'_> {
     ) -> Poll<VisitorGone> {
         if self.reader.is_none() {
             self.take_back(handback);
+        }
+        if self.raw {
+            return Poll::Pending;
         }
         let Some(reader) = self.reader.as_mut() else { return Poll::Pending };
         // Requests sent ahead are kept, up to a limit; beyond it the socket holds them.
@@ -296,31 +307,46 @@ impl Connection<'_> {
         loop {
             if !sending.done {
                 match sending.poll_body(cx) {
-                    Poll::Ready(Ok(())) if !sending.done => {}
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
                     Poll::Pending if sending.out.is_empty() => {
-                        ready!(Pin::new(&mut self.writer).poll_flush(cx)).map_err(SendError::Socket)?;
+                        self.poll_flushed(cx)?;
                         return self.poll_visitor_gone(cx, handback).map(|_| Err(SendError::VisitorGone));
                     }
                     Poll::Pending => {}
                 }
             }
-            match poll_write_batch(&mut self.writer, cx, &mut sending.out) {
-                Poll::Ready(Ok(())) => self.stall.touch(),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Socket(error))),
+            match self.stall.poll_write(&mut self.writer, cx, &mut sending.out) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.send_error(error))),
                 Poll::Pending => {
                     // The upload that belongs to this exchange goes on while its answer is stuck.
                     sending.body.poll_background(cx);
-                    ready!(self.stall.poll(cx));
-                    self.options.metrics.refused("write_stalled");
-                    return Poll::Ready(Err(SendError::Stalled));
+                    return Poll::Pending;
                 }
             }
             if sending.done {
-                return Pin::new(&mut self.writer).poll_flush(cx).map_err(SendError::Socket);
+                ready!(self.stall.poll_flush(&mut self.writer, cx))
+                    .map_err(|error| self.send_error(error))?;
+                return Poll::Ready(Ok(()));
             }
         }
+    }
+
+    /// Starts a flush; what it cannot move yet is waited for under the stall limit.
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Result<(), SendError> {
+        match self.stall.poll_flush(&mut self.writer, cx) {
+            Poll::Ready(Err(error)) => Err(self.send_error(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn send_error(&self, error: io::Error) -> SendError {
+        if error.kind() == io::ErrorKind::TimedOut {
+            self.options.metrics.refused("write_stalled");
+            return SendError::Stalled;
+        }
+        SendError::Socket(error)
     }
 
     /// Takes the reader back from a finished request; true if the next head follows in it.

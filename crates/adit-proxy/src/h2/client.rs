@@ -37,6 +37,19 @@ pub enum H2Error {
     Handshake,
 }
 
+impl H2Error {
+    /// True if the origin has certainly not acted on the request (RFC 9113 §8.7).
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Protocol(error) => {
+                error.reason() == Some(h2::Reason::REFUSED_STREAM)
+                    || (error.is_go_away() && error.is_remote())
+            }
+            Self::Target(_) | Self::Handshake => false,
+        }
+    }
+}
+
 impl H2Origin {
     /// A handle on the open connection.
     pub fn take(&self) -> Option<SendRequest<Bytes>> {
@@ -65,6 +78,22 @@ impl H2Origin {
         Ok(sender)
     }
 
+    /// The open connection, if it takes another request; a dead one is forgotten.
+    pub async fn ready(&self) -> Option<SendRequest<Bytes>> {
+        let sender = self.take()?;
+        match sender.ready().await {
+            Ok(sender) => Some(sender),
+            Err(_) => {
+                self.forget();
+                None
+            }
+        }
+    }
+
+    fn forget(&self) {
+        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Sends one request.
     ///
     /// # Errors
@@ -80,7 +109,7 @@ impl H2Origin {
             Err(error) => {
                 // A stream's failure leaves the connection alone only if the origin reset just this stream.
                 if !matches!(&error, H2Error::Protocol(e) if e.is_reset()) {
-                    *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.forget();
                 }
                 Err(error)
             }

@@ -46,35 +46,41 @@ pub async fn serve<S: Service>(
         metrics.refused("h2_handshake");
         return;
     };
-    let mut draining = false;
     // Cloned into each request: more than one owner means that something is being answered.
     let exchange = Arc::new(Exchange {
         service: Arc::clone(service),
         visitor: Arc::clone(visitor),
         options: options.clone(),
     });
-    let mut last_busy = Instant::now();
+    let mut draining = false;
+    let mut look = Instant::now() + options.keep_alive_timeout;
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
-            () = sleep_until(last_busy + options.keep_alive_timeout), if !draining => {
-                if Arc::strong_count(&exchange) > 1 {
-                    last_busy = Instant::now();
-                } else {
+            () = sleep_until(look) => {
+                let busy = Arc::strong_count(&exchange) > 1;
+                if !busy && draining {
+                    // GOAWAY waits for an answer that a silent visitor never gives.
+                    metrics.refused("h2_silent");
+                    return;
+                }
+                if !busy {
                     draining = true;
                     connection.graceful_shutdown();
                 }
+                look = Instant::now() + if draining { GOAWAY_TIME } else { options.keep_alive_timeout };
                 continue;
             }
             () = drain.started(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
+                look = Instant::now() + GOAWAY_TIME;
                 continue;
             }
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                last_busy = Instant::now();
+                look = Instant::now() + if draining { GOAWAY_TIME } else { options.keep_alive_timeout };
                 tokio::spawn(answer(request, respond, Arc::clone(&exchange)));
             }
             Some(Err(error)) => {
@@ -180,6 +186,10 @@ fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> R
     if parts.method == Method::CONNECT {
         return Err("head_target");
     }
+    let path = parts.uri.path();
+    if !(path.starts_with('/') || path.is_empty() || (path == "*" && parts.method == Method::OPTIONS)) {
+        return Err("head_target");
+    }
     let host = match (parts.uri.authority(), headers.get(header::HOST)) {
         (Some(authority), None) => authority.as_str().to_owned(),
         // RFC 9113 §8.3.1: a Host that contradicts :authority makes the request malformed.
@@ -241,5 +251,7 @@ const SEND_BUFFER_BYTES_MAX: usize = 512 * 1024;
 const RESET_STREAMS_MAX: usize = 64;
 /// Streams that a visitor may open and reset before we see them (rapid reset, CVE-2023-44487): then the connection ends.
 const PENDING_RESETS_MAX: usize = 32;
+/// From GOAWAY, or the last answer after it, to the end of the connection.
+const GOAWAY_TIME: Duration = Duration::from_secs(3);
 /// For the client preface.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit_config::{CredentialsSource, Tunnel};
 use adit_proxy::message::Visitor;
-use adit_tunnel::{Connector, ConnectorOptions};
+use adit_tunnel::{Connector, ConnectorOptions, Grant};
 use arc_swap::ArcSwapOption;
 use http::{HeaderName, HeaderValue};
 use prometheus::Registry;
@@ -24,20 +24,17 @@ use crate::ingress::{IngressState, chain};
 /// A running connector.
 pub(super) struct RunningConnector {
     settings: Tunnel,
+    reach: Reach,
     view: Arc<ConnectorView>,
     shutdown: watch::Sender<bool>,
     task: Option<JoinHandle<Result<(), adit_tunnel::ConnectorError>>>,
 }
 
 impl RunningConnector {
-    pub(super) fn start(
-        tunnel: &Tunnel,
-        edge: Option<&RunningEdge>,
-        grace: Duration,
-    ) -> Result<Self, DaemonError> {
+    pub(super) fn start(tunnel: &Tunnel, reach: Reach, grace: Duration) -> Result<Self, DaemonError> {
         // Of its own: a connector that replaces another after a reload starts its counters afresh.
         let registry = Registry::new();
-        let options = ConnectorOptions { grace_period: grace, ..options(tunnel, edge)? };
+        let options = options(tunnel, &reach, grace);
         let ingress = Arc::new(IngressState::new(&tunnel.ingress)?);
         let tunnel_id = options.credentials.tunnel_id;
         let metrics = ProxyMetrics::new(&registry)?;
@@ -64,7 +61,7 @@ impl RunningConnector {
         });
         let (shutdown, stop) = watch::channel(false);
         let task = Some(tokio::spawn(connector.run(stop)));
-        Ok(Self { settings: tunnel.clone(), view, shutdown, task })
+        Ok(Self { settings: tunnel.clone(), reach, view, shutdown, task })
     }
 
     pub(super) fn view(&self) -> Arc<ConnectorView> {
@@ -75,10 +72,10 @@ impl RunningConnector {
         self.view.handle.ready_connections()
     }
 
-    /// True if a reload to `tunnel` changes nothing but rules.
-    pub(super) fn serves(&self, tunnel: &Tunnel) -> bool {
+    /// True if it still runs and a reload to `tunnel`, reached by `reach`, changes nothing but rules.
+    pub(super) fn serves(&self, tunnel: &Tunnel, reach: &Reach) -> bool {
         let rules_aside = Tunnel { ingress: tunnel.ingress.clone(), ..self.settings.clone() };
-        rules_aside == *tunnel
+        rules_aside == *tunnel && self.reach == *reach && self.task.is_some()
     }
 
     /// Takes the rules of a new configuration and tells the edge.
@@ -114,19 +111,36 @@ impl RunningConnector {
             let _ = task.await;
         }
     }
+}
 
-    /// Drains in the background.
-    pub(super) fn leave(self) {
-        tokio::spawn(self.drain());
+/// With what, where to and trusting whom a connector dials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    credentials: adit_config::TunnelCredentials,
+    addresses: Vec<String>,
+    ca_pem: Option<String>,
+}
+
+impl Reach {
+    /// Looks up what `tunnel` refers to; `grants` are those of this process's edge.
+    pub(super) fn of(
+        tunnel: &Tunnel,
+        edge: Option<&RunningEdge>,
+        grants: &[Grant],
+    ) -> Result<Self, DaemonError> {
+        match &tunnel.credentials {
+            CredentialsSource::Given(credentials) => {
+                let addresses = tunnel.edge.clone();
+                Ok(Self { credentials: credentials.clone(), addresses, ca_pem: None })
+            }
+            CredentialsSource::InProcess(name) => in_process(tunnel, name, edge, grants),
+        }
     }
 }
 
-fn options(tunnel: &Tunnel, edge: Option<&RunningEdge>) -> Result<ConnectorOptions, DaemonError> {
-    let (credentials, addresses, ca_pem) = match &tunnel.credentials {
-        CredentialsSource::Given(credentials) => (credentials.clone(), tunnel.edge.clone(), None),
-        CredentialsSource::InProcess(name) => in_process(tunnel, name, edge)?,
-    };
-    Ok(ConnectorOptions {
+fn options(tunnel: &Tunnel, reach: &Reach, grace: Duration) -> ConnectorOptions {
+    let Reach { credentials, addresses, ca_pem } = reach.clone();
+    ConnectorOptions {
         credentials,
         edge: addresses,
         region: tunnel.region.clone(),
@@ -144,8 +158,8 @@ fn options(tunnel: &Tunnel, edge: Option<&RunningEdge>) -> Result<ConnectorOptio
         version: VERSION.to_owned(),
         local_configuration: Some(push(tunnel)),
         rpc_timeout: tunnel.rpc_timeout,
-        grace_period: tunnel.grace_period,
-    })
+        grace_period: grace,
+    }
 }
 
 /// The tunnel of this process's own edge.
@@ -153,10 +167,12 @@ fn in_process(
     tunnel: &Tunnel,
     name: &str,
     edge: Option<&RunningEdge>,
-) -> Result<(adit_config::TunnelCredentials, Vec<String>, Option<String>), DaemonError> {
+    grants: &[Grant],
+) -> Result<Reach, DaemonError> {
     let wiring = |why: &str| DaemonError::Wiring(format!("tunnel.name {name:?}: {why}"));
     let edge = edge.ok_or_else(|| wiring("this process has no edge"))?;
-    let credentials = edge.credentials(name).ok_or_else(|| wiring("edge.tunnels has none of this name"))?;
+    let credentials =
+        super::edge::credentials(grants, name).ok_or_else(|| wiring("edge.tunnels has none of this name"))?;
     let mut address = edge.address();
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
@@ -167,7 +183,7 @@ fn in_process(
         false => tunnel.edge.clone(),
     };
     let ca_pem = edge.ca_pem().filter(|_| tunnel.ca.is_none()).map(str::to_owned);
-    Ok((credentials, addresses, ca_pem))
+    Ok(Reach { credentials, addresses, ca_pem })
 }
 
 fn tags(tunnel: &Tunnel, connector_id: uuid::Uuid) -> Vec<(HeaderName, HeaderValue)> {

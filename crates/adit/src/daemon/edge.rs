@@ -34,6 +34,24 @@ pub(super) struct RunningEdge {
     follower: JoinHandle<()>,
 }
 
+/// An edge's part of a new configuration, ready to be taken.
+pub(super) struct Plan {
+    certificate: Option<adit_tunnel::EdgeCertificate>,
+    pub(super) grants: Vec<Grant>,
+    made: MadeTunnels,
+}
+
+/// Credentials of one of these tunnels, for a connector in this process.
+pub(super) fn credentials(grants: &[Grant], name: &str) -> Option<TunnelCredentials> {
+    let grant = grants.iter().find(|grant| grant.name == name)?;
+    Some(TunnelCredentials {
+        account_tag: grant.account_tag.clone().unwrap_or_else(|| "adit".to_owned()),
+        secret: grant.secret.clone(),
+        tunnel_id: grant.id,
+        endpoint: None,
+    })
+}
+
 /// Ids and secrets of tunnels that were given none, kept for the life of the process.
 type MadeTunnels = HashMap<String, (TunnelId, Secret)>;
 
@@ -97,26 +115,40 @@ impl RunningEdge {
         })
     }
 
-    /// Everything of a reload that can fail.
-    pub(super) fn check(&self, config: &Config, settings: &EdgeSettings) -> Result<(), DaemonError> {
-        if settings.certificate.is_some() {
-            edge_identity(config, settings.certificate.as_ref())?;
-        }
-        Ok(())
+    /// What a new configuration makes of this edge; everything that can fail happens here.
+    pub(super) fn plan(&self, config: &Config, settings: &EdgeSettings) -> Result<Plan, DaemonError> {
+        let certificate = match &settings.certificate {
+            Some(files) => Some(edge_identity(config, Some(files))?.certificate),
+            None => None,
+        };
+        let mut made = self.made.clone();
+        let grants = grants(settings, &mut made);
+        Ok(Plan { certificate, grants, made })
     }
 
-    /// Takes tunnels, hosts, trust and certificate of a new configuration.
-    pub(super) fn reload(&mut self, config: &Config, settings: &EdgeSettings) -> Result<(), DaemonError> {
-        if settings.certificate.is_some() {
-            let identity = edge_identity(config, settings.certificate.as_ref())?;
-            self.handle.set_certificate(identity.certificate)?;
+    /// Takes tunnels, hosts, trust and certificate of a planned configuration.
+    ///
+    /// Only the certificate can still be refused, and then nothing else was taken.
+    pub(super) fn apply(
+        &mut self,
+        plan: Plan,
+        config: &Config,
+        settings: &EdgeSettings,
+    ) -> Result<(), DaemonError> {
+        if let Some(certificate) = plan.certificate {
+            self.handle.set_certificate(certificate)?;
         }
-        let grants = grants(settings, &mut self.made);
-        self.handle.set_grants(grants.clone());
-        self.hosts.set_grants(grants);
+        self.made = plan.made;
+        self.handle.set_grants(plan.grants.clone());
+        self.hosts.set_grants(plan.grants);
         self.trust.store(Arc::new(Trust { entry_points: config.entry_points.clone() }));
         self.public.clone_from(&settings.public);
         Ok(())
+    }
+
+    /// What is in force, as a plan that changes nothing.
+    pub(super) fn grants(&self) -> Vec<Grant> {
+        self.hosts.grants.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn public(&self) -> &[String] {
@@ -138,18 +170,6 @@ impl RunningEdge {
     /// The authority made at start, for a connector in this process.
     pub(super) fn ca_pem(&self) -> Option<&str> {
         self.ca_pem.as_deref()
-    }
-
-    /// Credentials of one of our tunnels, for a connector in this process.
-    pub(super) fn credentials(&self, name: &str) -> Option<TunnelCredentials> {
-        let grants = self.hosts.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        let grant = grants.iter().find(|grant| grant.name == name)?;
-        Some(TunnelCredentials {
-            account_tag: grant.account_tag.clone().unwrap_or_else(|| "adit".to_owned()),
-            secret: grant.secret.clone(),
-            tunnel_id: grant.id,
-            endpoint: None,
-        })
     }
 
     /// Stops accepting connectors, waits for requests in flight, closes.

@@ -19,9 +19,10 @@ use adit_proxy::tls::{CertificateStore, Certificates};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use thiserror::Error;
+use tokio::task::JoinSet;
 
-use self::connector::RunningConnector;
-use self::edge::RunningEdge;
+use self::connector::{Reach, RunningConnector};
+use self::edge::{Plan, RunningEdge};
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
 use crate::admin::Admin;
@@ -88,6 +89,8 @@ pub(crate) struct Daemon {
     requests: RequestMetrics,
     reloads: IntCounterVec,
     level: LevelHandle,
+    /// Connectors that a reload replaced, serving what they had.
+    leaving: JoinSet<()>,
 }
 
 impl Daemon {
@@ -124,7 +127,10 @@ impl Daemon {
             listeners.commit(prepared, edge.service());
         }
         let connector = match &config.tunnel {
-            Some(tunnel) => Some(RunningConnector::start(tunnel, edge.as_ref(), grace(&source, &config))?),
+            Some(tunnel) => {
+                let reach = reach(tunnel, edge.as_ref())?;
+                Some(RunningConnector::start(tunnel, reach, grace(&source, &config))?)
+            }
             None => None,
         };
         let (admin, admin_address, admin_drain) =
@@ -146,6 +152,7 @@ impl Daemon {
             requests,
             reloads,
             level,
+            leaving: JoinSet::new(),
         })
     }
 
@@ -229,77 +236,76 @@ impl Daemon {
         notify_systemd::ready();
     }
 
+    /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
     async fn try_reload(&mut self) -> Result<(), DaemonError> {
         let config = self.source.load().map_err(DaemonError::Config)?;
-        // Everything that can fail comes first; what cannot fail changes the running state.
         let certificates = read_certificates(&config)?;
-        let ingress = match &config.tunnel {
-            Some(tunnel) => Some(crate::ingress::Served::build(&tunnel.ingress, None)).transpose()?,
-            None => None,
+        let mut plan = match (&self.edge, &config.edge) {
+            (Some(edge), Some(settings)) => Some(edge.plan(&config, settings)?),
+            _ => None,
         };
-        drop(ingress);
-        if let (Some(edge), Some(settings)) = (&self.edge, &config.edge) {
-            edge.check(&config, settings)?;
-            let prepared = self.listeners.prepare(&config, &settings.public)?;
+        let public = config.edge.as_ref().map_or(&[][..], |edge| &edge.public);
+        let prepared = self.listeners.prepare(&config, public)?;
+        let replacement = self.plan_connector(&config, plan.as_ref())?;
+        if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
+            edge.apply(plan, &config, settings)?;
             self.listeners.commit(prepared, edge.service());
         }
         self.certificates.swap(certificates);
-        if let (Some(edge), Some(settings)) = (&mut self.edge, &config.edge) {
-            edge.reload(&config, settings)?;
-        }
-        self.reload_connector(&config).await?;
+        self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
-        self.warn_of_restart_needs(&config);
+        let waiting = restart_needs(&self.config, &config);
+        if !waiting.is_empty() {
+            tracing::warn!(keys = waiting.join(", "), "these changes take effect only after a restart");
+        }
+        self.admin.restart_needed.store(Arc::new(waiting));
         self.admin.config.store(Arc::new(config.to_effective()));
         self.admin.listeners.store(Arc::new(self.listeners.addresses()));
         self.config = config;
         Ok(())
     }
 
-    async fn reload_connector(&mut self, config: &Config) -> Result<(), DaemonError> {
-        let keeps = match (&self.connector, &config.tunnel) {
-            (Some(running), Some(tunnel)) => running.serves(tunnel),
-            (None, None) => true,
-            _ => false,
+    /// What becomes of the connector: the outer `None` keeps it, `Some(None)` ends it.
+    fn plan_connector(
+        &self,
+        config: &Config,
+        plan: Option<&Plan>,
+    ) -> Result<Option<Option<RunningConnector>>, DaemonError> {
+        let Some(tunnel) = &config.tunnel else { return Ok(self.connector.is_some().then_some(None)) };
+        let grants = match (plan, &self.edge) {
+            (Some(plan), _) => plan.grants.clone(),
+            (None, Some(edge)) => edge.grants(),
+            (None, None) => Vec::new(),
         };
-        if keeps {
-            if let (Some(running), Some(tunnel)) = (&mut self.connector, &config.tunnel) {
-                running.reload(tunnel)?;
-            }
-            return Ok(());
+        let reach = Reach::of(tunnel, self.edge.as_ref(), &grants)?;
+        if self.connector.as_ref().is_some_and(|running| running.serves(tunnel, &reach)) {
+            crate::ingress::Served::build(&tunnel.ingress, None)?;
+            return Ok(None);
         }
-        // Other credentials or another edge: the old connector drains while the new one connects.
-        if let Some(old) = self.connector.take() {
-            old.leave();
-        }
-        self.connector = match &config.tunnel {
-            Some(tunnel) => {
-                Some(RunningConnector::start(tunnel, self.edge.as_ref(), grace(&self.source, config))?)
-            }
-            None => None,
-        };
-        self.admin.connector.store(self.connector.as_ref().map(RunningConnector::view));
-        Ok(())
+        // Started before the old one is let go: if it cannot start, nothing has changed.
+        Ok(Some(Some(RunningConnector::start(tunnel, reach, grace(&self.source, config))?)))
     }
 
-    fn warn_of_restart_needs(&self, config: &Config) {
-        let mut changed = Vec::new();
-        if config.admin != self.config.admin {
-            changed.push("admin");
+    fn commit_connector(
+        &mut self,
+        replacement: Option<Option<RunningConnector>>,
+        config: &Config,
+    ) -> Result<(), DaemonError> {
+        while self.leaving.try_join_next().is_some() {}
+        match replacement {
+            Some(replacement) => {
+                if let Some(old) = std::mem::replace(&mut self.connector, replacement) {
+                    self.leaving.spawn(old.drain());
+                }
+                self.admin.connector.store(self.connector.as_ref().map(RunningConnector::view));
+            }
+            None => {
+                if let (Some(running), Some(tunnel)) = (&mut self.connector, &config.tunnel) {
+                    running.reload(tunnel)?;
+                }
+            }
         }
-        if config.access_log != self.config.access_log {
-            changed.push("accessLog");
-        }
-        if config.log.format != self.config.log.format {
-            changed.push("log.format");
-        }
-        let listen = |config: &Config| config.edge.as_ref().map(|e| e.listen);
-        if listen(config) != listen(&self.config) {
-            changed.push("edge.listen");
-        }
-        if !changed.is_empty() {
-            tracing::warn!(keys = changed.join(", "), "these changes take effect only after a restart");
-        }
+        Ok(())
     }
 
     /// Lets visitors finish, then tells the edge or the connectors, then cuts what remains after the grace period.
@@ -313,6 +319,7 @@ impl Daemon {
             if let Some(connector) = self.connector.take() {
                 connector.drain().await;
             }
+            while self.leaving.join_next().await.is_some() {}
             if let Some(edge) = self.edge.take() {
                 edge.drain().await;
             }
@@ -335,6 +342,34 @@ impl Daemon {
         self.phase.set(Phase::Stopped);
         tracing::info!("stopped");
     }
+}
+
+/// What the tunnel of a starting process dials.
+fn reach(tunnel: &adit_config::Tunnel, edge: Option<&RunningEdge>) -> Result<Reach, DaemonError> {
+    Reach::of(tunnel, edge, &edge.map(RunningEdge::grants).unwrap_or_default())
+}
+
+/// Keys whose new values wait for a restart.
+fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
+    let edge = |config: &Config| {
+        config.edge.as_ref().map(|e| {
+            let shown = (e.location.clone(), e.registration_timeout, e.grace_period);
+            (e.listen, shown, e.certificate.is_some())
+        })
+    };
+    let limits = |config: &Config| {
+        let l = &config.limits;
+        (l.tunnel_connections_max, l.streams_per_tunnel_connection_max, l.hostnames_per_tunnel_max)
+    };
+    let changes = [
+        ("admin", old.admin != new.admin),
+        ("accessLog", old.access_log != new.access_log),
+        ("log.format", old.log.format != new.log.format),
+        ("edge (listen, location, timeouts, or with and without certificate)", edge(old) != edge(new)),
+        ("limits (of tunnels)", old.edge.is_some() && limits(old) != limits(new)),
+        ("state-dir", old.state_dir != new.state_dir),
+    ];
+    changes.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
@@ -400,6 +435,7 @@ fn start_admin(
                     edge: edge.map(|edge| (edge.handle(), edge.address())),
                     config: ArcSwap::from_pointee(config.to_effective()),
                     reload_problem: ArcSwapOption::empty(),
+                    restart_needed: ArcSwap::default(),
                     listeners: ArcSwap::default(),
                     address,
                     started: Instant::now(),
