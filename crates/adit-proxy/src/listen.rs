@@ -1,8 +1,10 @@
 //! Entry points: accept under a permit, end TLS, find the protocol, serve.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -12,7 +14,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -117,7 +120,7 @@ impl Listener {
     ///
     /// To end without waiting, drop the future: remaining connections are cut.
     pub async fn run<S: Service>(self, service: Arc<S>, drain: Drain) {
-        let mut connections = tokio::task::JoinSet::new();
+        let mut connections = JoinSet::new();
         loop {
             let permits = Arc::clone(&self.active.load().permits);
             let permit = tokio::select! {
@@ -142,21 +145,66 @@ impl Listener {
                     continue;
                 }
             };
-            let connection = Accepted {
-                tls: active.options.tls.clone(),
-                options: active.options.connection.clone(),
-                entry_point: Arc::clone(&active.name),
-                drain: drain.clone(),
-            };
-            let service = Arc::clone(&service);
-            connections.spawn(async move {
-                let _permit = permit;
-                connection.serve(stream, remote, service).await;
-            });
+            connections.spawn(serve_accepted(
+                active,
+                stream,
+                remote,
+                permit,
+                Arc::clone(&service),
+                drain.clone(),
+            ));
         }
+        self.empty_backlog(&mut connections, &service, &drain).await;
         drop(self.socket);
         while connections.join_next().await.is_some() {}
     }
+}
+
+impl Listener {
+    /// Takes the connections that the kernel has accepted already: closing the socket would reset them.
+    async fn empty_backlog<S: Service>(
+        &self,
+        connections: &mut JoinSet<()>,
+        service: &Arc<S>,
+        drain: &Drain,
+    ) {
+        for _ in 0..BACKLOG {
+            let accepted = poll_fn(|cx| match self.socket.poll_accept(cx) {
+                Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
+                Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
+            });
+            let Some((stream, remote)) = accepted.await else { return };
+            let active = self.active.load_full();
+            let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
+            connections.spawn(serve_accepted(
+                active,
+                stream,
+                remote,
+                permit,
+                Arc::clone(service),
+                drain.clone(),
+            ));
+        }
+    }
+}
+
+/// Serves one connection with the settings of the moment it was accepted.
+async fn serve_accepted<S: Service>(
+    active: Arc<Active>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    permit: OwnedSemaphorePermit,
+    service: Arc<S>,
+    drain: Drain,
+) {
+    let connection = Accepted {
+        tls: active.options.tls.clone(),
+        options: active.options.connection.clone(),
+        entry_point: Arc::clone(&active.name),
+        drain,
+    };
+    connection.serve(stream, remote, service).await;
+    drop(permit);
 }
 
 struct Accepted {
@@ -238,6 +286,8 @@ impl Accepted {
             }
         };
         let is_h2 = tokio::select! {
+            biased;
+            // What has been sent before a drain began is still answered.
             read = timeout(self.options.header_timeout, reading) => read.ok()??,
             () = self.drain.started() => return None,
         };
@@ -256,14 +306,14 @@ impl tokio::io::AsyncRead for Rewind {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.start.is_empty() {
             return std::pin::Pin::new(&mut this.io).poll_read(cx, buf);
         }
         let take = this.start.len().min(buf.remaining());
         buf.put_slice(&this.start.split_to(take));
-        std::task::Poll::Ready(Ok(()))
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -272,7 +322,7 @@ impl tokio::io::AsyncWrite for Rewind {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         buf: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
@@ -280,7 +330,7 @@ impl tokio::io::AsyncWrite for Rewind {
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
         bufs: &[io::IoSlice<'_>],
-    ) -> std::task::Poll<io::Result<usize>> {
+    ) -> Poll<io::Result<usize>> {
         std::pin::Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
     }
 
@@ -288,17 +338,14 @@ impl tokio::io::AsyncWrite for Rewind {
         true
     }
 
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
+    fn poll_flush(self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.get_mut().io).poll_flush(cx)
     }
 
     fn poll_shutdown(
         self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         std::pin::Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }

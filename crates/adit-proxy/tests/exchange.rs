@@ -445,7 +445,7 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_a_bad_answer() {
 }
 
 #[tokio::test]
-async fn a_silent_http2_visitor_does_not_keep_its_connection() {
+async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
     let metrics = prometheus::Registry::new();
     let mut connection = options(&metrics);
     connection.keep_alive_timeout = Duration::from_millis(100);
