@@ -153,7 +153,7 @@ impl Registry {
     }
 
     /// Replaces the declared tunnels; the connections to close, because their tunnel is gone or its
-    /// credentials changed.
+    /// credentials changed: they are registered no more.
     pub fn replace_grants(&mut self, grants: Vec<Grant>) -> Vec<ConnectionKey> {
         let mut old = std::mem::take(&mut self.tunnels);
         let mut kept = Vec::new();
@@ -172,8 +172,13 @@ impl Registry {
             }
             self.tunnels.insert(grant.id, Tunnel { grant, learnt });
         }
-        let gone = self.connections.iter().filter(|(_, connection)| !kept.contains(&connection.tunnel));
-        gone.map(|(key, _)| *key).collect()
+        let gone = self.connections.extract_if(.., |_, connection| !kept.contains(&connection.tunnel));
+        gone.map(|(key, _)| key).collect()
+    }
+
+    /// Whether a connection is registered and neither gone nor revoked.
+    pub fn is_registered(&self, key: ConnectionKey) -> bool {
+        self.connections.contains_key(&key)
     }
 
     /// Admits or refuses a connection.

@@ -361,10 +361,13 @@ fn reason_of(failure: &Failure) -> &'static str {
     }
 }
 
-fn cause_of(failure: &Failure) -> &str {
+/// The edge's words, where it gave any; without, the field is left out of the log.
+fn cause_of(failure: &Failure) -> Option<&str> {
     match failure {
-        Failure::Rejected(rejection) => &rejection.cause,
-        _ => "",
+        Failure::Rejected(rejection) => {
+            Some(&rejection.cause).filter(|cause| !cause.is_empty()).map(|cause| &**cause)
+        }
+        _ => None,
     }
 }
 
@@ -374,3 +377,18 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Registrations not yet taken by the loop; one per connection is the most there can be, and a
 /// task that finds it full just waits.
 const REGISTRATIONS_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use adit_tunnel_proto::Rejection;
+
+    use super::*;
+
+    #[test]
+    fn a_retry_without_the_edges_words_has_no_cause_in_the_log() {
+        assert_eq!(cause_of(&Failure::Dial), None);
+        assert_eq!(cause_of(&Failure::Rejected(Rejection::temporary("", Duration::ZERO))), None);
+        let busy = Failure::Rejected(Rejection::temporary("busy", Duration::ZERO));
+        assert_eq!(cause_of(&busy), Some("busy"));
+    }
+}

@@ -30,7 +30,7 @@ pub use self::{
     push::PushAnswer,
     status::{EdgeConnectionStatus, TunnelStatus},
 };
-use crate::{metrics::EdgeMetrics, tls, transport};
+use crate::{credit::Budget, metrics::EdgeMetrics, tls, transport};
 
 /// Where the edge listens and what it says of itself.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ struct Shared {
     options: Limits,
     location: Arc<str>,
     book: Book,
+    /// For visitors who read slowly.
+    budget: Arc<Budget>,
     metrics: EdgeMetrics,
 }
 
@@ -109,6 +111,7 @@ impl Edge {
             },
             location: options.location.into(),
             book: Book::new(grants, usize::from(options.hostnames_per_tunnel_max)),
+            budget: Budget::new(metrics.credit.clone()),
             metrics,
         };
         Ok(Self { endpoint, shared: Arc::new(shared) })

@@ -30,20 +30,30 @@ impl RecvBody {
         out: &mut VecDeque<Bytes>,
     ) -> Poll<Result<bool, StreamError>> {
         let mut taken = 0;
-        while taken < CHUNKS_MAX {
+        for _ in 0..FRAMES_MAX {
             match self.0.poll_data(cx) {
+                // The frame that ends a body often carries nothing else, and any other may: no chunk.
+                Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
                 Poll::Ready(Some(Ok(chunk))) => {
                     // The window reopens as chunks are handed out: whoever holds `out` decides
                     // when to ask for more. Releasing what was received cannot overflow.
                     drop(self.0.flow_control().release_capacity(chunk.len()));
                     out.push_back(chunk);
                     taken += 1;
+                    if taken == CHUNKS_MAX {
+                        break;
+                    }
                 }
                 _ if taken > 0 => break,
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(stream_error(&error))),
                 Poll::Ready(None) => return Poll::Ready(Ok(false)),
                 Poll::Pending => return Poll::Pending,
             }
+        }
+        if taken == 0 {
+            // Nothing but empty frames so far: others first, then on.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         Poll::Ready(Ok(true))
     }
@@ -172,5 +182,37 @@ pub(crate) fn stream_error(error: &h2::Error) -> StreamError {
         StreamError::ConnectionLost(Loss::ClosedByPeer)
     } else {
         StreamError::Closed
+    }
+}
+
+/// DATA frames looked at in one poll; a peer may send empty ones without end.
+const FRAMES_MAX: usize = 4 * CHUNKS_MAX;
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_empty_frame_that_ends_a_websocket_over_http2_is_its_end_and_no_chunk() {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (server, client) = tokio::join!(h2::server::handshake(near), h2::client::handshake(far));
+        let (mut server, (mut requests, connection)) = (server.unwrap(), client.unwrap());
+        tokio::spawn(connection);
+        let request = http::Request::get("https://a.example/").body(()).unwrap();
+        let (_response, mut send) = requests.send_request(request, false).unwrap();
+        for (bytes, ends) in [("", false), ("one", false), ("", false), ("two", false), ("", true)] {
+            send.send_data(Bytes::from(bytes), ends).unwrap();
+        }
+        let (request, _respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+        let mut body = RecvBody::new(request.into_body());
+        let (mut all, mut chunks) = (Vec::new(), VecDeque::new());
+        while poll_fn(|cx| body.poll_chunks(cx, &mut chunks)).await.unwrap() {
+            assert!(!chunks.is_empty() && chunks.iter().all(|chunk| !chunk.is_empty()));
+            all.extend(chunks.drain(..).flatten());
+        }
+        assert_eq!(all, b"onetwo");
     }
 }

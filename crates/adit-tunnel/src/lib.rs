@@ -20,11 +20,13 @@
 
 mod channel;
 mod connector;
+mod credit;
 mod edge;
 mod http2;
 mod in_flight;
 mod liveness;
 mod metrics;
+mod reader;
 mod request;
 mod streams;
 mod tls;

@@ -7,6 +7,8 @@ use prometheus::{
     Registry, core::Collector,
 };
 
+use crate::credit::{CreditMetrics, EXTRA_BYTES_MAX};
+
 /// What a connector counts.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectorMetrics {
@@ -22,6 +24,7 @@ pub(crate) struct ConnectorMetrics {
     rpc_server: RpcMetrics,
     pub(crate) failures: IntCounterVec,
     pub(crate) streams_refused: IntCounterVec,
+    pub(crate) credit: CreditMetrics,
     pub(crate) quic: QuicMetrics,
 }
 
@@ -69,6 +72,7 @@ pub(crate) struct EdgeMetrics {
     pub(crate) hostnames: IntGauge,
     pub(crate) hostnames_refused: IntCounterVec,
     pub(crate) rpc_streams: IntCounterVec,
+    pub(crate) credit: CreditMetrics,
 }
 
 impl ConnectorMetrics {
@@ -132,6 +136,7 @@ impl ConnectorMetrics {
                 "Streams opened by the edge that were not served, by reason.",
                 &["reason"],
             )?,
+            credit: add.credit("connector")?,
             quic: QuicMetrics::register(&add)?,
         })
     }
@@ -279,6 +284,7 @@ impl EdgeMetrics {
                 "RPC streams opened by connectors, by how they ended.",
                 reason,
             )?,
+            credit: add.credit("edge")?,
         })
     }
 }
@@ -306,6 +312,24 @@ impl Adder<'_> {
     fn add<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, Error> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
+    }
+
+    fn credit(&self, area: &str) -> Result<CreditMetrics, Error> {
+        let capacity = self.gauge(
+            &format!("adit_{area}_slow_reader_credit_bytes_max"),
+            "Most bytes that streams which are read slowly may hold beyond their connections' windows.",
+        )?;
+        capacity.set(EXTRA_BYTES_MAX.try_into().unwrap_or(i64::MAX));
+        Ok(CreditMetrics {
+            lent_bytes: self.gauge(
+                &format!("adit_{area}_slow_reader_credit_bytes"),
+                "Bytes that streams which are read slowly may hold beyond their connections' windows.",
+            )?,
+            evicted: self.counter(
+                &format!("adit_{area}_slow_reader_streams_stopped_total"),
+                "Streams stopped because they were as good as not read while others needed the room.",
+            )?,
+        })
     }
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {

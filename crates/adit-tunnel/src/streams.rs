@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::poll_fn,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -14,7 +15,11 @@ use http::HeaderMap;
 use quinn::VarInt;
 use thiserror::Error;
 
-use crate::{http2, in_flight::InFlight};
+use crate::{
+    http2,
+    in_flight::InFlight,
+    reader::{QuicBody, Readers},
+};
 
 /// Why a stream ended before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -31,6 +36,9 @@ pub enum StreamError {
     /// The head cannot be put on the wire.
     #[error("head is too large for the tunnel")]
     HeadTooLarge,
+    /// The stream was as good as not read while what it held was needed for others.
+    #[error("stream was read too slowly")]
+    SlowReader,
     /// The connection under the stream is gone.
     #[error("tunnel connection was lost ({})", .0.reason())]
     ConnectionLost(Loss),
@@ -44,6 +52,7 @@ impl StreamError {
             Self::Stopped => "stream_stopped",
             Self::Closed => "stream_closed",
             Self::HeadTooLarge => "head_too_large",
+            Self::SlowReader => "slow_reader",
             Self::ConnectionLost(loss) => loss.reason(),
         }
     }
@@ -101,13 +110,24 @@ pub struct RecvHalf {
 }
 
 enum RecvInner {
-    Quic(quinn::RecvStream),
+    Quic(QuicBody),
     Http2(http2::RecvBody),
 }
 
 impl RecvHalf {
-    pub(crate) fn quic(stream: quinn::RecvStream, early: Bytes, in_flight: Option<InFlight>) -> Self {
-        Self { inner: RecvInner::Quic(stream), early, _in_flight: in_flight }
+    /// The half of an RPC stream.
+    pub(crate) fn rpc(stream: quinn::RecvStream, early: Bytes) -> Self {
+        Self { inner: RecvInner::Quic(QuicBody::new(stream, None)), early, _in_flight: None }
+    }
+
+    /// The half of a request stream, counted among those of its connection.
+    pub(crate) fn quic(
+        stream: quinn::RecvStream,
+        early: Bytes,
+        readers: &Arc<Readers>,
+        in_flight: Option<InFlight>,
+    ) -> Self {
+        Self { inner: RecvInner::Quic(QuicBody::new(stream, Some(readers))), early, _in_flight: in_flight }
     }
 
     pub(crate) fn http2(body: http2::RecvBody) -> Self {
@@ -116,11 +136,12 @@ impl RecvHalf {
 
     /// Appends what has arrived, at most [`CHUNKS_MAX`] chunks, to `out`.
     ///
-    /// `true` means that more may come, `false` the clean end of the body (after which nothing
-    /// was appended).
+    /// `true` means that at least one chunk was appended, none of them empty, and more may come;
+    /// `false` the clean end of the body, with nothing appended.
     ///
     /// # Errors
     /// When the peer reset the stream or the connection is gone; what arrived before was given out.
+    /// [`StreamError::SlowReader`] when the rest was given up because it was not read.
     pub fn poll_chunks(
         &mut self,
         cx: &mut Context<'_>,
@@ -131,7 +152,7 @@ impl RecvHalf {
             return Poll::Ready(Ok(true));
         }
         match &mut self.inner {
-            RecvInner::Quic(stream) => poll_quic_chunks(stream, cx, out),
+            RecvInner::Quic(body) => body.poll_chunks(cx, out),
             RecvInner::Http2(body) => body.poll_chunks(cx, out),
         }
     }
@@ -154,8 +175,7 @@ impl RecvHalf {
     pub fn stop(&mut self) {
         self.early = Bytes::new();
         match &mut self.inner {
-            // An already finished stream has nothing to stop.
-            RecvInner::Quic(stream) => drop(stream.stop(VarInt::from_u32(0))),
+            RecvInner::Quic(body) => body.stop(),
             RecvInner::Http2(body) => body.stop(),
         }
     }
@@ -164,24 +184,6 @@ impl RecvHalf {
 impl fmt::Debug for RecvHalf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecvHalf").field("early", &self.early.len()).finish_non_exhaustive()
-    }
-}
-
-fn poll_quic_chunks(
-    stream: &mut quinn::RecvStream,
-    cx: &mut Context<'_>,
-    out: &mut VecDeque<Bytes>,
-) -> Poll<Result<bool, StreamError>> {
-    let mut chunks: [Bytes; CHUNKS_MAX] = [const { Bytes::new() }; CHUNKS_MAX];
-    // Cancel-safe by quinn's contract: polled once, dropped, polled anew.
-    let read = ready!(pin!(stream.read_chunks(&mut chunks)).poll(cx));
-    match read {
-        Ok(Some(count)) => {
-            out.extend(chunks.into_iter().take(count));
-            Poll::Ready(Ok(true))
-        }
-        Ok(None) => Poll::Ready(Ok(false)),
-        Err(error) => Poll::Ready(Err(read_error(&error))),
     }
 }
 

@@ -30,6 +30,9 @@ pub enum TlsError {
         /// Why.
         source: io::Error,
     },
+    /// The CA given as text is broken or holds no certificate.
+    #[error("cannot use the CA given as PEM text")]
+    CaPem(#[source] io::Error),
     /// No root could be had from anywhere.
     #[error("no trusted root certificate")]
     Roots(#[from] VerifierBuilderError),
@@ -48,12 +51,23 @@ pub(crate) fn edge_roots(ca: Option<&Path>) -> Result<Vec<CertificateDer<'static
     };
     let failed = |source: io::Error| TlsError::CaFile { path: path.to_owned(), source };
     let text = std::fs::read(path).map_err(failed)?;
-    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match roots {
-        Ok(roots) if !roots.is_empty() => Ok(roots),
-        Ok(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, "holds no certificate"))),
-        Err(error) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, error.to_string()))),
+    roots_in_pem(&text).map_err(failed)
+}
+
+/// Every certificate of a PEM text that is to be trusted: at least one, and none that cannot be.
+pub(crate) fn roots_in_pem(text: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
+    let unusable = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+    let roots = roots.map_err(|error| unusable(error.to_string()))?;
+    if roots.is_empty() {
+        return Err(unusable("holds no certificate".to_owned()));
     }
+    // What the store would skip later, it is asked for now.
+    let mut store = RootCertStore::empty();
+    for (at, root) in (1..).zip(&roots) {
+        store.add(root.clone()).map_err(|error| unusable(format!("certificate {at}: {error}")))?;
+    }
+    Ok(roots)
 }
 
 /// The connector's side: no client certificate, no resumption, no early data.

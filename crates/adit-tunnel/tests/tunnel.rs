@@ -10,13 +10,15 @@ use std::{
 };
 
 use adit_config::Secret;
-use adit_tunnel::{ConnectionPhase, ConnectorError, Loss, OpenError, ResponseError, StreamError};
+use adit_tunnel::{
+    ConnectionPhase, Connector, ConnectorError, Loss, OpenError, ResponseError, StreamError, TlsError,
+};
 use adit_tunnel_proto::ConnectionType;
 use bytes::Bytes;
 use http::StatusCode;
 use support::{
-    Identity, PATIENCE, RunningConnector, RunningEdge, TUNNEL, eventually, fetch, grant, options, read_all,
-    request, write,
+    Identity, Origin, PATIENCE, RunningConnector, RunningEdge, TUNNEL, counter, eventually, fetch, grant,
+    options, read_all, request, write,
 };
 use tokio::time::timeout;
 
@@ -103,6 +105,54 @@ async fn a_truncated_origin_body_is_a_reset_not_an_end() {
 }
 
 #[tokio::test]
+async fn slow_visitors_who_do_not_read_do_not_freeze_the_others_of_their_connection() {
+    let (_identity, edge, _connector) = pair(1).await;
+    let mut unread = Vec::new();
+    for _ in 0..10 {
+        let mut opened = edge.handle.open(TUNNEL, &request("flood")).await.unwrap();
+        opened.send.finish();
+        unread.push(opened.response.recv().await.unwrap());
+    }
+    // More than the connection's window for all, so it can only come through what is lent.
+    let opened = edge.handle.open(TUNNEL, &request("flood")).await.unwrap();
+    let (_, mut body) = timeout(PATIENCE, opened.response.recv()).await.unwrap().unwrap();
+    let (mut read, mut chunks) = (0, VecDeque::new());
+    while read < 64 << 20 {
+        let more = timeout(PATIENCE, poll_fn(|cx| body.poll_chunks(cx, &mut chunks))).await;
+        assert!(more.unwrap().unwrap());
+        read += chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
+    }
+    assert_eq!(fetch(&edge.handle, "").await.0.status, StatusCode::OK);
+    assert_eq!(counter(&edge.registry, "adit_edge_slow_reader_streams_stopped_total"), 0.0);
+}
+
+#[tokio::test]
+async fn slow_uploads_that_an_origin_does_not_read_do_not_freeze_the_others_of_their_connection() {
+    let (_identity, edge, connector) = pair(1).await;
+    let mut unread = Vec::new();
+    for _ in 0..10 {
+        let opened = edge.handle.open(TUNNEL, &request("hang")).await.unwrap();
+        let mut send = opened.send;
+        let chunk = Bytes::from(vec![0; 1 << 16]);
+        tokio::spawn(async move { while write(&mut send, chunk.clone()).await.is_ok() {} });
+        unread.push(opened.response.recv().await.unwrap());
+    }
+    let opened = edge.handle.open(TUNNEL, &request("echo")).await.unwrap();
+    let mut send = opened.send;
+    let sender = tokio::spawn(async move {
+        for _ in 0..64 {
+            write(&mut send, Bytes::from(vec![0; 1 << 20])).await.unwrap();
+        }
+        send.finish();
+    });
+    let (_, mut body) = timeout(PATIENCE, opened.response.recv()).await.unwrap().unwrap();
+    assert_eq!(timeout(PATIENCE, read_all(&mut body)).await.unwrap().unwrap().len(), 64 << 20);
+    sender.await.unwrap();
+    assert_eq!(fetch(&edge.handle, "").await.0.status, StatusCode::OK);
+    assert_eq!(connector.counter("adit_connector_slow_reader_streams_stopped_total"), 0.0);
+}
+
+#[tokio::test]
 async fn a_visitor_who_leaves_is_noticed_at_the_origin() {
     let (_identity, edge, connector) = pair(1).await;
     let opened = edge.handle.open(TUNNEL, &request("hang")).await.unwrap();
@@ -146,6 +196,20 @@ async fn an_unknown_tunnel_is_refused_and_opening_it_is_an_error() {
     let mut head = request("");
     head.host = "Management.ArgoTunnel.com:443".into();
     assert_eq!(edge.handle.open(TUNNEL, &head).await.unwrap_err(), OpenError::ManagementHost);
+}
+
+#[tokio::test]
+async fn a_ca_text_with_a_broken_entry_is_an_error_not_one_root_less() {
+    let identity = Identity::new();
+    let good = std::fs::read_to_string(&identity.ca).unwrap();
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for text in [format!("{good}{broken}"), broken.to_owned(), String::new()] {
+        let mut chosen = options(&identity, "127.0.0.1:1".parse().unwrap(), 1);
+        chosen.ca_pem = Some(text);
+        let made = Connector::new(chosen, Arc::default(), &prometheus::Registry::new());
+        let refused: Result<Connector<Origin>, _> = made;
+        assert!(matches!(refused.err(), Some(ConnectorError::Tls(TlsError::CaPem(_)))));
+    }
 }
 
 #[tokio::test]

@@ -6,18 +6,23 @@ mod support;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use adit_config::{Protocol as ProtocolChoice, Secret, TunnelId};
-use adit_tunnel::ConnectionPhase;
+use adit_tunnel::{ConnectionPhase, OpenError, ResponseError};
 use adit_tunnel_proto::{
-    Client, ClientEvent, ConnectResponse, Registered, Registration, Rejection, ResponseDecoder, RpcClient,
-    RpcServer, ServerEvent, Service, encode_request,
+    Client, ClientEvent, ConnectResponse, ConnectionType, Registered, Registration, Rejection,
+    ResponseDecoder, ResponseHead, RpcClient, RpcServer, ServerEvent, Service, encode_request,
+    encode_response,
 };
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use quinn::{
-    Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, ServerConfig, VarInt,
+    Connection, ConnectionError, Endpoint, ReadError, RecvStream, SendStream, ServerConfig, TransportConfig,
+    VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
-use support::{Identity, PATIENCE, RunningConnector, RunningEdge, TUNNEL, eventually, options, request};
+use support::{
+    Identity, PATIENCE, RunningConnector, RunningEdge, TUNNEL, counter, eventually, fetch, grant, options,
+    request,
+};
 use tokio::{net::TcpListener, time::timeout};
 use uuid::Uuid;
 
@@ -42,6 +47,15 @@ fn raw_edge(identity: &Identity) -> (Endpoint, SocketAddr) {
 
 /// A QUIC connection to an edge, as a connector makes it.
 async fn raw_connector(identity: &Identity, edge: SocketAddr, name: &str) -> (Endpoint, Connection) {
+    raw_connector_with(identity, edge, name, TransportConfig::default()).await
+}
+
+async fn raw_connector_with(
+    identity: &Identity,
+    edge: SocketAddr,
+    name: &str,
+    transport: TransportConfig,
+) -> (Endpoint, Connection) {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(identity.cert.clone()).unwrap();
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
@@ -50,7 +64,8 @@ async fn raw_connector(identity: &Identity, edge: SocketAddr, name: &str) -> (En
         .with_root_certificates(roots)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"argotunnel".to_vec()];
-    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    config.transport_config(Arc::new(transport));
     let endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     let connection = endpoint.connect_with(config, edge, name).unwrap().await.unwrap();
     (endpoint, connection)
@@ -175,6 +190,110 @@ async fn slow_the_connector_comes_back_after_a_refusal_with_one_more_attempt_and
         assert!(matches!(connection.closed().await, ConnectionError::ApplicationClosed(_)));
     }
     assert_eq!(ports[0], ports[1], "C15");
+}
+
+#[tokio::test]
+async fn an_interim_status_is_a_malformed_head_and_so_is_101_to_who_did_not_ask_for_it() {
+    let identity = Identity::new();
+    let edge = RunningEdge::start(&identity, "127.0.0.1:0");
+    let (_endpoint, connection) = raw_connector(&identity, edge.address, "quic.cftunnel.com").await;
+    let (_, _send, _recv) = register(&connection, &registration(5, 0)).await;
+    edge.wait_connections(1).await;
+    let interim = Err(ResponseError::Malformed("interim_status"));
+    for (kind, status, expected) in [
+        (ConnectionType::Http, 100, interim.clone()),
+        (ConnectionType::Http, 101, interim.clone()),
+        (ConnectionType::Websocket, 103, interim.clone()),
+        (ConnectionType::Websocket, 101, Ok(StatusCode::SWITCHING_PROTOCOLS)),
+        (ConnectionType::Http, 200, Ok(StatusCode::OK)),
+    ] {
+        let mut head = request("x");
+        head.kind = kind;
+        let opened = edge.handle.open(TUNNEL, &head).await.unwrap();
+        let (mut send, _recv) = connection.accept_bi().await.unwrap();
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = ConnectResponse::Head(ResponseHead { status, headers: HeaderMap::new() });
+        send.write_chunk(encode_response(&answer).unwrap()).await.unwrap();
+        let received = timeout(PATIENCE, opened.response.recv()).await.unwrap();
+        assert_eq!(received.map(|(head, _)| head.status), expected, "{kind:?} {status}");
+    }
+}
+
+fn narrow(window_bytes: u32) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport.stream_receive_window(VarInt::from_u32(window_bytes));
+    transport
+}
+
+/// A window that no request's head fits in.
+const LESS_THAN_A_HEAD: u32 = 32;
+/// A window that the answer to the bootstrap fits in, and the one to the registration behind it does not.
+const LESS_THAN_A_WELCOME: u32 = 128;
+
+#[tokio::test]
+async fn slow_a_head_that_a_connection_does_not_take_in_time_goes_through_another() {
+    let identity = Identity::new();
+    let edge = RunningEdge::start(&identity, "127.0.0.1:0");
+    let name = "quic.cftunnel.com";
+    let (_endpoint, stalled) =
+        raw_connector_with(&identity, edge.address, name, narrow(LESS_THAN_A_HEAD)).await;
+    let (_, _send, _recv) = register(&stalled, &registration(5, 0)).await;
+    edge.wait_connections(1).await;
+    assert_eq!(edge.handle.open(TUNNEL, &request("x")).await.unwrap_err(), OpenError::Stalled);
+    let connector = RunningConnector::start(options(&identity, edge.address, 1));
+    connector.wait_ready(1).await;
+    edge.wait_connections(2).await;
+    for _ in 0..4 {
+        assert_eq!(fetch(&edge.handle, "x").await.0.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_secret_revoked_while_the_answer_to_the_registration_is_on_its_way_lets_nobody_in() {
+    let identity = Identity::new();
+    let edge = RunningEdge::start(&identity, "127.0.0.1:0");
+    let name = "quic.cftunnel.com";
+    let (_endpoint, connection) =
+        raw_connector_with(&identity, edge.address, name, narrow(LESS_THAN_A_WELCOME)).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut client = RpcClient::new();
+    client.register(&registration(5, 0)).unwrap();
+    flush(&mut send, || client.poll_transmit()).await;
+    eventually("admission", || counter(&edge.registry, "adit_edge_registrations_total") == 1.0).await;
+    assert_eq!(edge.connections(), 0, "the answer is not read yet");
+    edge.handle.set_grants(vec![grant(9)]);
+    let read = async { while let Ok(Some(_)) = recv.read_chunk(usize::MAX, true).await {} };
+    timeout(PATIENCE, read).await.unwrap();
+    let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed:?}");
+    assert_eq!(edge.connections(), 0);
+    assert_eq!(counter(&edge.registry, "adit_edge_registrations_refused_total"), 1.0);
+}
+
+#[tokio::test]
+async fn a_connection_superseded_while_it_is_welcomed_lets_nobody_in() {
+    let identity = Identity::new();
+    let edge = RunningEdge::start(&identity, "127.0.0.1:0");
+    let name = "quic.cftunnel.com";
+    let (_endpoint, older) =
+        raw_connector_with(&identity, edge.address, name, narrow(LESS_THAN_A_WELCOME)).await;
+    let (mut send, mut recv) = older.open_bi().await.unwrap();
+    let mut client = RpcClient::new();
+    client.register(&registration(5, 0)).unwrap();
+    flush(&mut send, || client.poll_transmit()).await;
+    eventually("admission", || counter(&edge.registry, "adit_edge_registrations_total") == 1.0).await;
+    let (_endpoint, newer) = raw_connector(&identity, edge.address, name).await;
+    let mut again = registration(5, 0);
+    again.replace_existing = true;
+    let (event, _send, _recv) = register(&newer, &again).await;
+    assert!(matches!(event, ClientEvent::Registered(_)), "{event:?}");
+    let read = async { while let Ok(Some(_)) = recv.read_chunk(usize::MAX, true).await {} };
+    timeout(PATIENCE, read).await.unwrap();
+    let closed = timeout(PATIENCE, older.closed()).await.unwrap();
+    assert!(matches!(closed, ConnectionError::ApplicationClosed(_)), "{closed:?}");
+    edge.wait_connections(1).await;
+    // Not by its silence, which would end it too.
+    assert_eq!(counter(&edge.registry, "adit_edge_registrations_refused_total"), 1.0);
 }
 
 #[tokio::test]
@@ -318,6 +437,14 @@ async fn raw_http2_edge(identity: &Identity, listener: &TcpListener) -> h2::clie
 async fn register_http2(
     requests: &mut h2::client::SendRequest<Bytes>,
 ) -> (h2::SendStream<Bytes>, h2::RecvStream) {
+    register_http2_with(requests, |_| {}).await
+}
+
+async fn register_http2_with(
+    requests: &mut h2::client::SendRequest<Bytes>,
+    before_answer: impl FnOnce(&mut h2::client::SendRequest<Bytes>),
+) -> (h2::SendStream<Bytes>, h2::RecvStream) {
+    let mut before_answer = Some(before_answer);
     let request = Request::put("https://edge/")
         .header("cf-cloudflared-proxy-connection-upgrade", "control-stream")
         .body(())
@@ -333,6 +460,7 @@ async fn register_http2(
         let done = matches!(event, Some(ServerEvent::Register { .. }));
         if let Some(ServerEvent::Register { call, .. }) = event {
             server.answer_registration(call, &Ok(registered()));
+            before_answer.take().unwrap()(requests);
         }
         while let Some(bytes) = server.poll_transmit() {
             send.send_data(bytes, false).unwrap();
@@ -341,6 +469,25 @@ async fn register_http2(
             return (send, recv);
         }
     }
+}
+
+#[tokio::test]
+async fn over_http2_a_request_that_overtakes_the_answer_to_the_registration_is_served() {
+    let identity = Identity::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut chosen = options(&identity, listener.local_addr().unwrap(), 1);
+    chosen.protocol = ProtocolChoice::Http2;
+    let connector = RunningConnector::start(chosen);
+    let mut requests = raw_http2_edge(&identity, &listener).await;
+    let mut early = None;
+    let _control = register_http2_with(&mut requests, |requests| {
+        let request = Request::get("https://a.home.example/x").body(()).unwrap();
+        early = Some(requests.send_request(request, true).unwrap().0);
+    })
+    .await;
+    let response = timeout(PATIENCE, early.unwrap()).await.unwrap().unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(connector.counter("adit_connector_streams_refused_total"), 0.0);
 }
 
 #[tokio::test]

@@ -288,7 +288,7 @@ fn open_failed(error: OpenError) -> Failed {
             sentence: "The request's headers are larger than the tunnel carries.",
         },
         OpenError::ManagementHost => Failed { reason, ..UNKNOWN_HOST },
-        OpenError::StreamLimit => Failed {
+        OpenError::StreamLimit | OpenError::Stalled => Failed {
             status: StatusCode::SERVICE_UNAVAILABLE,
             hop: Hop::Tunnel,
             reason,

@@ -119,6 +119,8 @@ fn reload_closes_what_is_gone_or_has_a_new_secret_and_nothing_else() {
     }
     let gone = registry.replace_grants(vec![grant(1, 7), grant(2, 8)]);
     assert_eq!(gone, [ConnectionKey(2), ConnectionKey(3)]);
+    assert!(!registry.is_registered(ConnectionKey(2)), "revoked at once, not when it is closed");
+    assert!(registry.is_registered(ConnectionKey(1)));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use h2::{
     Ping, PingPong,
     server::{Builder, SendResponse},
 };
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header::TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header::TRANSFER_ENCODING, request::Parts};
 use rustls::pki_types::ServerName;
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -126,11 +126,24 @@ enum Stage {
     Waiting {
         since: Instant,
     },
-    Registering(Pin<Box<dyn Future<Output = Result<Control, Failure>> + Send>>),
+    Registering {
+        registration: Pin<Box<dyn Future<Output = Result<Control, Failure>> + Send>>,
+        /// The edge's streams may overtake the answer on the control stream, or come in the same
+        /// read as it; at most [`HELD_MAX`].
+        held: Vec<Visit>,
+    },
     Registered {
         control: Box<Control>,
         label: ConnectionLabel,
     },
+}
+
+/// A visitor's request, as it came.
+struct Visit {
+    parts: Parts,
+    kind: ConnectionType,
+    body: h2::RecvStream,
+    respond: SendResponse<Bytes>,
 }
 
 struct Serving<H> {
@@ -186,44 +199,57 @@ impl<H: RequestHandler> Serving<H> {
     }
 
     fn dispatch(&mut self, request: Request<h2::RecvStream>, respond: SendResponse<Bytes>) {
-        let (mut parts, body) = request.into_parts();
-        let ends = body.is_end_stream();
-        let body = RecvHalf::http2(RecvBody::new(body));
-        let respond = Respond::new(respond);
-        match (Http2Request::classify(&parts.headers), &self.stage) {
-            (Http2Request::ControlStream, Stage::Waiting { .. }) => self.begin_registration(body, respond),
+        let (parts, body) = request.into_parts();
+        match (Http2Request::classify(&parts.headers), &mut self.stage) {
+            (Http2Request::ControlStream, Stage::Waiting { .. }) => {
+                self.begin_registration(RecvHalf::http2(RecvBody::new(body)), Respond::new(respond));
+            }
             (Http2Request::UpdateConfiguration, _) => {
                 let shared = Arc::clone(&self.shared);
-                self.requests.spawn(update_configuration(shared, body, respond));
+                let body = RecvHalf::http2(RecvBody::new(body));
+                self.requests.spawn(update_configuration(shared, body, Respond::new(respond)));
             }
             (Http2Request::Visitor(kind), Stage::Registered { label, .. }) => {
-                if kind == ConnectionType::Http && lacks_body_framing(&parts.method, &parts.headers, ends) {
-                    parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-                }
-                let head = request_head(parts, kind);
-                let reply = Reply::http2(respond, kind);
-                if is_management(&head.host) && kind != ConnectionType::Tcp {
-                    // Answers with a failure.
-                    return drop(reply);
-                }
-                let request = TunnelRequest { head, body, reply, connection: label.clone() };
-                let handler = Arc::clone(&self.shared.handler);
-                self.requests.spawn(async move { handler.handle(request).await });
+                let label = label.clone();
+                self.serve(Visit { parts, kind, body, respond }, label);
+            }
+            (Http2Request::Visitor(kind), Stage::Registering { held, .. }) if held.len() < HELD_MAX => {
+                held.push(Visit { parts, kind, body, respond });
             }
             (Http2Request::ControlStream | Http2Request::Visitor(_), _) => {
                 self.shared.metrics.streams_refused.with_label_values(&["out_of_order"]).inc();
-                respond.fail(false);
+                Respond::new(respond).fail(false);
             }
         }
+    }
+
+    fn serve(&mut self, visit: Visit, connection: ConnectionLabel) {
+        let Visit { mut parts, kind, body, respond } = visit;
+        let ends = body.is_end_stream();
+        if kind == ConnectionType::Http && lacks_body_framing(&parts.method, &parts.headers, ends) {
+            parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        let head = request_head(parts, kind);
+        let reply = Reply::http2(Respond::new(respond), kind);
+        if is_management(&head.host) && kind != ConnectionType::Tcp {
+            // Answers with a failure.
+            return drop(reply);
+        }
+        let body = RecvHalf::http2(RecvBody::new(body));
+        let request = TunnelRequest { head, body, reply, connection };
+        let handler = Arc::clone(&self.shared.handler);
+        self.requests.spawn(async move { handler.handle(request).await });
     }
 
     fn begin_registration(&mut self, body: RecvHalf, respond: Respond) {
         let Ok(send) = respond.send(StatusCode::OK, HeaderMap::new()) else { return };
         let shared = Arc::clone(&self.shared);
         let registration = shared.registration(self.slot, self.previous_attempts, Some(self.local.ip()));
-        self.stage = Stage::Registering(Box::pin(async move {
-            Control::register(&shared, Channel::control(send, body), &registration).await
-        }));
+        let registration =
+            Box::pin(
+                async move { Control::register(&shared, Channel::control(send, body), &registration).await },
+            );
+        self.stage = Stage::Registering { registration, held: Vec::new() };
     }
 
     async fn registered(&mut self, control: Control, dial: &Dial) {
@@ -231,7 +257,12 @@ impl<H: RequestHandler> Serving<H> {
         control.announce(&self.shared, &label);
         // The runner outlives its tasks.
         let _ = dial.registered.send(self.slot).await;
-        self.stage = Stage::Registered { control: Box::new(control), label };
+        let registered = Stage::Registered { control: Box::new(control), label: label.clone() };
+        if let Stage::Registering { held, .. } = std::mem::replace(&mut self.stage, registered) {
+            for visit in held {
+                self.serve(visit, label.clone());
+            }
+        }
     }
 
     fn push(&mut self, local_configuration: &mut watch::Receiver<Option<Bytes>>) {
@@ -260,7 +291,7 @@ impl Stage {
     async fn advance<H: RequestHandler>(&mut self, shared: &Shared<H>) -> Result<Control, Failure> {
         match self {
             Self::Waiting { .. } => std::future::pending().await,
-            Self::Registering(registration) => registration.as_mut().await,
+            Self::Registering { registration, .. } => registration.as_mut().await,
             Self::Registered { control, .. } => {
                 control.drive(shared).await;
                 std::future::pending().await
@@ -345,10 +376,13 @@ const STREAMS_MAX: u32 = 4096;
 /// Largest request head; as the head of a QUIC stream. With `STREAMS_MAX` heads at once the worst
 /// case is 1 GiB, but heads are handed on one by one.
 const HEADER_BYTES_MAX: u32 = 256 * 1024;
+/// Requests that wait for the answer to the registration; a few come while it is on its way, and this
+/// many of the largest heads take 16 MiB.
+const HELD_MAX: usize = 64;
 /// Unread bytes of one stream.
 const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// Unread bytes of one connection, the worst case of its receive memory; the stock 1 MiB is shared
-/// by all uploads and starves them (§10).
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// by all uploads and starves them (§10). 64 uploads that an origin does not read fill it.
+const CONNECTION_WINDOW_BYTES: u32 = 64 * 1024 * 1024;
 /// Unsent bytes of one stream.
 const SEND_BUFFER_BYTES: usize = 1024 * 1024;

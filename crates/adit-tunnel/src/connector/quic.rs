@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     channel::Channel,
+    credit::Credit,
     liveness::{DEAD, LOOK_INTERVAL, Liveness},
     metrics::Counted,
     request::{ConnectionLabel, RequestHandler},
@@ -84,7 +85,8 @@ async fn connect_and_serve<H: RequestHandler>(
     control.announce(shared, &label);
     // The runner outlives its tasks.
     let _ = dial.registered.send(dial.slot).await;
-    let mut serving = Serving { shared, connection, control, label, requests: JoinSet::new() };
+    let credit = Credit::new(&shared.budget);
+    let mut serving = Serving { shared, connection, credit, control, label, requests: JoinSet::new() };
     let failure = serving.run(dial).await;
     serving.control.retract(shared, &serving.label);
     serving.connection.close(CLOSE_CODE, b"");
@@ -123,13 +125,14 @@ async fn register<H: RequestHandler>(
     // The first stream, so it has id 0 (C5).
     let opened = connection.open_bi().await;
     let (send, recv) = opened.map_err(|error| failure_of(Loss::from(&error)))?;
-    let channel = Channel::control(SendHalf::quic(send), RecvHalf::quic(recv, Bytes::new(), None));
+    let channel = Channel::control(SendHalf::quic(send), RecvHalf::rpc(recv, Bytes::new()));
     Control::register(shared, channel, registration).await
 }
 
 struct Serving<'a, H> {
     shared: &'a Arc<Shared<H>>,
     connection: Connection,
+    credit: Credit,
     control: Control,
     label: ConnectionLabel,
     /// Bounded by the streams that the connection announces.
@@ -150,7 +153,9 @@ impl<H: RequestHandler> Serving<'_, H> {
                 stream = self.connection.accept_bi() => match stream {
                     Ok((send, recv)) => {
                         let shared = Arc::clone(self.shared);
-                        self.requests.spawn(stream::serve(shared, self.label.clone(), send, recv));
+                        let readers = Arc::clone(self.credit.readers());
+                        let label = self.label.clone();
+                        self.requests.spawn(stream::serve(shared, label, readers, (send, recv)));
                     }
                     Err(error) => return self.ended(&error),
                 },
@@ -176,6 +181,7 @@ impl<H: RequestHandler> Serving<'_, H> {
                         tracing::warn!(connIndex = self.label.index, reason = "connection_silent", "edge is silent");
                         return Failure::Silent;
                     }
+                    self.credit.look(now.into(), &self.connection);
                     let index = self.label.index.to_string();
                     let min_rtt = self.connection.min_rtt();
                     self.shared.metrics.quic.observe(&index, &stats, min_rtt, &mut counted);

@@ -12,7 +12,6 @@ use std::{
 use adit_config::EdgeIpVersion;
 use adit_tunnel_proto::{Client, EdgeEndpoint, Failure, Registration, features};
 use bytes::Bytes;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     sync::{mpsc, watch},
     time::timeout,
@@ -21,8 +20,9 @@ use uuid::Uuid;
 
 use super::{ConnectorOptions, configuration::Configuration, status::Board};
 use crate::{
+    credit::Budget,
     metrics::ConnectorMetrics,
-    tls::{TlsError, TlsTransport, client_config, edge_roots},
+    tls::{TlsError, TlsTransport, client_config, edge_roots, roots_in_pem},
     transport,
 };
 
@@ -82,6 +82,8 @@ pub(super) struct Shared<H> {
     pub(super) options: ConnectorOptions,
     pub(super) handler: Arc<H>,
     pub(super) metrics: ConnectorMetrics,
+    /// For origins that read uploads slowly.
+    pub(super) budget: Arc<Budget>,
     pub(super) client: Client,
     pub(super) quic: quinn::ClientConfig,
     pub(super) tcp: Arc<rustls::ClientConfig>,
@@ -97,7 +99,7 @@ impl<H> Shared<H> {
         metrics: ConnectorMetrics,
     ) -> Result<Self, TlsError> {
         let roots = match &options.ca_pem {
-            Some(pem) => CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().collect(),
+            Some(pem) => roots_in_pem(pem.as_bytes()).map_err(TlsError::CaPem)?,
             None => edge_roots(options.ca.as_deref())?,
         };
         let pq = options.post_quantum;
@@ -115,8 +117,18 @@ impl<H> Shared<H> {
         let local_configuration = Arc::new(watch::Sender::new(options.local_configuration.clone()));
         let configuration = Configuration::new(&metrics);
         let status = Board::default();
-        let tcp = Arc::new(tcp);
-        Ok(Self { options, handler, metrics, client, quic, tcp, status, configuration, local_configuration })
+        Ok(Self {
+            budget: Budget::new(metrics.credit.clone()),
+            options,
+            handler,
+            metrics,
+            client,
+            quic,
+            tcp: Arc::new(tcp),
+            status,
+            configuration,
+            local_configuration,
+        })
     }
 
     pub(super) fn registration(

@@ -13,6 +13,7 @@ use super::shared::Shared;
 use crate::{
     channel::Channel,
     is_management,
+    reader::Readers,
     request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest},
     streams::{RecvHalf, SendHalf, read_error},
 };
@@ -21,12 +22,12 @@ use crate::{
 pub(super) async fn serve<H: RequestHandler>(
     shared: Arc<Shared<H>>,
     label: ConnectionLabel,
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
+    readers: Arc<Readers>,
+    (mut send, mut recv): (quinn::SendStream, quinn::RecvStream),
 ) {
     let reason = match timeout(PREAMBLE_TIMEOUT, read_preamble(&mut recv)).await {
         Ok(Ok((Preamble::Request(head), early))) => {
-            let body = RecvHalf::quic(recv, early, None);
+            let body = RecvHalf::quic(recv, early, &readers, None);
             let reply = Reply::quic(send, head.kind);
             if is_management(&head.host) && head.kind != ConnectionType::Tcp {
                 return reply.fail("this connector has no management service").await;
@@ -35,7 +36,7 @@ pub(super) async fn serve<H: RequestHandler>(
             return shared.handler.handle(request).await;
         }
         Ok(Ok((Preamble::Rpc, early))) => {
-            let recv = RecvHalf::quic(recv, early, None);
+            let recv = RecvHalf::rpc(recv, early);
             return serve_rpc(&shared, SendHalf::quic(send), recv).await;
         }
         Ok(Err(reason)) => reason,

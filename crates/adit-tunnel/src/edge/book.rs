@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::status::{EdgeConnectionStatus, TunnelStatus};
-use crate::{in_flight::Load, metrics::EdgeMetrics, request::ConnectionLabel};
+use crate::{in_flight::Load, metrics::EdgeMetrics, reader::Readers, request::ConnectionLabel};
 
 /// A registered connection.
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub(super) struct Connection {
     pub(super) load: Arc<Load>,
     pub(super) draining: AtomicBool,
     pub(super) silent: AtomicBool,
+    /// Others come first: slow readers hold its window, or it did not take a head in time.
+    pub(super) stalled: AtomicBool,
+    /// Its request streams' receiving halves.
+    pub(super) readers: Arc<Readers>,
     pub(super) since: Instant,
     /// Tells the connection's task to close it.
     pub(super) close: Notify,
@@ -105,8 +109,15 @@ impl Book {
         lock(&self.registry).register(key, registration, secrets_match, |older| silent.contains(&older))
     }
 
-    /// A registered connection takes requests from now on.
-    pub(super) fn enter(&self, connection: &Arc<Connection>) {
+    /// A registered connection takes requests from now on; `false` if its admission was revoked in
+    /// the meantime, by a reload or by a connection that superseded it.
+    pub(super) fn enter(&self, connection: &Arc<Connection>) -> bool {
+        // Held to the end: whoever revokes the admission does so before, and it shows here, or after,
+        // and finds the connection to close. Nothing locks the two in the other order.
+        let registry = lock(&self.registry);
+        if !registry.is_registered(connection.key) {
+            return false;
+        }
         self.registered.fetch_add(1, Ordering::Relaxed);
         lock(&self.live).insert(connection.key, Arc::clone(connection));
         if let Some(routes) = self.routes(connection.tunnel) {
@@ -116,6 +127,7 @@ impl Book {
                 connections
             });
         }
+        true
     }
 
     /// A registered connection is gone, or takes no requests any more because another superseded it.

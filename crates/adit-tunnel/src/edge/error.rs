@@ -40,6 +40,10 @@ pub enum OpenError {
     /// Every connection is full.
     #[error("tunnel carries as many requests as it may")]
     StreamLimit,
+    /// No connection took the head in time: the peer's windows or the network are full. Nothing was
+    /// delivered.
+    #[error("tunnel does not take the request in time")]
+    Stalled,
     /// The connection was lost while the stream was opened; nothing was delivered.
     #[error("tunnel connection was lost ({})", .0.reason())]
     ConnectionLost(Loss),
@@ -59,6 +63,7 @@ impl OpenError {
             Self::NoConnection => "no_connection",
             Self::Draining => "draining",
             Self::StreamLimit => "stream_limit",
+            Self::Stalled => "connection_stalled",
             Self::ConnectionLost(loss) => loss.reason(),
             Self::HeadTooLarge => "head_too_large",
             Self::ManagementHost => "management_host",

@@ -12,6 +12,7 @@ use adit_tunnel_proto::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use quinn::VarInt;
 use tokio::time::timeout;
 
 use super::{
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     in_flight::InFlight,
     is_management,
+    reader::Readers,
     request::ConnectionLabel,
     streams::{Loss, RecvHalf, SendHalf, StreamError, read_error, write_error},
 };
@@ -40,6 +42,7 @@ pub struct Opened {
 /// A response that has not come yet. Dropping it gives the request up.
 pub struct PendingResponse {
     recv: quinn::RecvStream,
+    readers: Arc<Readers>,
     kind: ConnectionType,
     in_flight: InFlight,
     shared: Arc<Shared>,
@@ -54,7 +57,10 @@ impl PendingResponse {
     /// When the connector fails, breaks off or is lost.
     pub async fn recv(mut self) -> Result<(ResponseHead, RecvHalf), ResponseError> {
         match read_response(&mut self.recv, self.kind).await {
-            Ok((head, early)) => Ok((head, RecvHalf::quic(self.recv, early, Some(self.in_flight)))),
+            Ok((head, early)) => {
+                let body = RecvHalf::quic(self.recv, early, &self.readers, Some(self.in_flight));
+                Ok((head, body))
+            }
             Err(error) => {
                 self.shared.metrics.stream_failures.with_label_values(&[error.reason()]).inc();
                 Err(error)
@@ -80,12 +86,17 @@ pub(super) async fn open(
     let routes = shared.book.routes(tunnel).ok_or(OpenError::UnknownTunnel)?;
     // One buffer, one write (E7); cloning it for another attempt copies nothing.
     let preamble = encode_request(head).map_err(|_| OpenError::HeadTooLarge)?;
-    let mut lost = None;
+    // Why the connections tried did not take the head, and which these were.
+    let (mut failed, mut tried) = (None, Vec::new());
     for _ in 0..ATTEMPTS_MAX {
         let connection = match choose(&routes, shared.options.streams_per_connection_max) {
             Ok(connection) => connection,
-            Err(error) => return Err(lost.unwrap_or(error)),
+            Err(error) => return Err(failed.unwrap_or(error)),
         };
+        if tried.contains(&connection.key) {
+            // There is no better one.
+            break;
+        }
         let in_flight = connection.load.enter();
         if connection.draining.load(Ordering::SeqCst) {
             // It began to drain between the pick and now.
@@ -95,19 +106,24 @@ pub(super) async fn open(
             Ok((send, recv)) => {
                 shared.metrics.streams.inc();
                 let kind = head.kind;
-                let response = PendingResponse { recv, kind, in_flight, shared: Arc::clone(shared) };
+                let (readers, shared) = (Arc::clone(&connection.readers), Arc::clone(shared));
+                let response = PendingResponse { recv, readers, kind, in_flight, shared };
                 let send = SendHalf::quic(send);
                 return Ok(Opened { send, response, connection: connection.label.clone() });
             }
             // The connector cannot have seen a whole head, so another connection may carry it.
-            Err(OpenError::ConnectionLost(loss)) => {
-                connection.draining.store(true, Ordering::SeqCst);
-                lost = Some(OpenError::ConnectionLost(loss));
+            Err(error) => {
+                if matches!(error, OpenError::ConnectionLost(_)) {
+                    connection.draining.store(true, Ordering::SeqCst);
+                } else {
+                    connection.stalled.store(true, Ordering::Relaxed);
+                }
+                tried.push(connection.key);
+                failed = Some(error);
             }
-            Err(error) => return Err(error),
         }
     }
-    Err(lost.unwrap_or(OpenError::NoConnection))
+    Err(failed.unwrap_or(OpenError::NoConnection))
 }
 
 fn choose(routes: &Routes, in_flight_max: usize) -> Result<Arc<Connection>, OpenError> {
@@ -118,7 +134,7 @@ fn choose(routes: &Routes, in_flight_max: usize) -> Result<Arc<Connection>, Open
         Candidate {
             in_flight: connection.load.count(),
             draining: connection.draining.load(Ordering::Relaxed),
-            silent: connection.silent.load(Ordering::Relaxed),
+            silent: connection.silent.load(Ordering::Relaxed) || connection.stalled.load(Ordering::Relaxed),
         }
     });
     match picked {
@@ -135,7 +151,12 @@ async fn begin(
 ) -> Result<(quinn::SendStream, quinn::RecvStream), OpenError> {
     let opened = timeout(STREAM_WAIT, connection.quic.open_bi()).await.map_err(|_| OpenError::StreamLimit)?;
     let (mut send, recv) = opened.map_err(|error| OpenError::ConnectionLost(Loss::from(&error)))?;
-    match send.write_chunk(preamble).await.map_err(|error| write_error(&error)) {
+    let Ok(written) = timeout(HEAD_WAIT, send.write_chunk(preamble)).await else {
+        // quinn would end it cleanly. Fails only for a stream that the connector stopped just now.
+        drop(send.reset(VarInt::from_u32(0)));
+        return Err(OpenError::Stalled);
+    };
+    match written.map_err(|error| write_error(&error)) {
         Ok(()) => Ok((send, recv)),
         Err(StreamError::ConnectionLost(loss)) => Err(OpenError::ConnectionLost(loss)),
         // The connector refused the stream before its head was written: take it for full.
@@ -166,6 +187,11 @@ async fn read_response(
         }
     };
     let head = match response {
+        // RFC 9110 §15.2: nothing would come after it to end the exchange; and only who asked to
+        // switch protocols may be told so.
+        ConnectResponse::Head(head) if head.status.is_informational() && !switches(&head, kind) => {
+            return Err(ResponseError::Malformed("interim_status"));
+        }
         ConnectResponse::Head(head) => head,
         ConnectResponse::Accepted if kind == ConnectionType::Tcp => {
             ResponseHead { status: StatusCode::OK, headers: HeaderMap::new() }
@@ -177,8 +203,15 @@ async fn read_response(
     Ok((head, decoder.into_rest()))
 }
 
-/// Connections tried for one request when they turn out to be lost.
+fn switches(head: &ResponseHead, kind: ConnectionType) -> bool {
+    head.status == StatusCode::SWITCHING_PROTOCOLS && kind == ConnectionType::Websocket
+}
+
+/// Connections tried for one request when they turn out to be lost, full or stalled.
 const ATTEMPTS_MAX: usize = 4;
 
 /// Longest wait for a connector that has as many streams open as it announced.
 const STREAM_WAIT: Duration = Duration::from_secs(1);
+
+/// Longest wait for a connection to take a head; longer than slow readers can hold its window.
+const HEAD_WAIT: Duration = Duration::from_secs(2);

@@ -49,7 +49,7 @@ pub(super) async fn push(
 async fn call(connection: &Connection, version: i32, json: &[u8]) -> Result<(i32, Option<String>), String> {
     let opened = connection.quic.open_bi().await;
     let (send, recv) = opened.map_err(|error| StreamError::ConnectionLost(Loss::from(&error)).to_string())?;
-    let recv = RecvHalf::quic(recv, Bytes::new(), None);
+    let recv = RecvHalf::rpc(recv, Bytes::new());
     let mut channel = Channel::calling(SendHalf::quic(send), recv);
     channel.end.update_configuration(version, json).map_err(|error| error.to_string())?;
     let answer = channel.next().await.map_err(|error| error.to_string())?;

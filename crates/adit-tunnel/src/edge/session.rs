@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::{CLOSE_CODE, Shared, book::Connection};
 use crate::{
     channel::{Channel, ChannelError},
+    credit::Credit,
     in_flight::Load,
     liveness::{DEAD, LOOK_INTERVAL, Liveness, QUIET},
     request::ConnectionLabel,
@@ -53,7 +54,7 @@ async fn accept(shared: &Arc<Shared>, incoming: Incoming, remote: SocketAddr) ->
         let quic = connecting.await.map_err(|_| "handshake_failed")?;
         // A probe closes here (E1).
         let (send, recv) = quic.accept_bi().await.map_err(|error| before_registration(&error))?;
-        let (send, recv) = (SendHalf::quic(send), RecvHalf::quic(recv, Bytes::new(), None));
+        let (send, recv) = (SendHalf::quic(send), RecvHalf::rpc(recv, Bytes::new()));
         let mut control = Channel::serving(Service::Registration, send, recv);
         let (call, registration) = first_call(&mut control).await?;
         Ok::<_, &'static str>((quic, control, call, registration))
@@ -66,7 +67,7 @@ async fn accept(shared: &Arc<Shared>, incoming: Incoming, remote: SocketAddr) ->
     match admit(shared, key, &registration) {
         Ok(()) => {
             let mut session = Session::new(shared, key, quic, control, &registration, remote);
-            session.welcome(call).await;
+            session.welcome(call).await?;
             session.serve().await;
             Ok(())
         }
@@ -131,6 +132,7 @@ fn admit(shared: &Shared, key: ConnectionKey, registration: &Registration) -> Re
 struct Session<'a> {
     shared: &'a Arc<Shared>,
     connection: Arc<Connection>,
+    credit: Credit,
     /// Gone once the connector ended it.
     control: Option<Channel<RpcServer>>,
     /// Bounded by the streams that the edge announces.
@@ -165,6 +167,7 @@ impl<'a> Session<'a> {
         remote: SocketAddr,
     ) -> Self {
         transport::admit(&quic);
+        let credit = Credit::new(&shared.budget);
         let connection = Arc::new(Connection {
             key,
             id: Uuid::new_v4(),
@@ -180,14 +183,16 @@ impl<'a> Session<'a> {
             load: Arc::<Load>::default(),
             draining: AtomicBool::new(false),
             silent: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            readers: Arc::clone(credit.readers()),
             since: Instant::now(),
             close: Notify::new(),
         });
-        Self { shared, connection, control: Some(control), rpc_streams: JoinSet::new(), drain: None }
+        Self { shared, connection, credit, control: Some(control), rpc_streams: JoinSet::new(), drain: None }
     }
 
-    /// Answers the registration and takes requests.
-    async fn welcome(&mut self, call: AnswerId) {
+    /// Answers the registration and takes requests; the reason if it may not any more.
+    async fn welcome(&mut self, call: AnswerId) -> Result<(), &'static str> {
         let registered = Registered {
             connection_id: self.connection.id,
             location: self.shared.location.to_string(),
@@ -198,7 +203,10 @@ impl<'a> Session<'a> {
             // Before any request, so that the connector is ready for it; a loss shows below.
             drop(timeout(WELCOME_TIMEOUT, control.flush()).await);
         }
-        self.shared.book.enter(&self.connection);
+        if !self.shared.book.enter(&self.connection) {
+            self.connection.quic.close(CLOSE_CODE, b"");
+            return Err("admission_revoked");
+        }
         self.shared.metrics.registered.inc();
         let client = &self.connection.client;
         tracing::info!(
@@ -211,6 +219,7 @@ impl<'a> Session<'a> {
             protocol = "quic",
             "connector registered"
         );
+        Ok(())
     }
 
     async fn serve(&mut self) {
@@ -255,6 +264,9 @@ impl<'a> Session<'a> {
                     let received = connection.quic.stats().udp_rx.datagrams;
                     let silence = liveness.observe(received, now.into());
                     connection.silent.store(silence >= QUIET, Ordering::Relaxed);
+                    let short = self.credit.look(now.into(), &connection.quic);
+                    // A head that was not taken counts until here; then the connection has its next try.
+                    connection.stalled.store(short, Ordering::Relaxed);
                     if silence >= DEAD {
                         return "connection_silent";
                     }
@@ -355,7 +367,7 @@ async fn drained(connection: &Connection, linger_until: Option<Instant>) {
 async fn serve_rpc(shared: Arc<Shared>, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
     let reason = match timeout(RPC_STREAM_TIMEOUT, read_signature(&mut recv)).await {
         Ok(Ok(early)) => {
-            let recv = RecvHalf::quic(recv, early, None);
+            let recv = RecvHalf::rpc(recv, early);
             let mut channel = Channel::serving(Service::Sessions, SendHalf::quic(send), recv);
             let served = timeout(RPC_STREAM_TIMEOUT, async { while channel.next().await.is_ok() {} }).await;
             if served.is_ok() {

@@ -78,6 +78,7 @@ pub(crate) fn grant(secret: u8) -> Grant {
 pub(crate) struct RunningEdge {
     pub(crate) handle: EdgeHandle,
     pub(crate) address: SocketAddr,
+    pub(crate) registry: prometheus::Registry,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -109,10 +110,11 @@ impl RunningEdge {
             streams_per_connection_max: 1000,
             hostnames_per_tunnel_max: 16,
         };
-        let edge = Edge::bind(options, vec![grant(7)], &prometheus::Registry::new())?;
+        let registry = prometheus::Registry::new();
+        let edge = Edge::bind(options, vec![grant(7)], &registry)?;
         let (stop, stopped) = watch::channel(false);
         let (handle, address) = (edge.handle(), edge.local_addr().unwrap());
-        Ok(Self { handle, address, stop, task: tokio::spawn(edge.run(stopped)) })
+        Ok(Self { handle, address, registry, stop, task: tokio::spawn(edge.run(stopped)) })
     }
 
     /// Ends it as SIGTERM would.
@@ -193,14 +195,18 @@ impl RunningConnector {
     }
 
     pub(crate) fn counter(&self, name: &str) -> f64 {
-        let families = self.registry.gather();
-        let family = families.iter().filter(|family| family.name() == name);
-        family.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
+        counter(&self.registry, name)
     }
 }
 
-/// Answers by path: `/echo` streams the body back, `/fail` cannot, `/truncate` breaks off, anything
-/// else says what it saw.
+pub(crate) fn counter(registry: &prometheus::Registry, name: &str) -> f64 {
+    let families = registry.gather();
+    let family = families.iter().filter(|family| family.name() == name);
+    family.flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value()).sum()
+}
+
+/// Answers by path: `/echo` streams the body back, `/fail` cannot, `/truncate` breaks off, `/hang`
+/// reads nothing and says nothing more, `/flood` never ends, anything else says what it saw.
 #[derive(Default)]
 pub(crate) struct Origin {
     pub(crate) configurations: Mutex<Vec<(i32, Vec<u8>)>>,
@@ -234,6 +240,10 @@ impl RequestHandler for Origin {
                 let stopped = poll_fn(|cx| send.poll_stopped(cx)).await;
                 assert!(stopped.is_err());
                 self.aborted.fetch_add(1, Ordering::SeqCst);
+            }
+            "flood" => {
+                let chunk = Bytes::from(vec![0; 1 << 16]);
+                while write(&mut send, chunk.clone()).await.is_ok() {}
             }
             "echo" => {
                 let mut chunks = VecDeque::new();

@@ -1,0 +1,333 @@
+//! The receiving halves of one QUIC connection's streams, and which of them are read too slowly.
+//!
+//! What a stream holds unread uses up the credit that all streams of its connection share (RFC 9000
+//! §4.1), and quinn tells nobody how much that is. Each look asks of every stream whether its reader
+//! kept up since the last one; `credit.rs` acts on the answer.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quinn::VarInt;
+
+use crate::streams::{CHUNKS_MAX, StreamError, read_error};
+
+/// The streams of one connection that carry bodies.
+#[derive(Debug, Default)]
+pub(crate) struct Readers {
+    /// Bounded by the streams that are open.
+    live: Mutex<Live>,
+    /// Bytes handed out by all of them since the connection began.
+    taken: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    next: u64,
+    readers: BTreeMap<u64, Arc<Reader>>,
+}
+
+/// What a look at all streams of a connection found.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Streams whose reader does not keep up; each may hold a whole stream window.
+    pub(crate) lagging: u64,
+    /// Those that are as good as not read at all, and since when.
+    pub(crate) slow: Vec<(Instant, Arc<Reader>)>,
+}
+
+impl Readers {
+    /// Bytes handed out so far.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Looks at every stream.
+    pub(crate) fn survey(&self, now: Instant) -> Survey {
+        let mut survey = Survey::default();
+        for reader in lock(&self.live).readers.values() {
+            match reader.look(now) {
+                Pace::Prompt => {}
+                Pace::Lagging => survey.lagging += 1,
+                Pace::Slow { since } => {
+                    survey.lagging += 1;
+                    survey.slow.push((since, Arc::clone(reader)));
+                }
+            }
+        }
+        survey.slow.sort_by_key(|(since, _)| *since);
+        survey
+    }
+}
+
+/// One receiving half, as its owner and its connection's look share it.
+#[derive(Debug)]
+pub(crate) struct Reader(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    stream: quinn::RecvStream,
+    tempo: Tempo,
+    /// Given to the owner at every poll from now on; quinn gives an error only once.
+    broken: Option<StreamError>,
+}
+
+impl Reader {
+    fn look(&self, now: Instant) -> Pace {
+        let mut state = lock(&self.0);
+        // What is broken holds nothing.
+        if state.broken.is_some() || (state.tempo.may_lag() && !state.holds_unread()) {
+            state.tempo.handle_emptied();
+        }
+        state.tempo.look(now)
+    }
+
+    /// Takes the stream from a reader that does not read: what it holds is freed and the peer told to
+    /// stop; its owner gets [`StreamError::SlowReader`].
+    pub(crate) fn evict(&self) {
+        let mut state = lock(&self.0);
+        // Fails only for a stream that has ended, which holds nothing.
+        drop(state.stream.stop(VarInt::from_u32(0)));
+        state.broken.get_or_insert(StreamError::SlowReader);
+    }
+}
+
+impl State {
+    fn poll_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut VecDeque<Bytes>,
+    ) -> Poll<Result<Option<u64>, StreamError>> {
+        if let Some(error) = self.broken {
+            return Poll::Ready(Err(error));
+        }
+        let mut chunks: [Bytes; CHUNKS_MAX] = [const { Bytes::new() }; CHUNKS_MAX];
+        // Cancel-safe by quinn's contract: polled once, dropped, polled anew.
+        let polled = pin!(self.stream.read_chunks(&mut chunks)).poll(cx);
+        match polled {
+            Poll::Ready(Ok(Some(count))) => {
+                // quinn gives out no chunk without bytes.
+                let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+                out.extend(chunks.into_iter().take(count));
+                self.tempo.handle_read(bytes, count < CHUNKS_MAX);
+                Poll::Ready(Ok(Some(bytes)))
+            }
+            Poll::Ready(Ok(None)) => Poll::Ready(Ok(None)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.break_off(&error))),
+            Poll::Pending => {
+                self.tempo.handle_wait();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Whether bytes have arrived that the owner could read now. Only for a stream whose owner does
+    /// not wait in a poll, because it takes the place of the owner's waker.
+    fn holds_unread(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = pin!(self.stream.read_chunk(0, true)).poll(&mut cx);
+        match polled {
+            Poll::Ready(Ok(Some(_))) => true,
+            Poll::Ready(Ok(None)) | Poll::Pending => false,
+            Poll::Ready(Err(error)) => {
+                self.break_off(&error);
+                false
+            }
+        }
+    }
+
+    fn break_off(&mut self, error: &quinn::ReadError) -> StreamError {
+        *self.broken.insert(read_error(error))
+    }
+}
+
+/// The owner's side of a receiving half. Dropping it before the end tells the peer to stop.
+#[derive(Debug)]
+pub(crate) struct QuicBody {
+    reader: Arc<Reader>,
+    /// Absent for streams that carry RPC, which are few and short and read at once.
+    entry: Option<Entry>,
+}
+
+impl QuicBody {
+    pub(crate) fn new(stream: quinn::RecvStream, readers: Option<&Arc<Readers>>) -> Self {
+        let state = State { stream, tempo: Tempo::default(), broken: None };
+        let reader = Arc::new(Reader(Mutex::new(state)));
+        let entry = readers.map(|readers| Entry::new(readers, &reader));
+        Self { reader, entry }
+    }
+
+    pub(crate) fn poll_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut VecDeque<Bytes>,
+    ) -> Poll<Result<bool, StreamError>> {
+        let polled = lock(&self.reader.0).poll_chunks(cx, out);
+        polled.map_ok(|taken| {
+            if let (Some(bytes), Some(entry)) = (taken, &self.entry) {
+                entry.readers.taken.fetch_add(bytes, Ordering::Relaxed);
+            }
+            taken.is_some()
+        })
+    }
+
+    pub(crate) fn stop(&mut self) {
+        // An already finished stream has nothing to stop.
+        drop(lock(&self.reader.0).stream.stop(VarInt::from_u32(0)));
+    }
+}
+
+/// A stream's place among its connection's.
+#[derive(Debug)]
+struct Entry {
+    readers: Arc<Readers>,
+    key: u64,
+}
+
+impl Entry {
+    fn new(readers: &Arc<Readers>, reader: &Arc<Reader>) -> Self {
+        let mut live = lock(&readers.live);
+        let key = live.next;
+        live.next += 1;
+        live.readers.insert(key, Arc::clone(reader));
+        Self { readers: Arc::clone(readers), key }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Dropped after the lock is: the last owner of a stream talks to quinn.
+        let gone = lock(&self.readers.live).readers.remove(&self.key);
+        drop(gone);
+    }
+}
+
+/// How one stream is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// Its reader was seen to have taken all there was.
+    Prompt,
+    /// Its reader was behind for the whole time between two looks.
+    Lagging,
+    /// It took less than [`SLOW_BYTES`] in [`SLOW_PERIOD`] while it was behind.
+    Slow { since: Instant },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tempo {
+    taken: u64,
+    /// Has had everything at some moment since the last look.
+    caught_up: bool,
+    /// The last poll found nothing, so the owner waits to be woken.
+    waiting: bool,
+    /// Since when it is behind, and how much had been taken then.
+    behind: Option<(Instant, u64)>,
+}
+
+impl Default for Tempo {
+    fn default() -> Self {
+        Self { taken: 0, caught_up: true, waiting: false, behind: None }
+    }
+}
+
+impl Tempo {
+    fn handle_read(&mut self, bytes: u64, all: bool) {
+        self.taken += bytes;
+        self.caught_up |= all;
+        self.waiting = false;
+    }
+
+    fn handle_wait(&mut self) {
+        self.waiting = true;
+    }
+
+    fn handle_emptied(&mut self) {
+        self.caught_up = true;
+    }
+
+    fn may_lag(&self) -> bool {
+        !self.caught_up && !self.waiting
+    }
+
+    fn look(&mut self, now: Instant) -> Pace {
+        let lags = self.may_lag();
+        self.caught_up = false;
+        if !lags {
+            self.behind = None;
+            return Pace::Prompt;
+        }
+        let (since, before) = *self.behind.get_or_insert((now, self.taken));
+        if now.saturating_duration_since(since) < SLOW_PERIOD {
+            return Pace::Lagging;
+        }
+        if self.taken - before < SLOW_BYTES {
+            return Pace::Slow { since };
+        }
+        self.behind = Some((now, self.taken));
+        Pace::Lagging
+    }
+}
+
+/// No section that holds a lock can leave its data half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a reader must be behind before its stream may be taken from it.
+pub(crate) const SLOW_PERIOD: Duration = Duration::from_secs(10);
+/// What it must take in that time to keep it: 52 kbit/s, the pace of a modem.
+const SLOW_BYTES: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn a_reader_that_waits_for_bytes_never_lags() {
+        let (mut tempo, now) = (Tempo::default(), Instant::now());
+        tempo.handle_wait();
+        for look in 0..100 {
+            assert_eq!(tempo.look(now + LOOK * look), Pace::Prompt);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_empties_the_stream_now_and_then_does_not_lag() {
+        let (mut tempo, now) = (Tempo::default(), Instant::now());
+        for look in 0..100 {
+            tempo.handle_read(1, false);
+            tempo.handle_read(1, true);
+            tempo.handle_read(1, false);
+            assert_eq!(tempo.look(now + LOOK * look), Pace::Prompt);
+        }
+    }
+
+    #[test]
+    fn a_reader_that_takes_nothing_lags_at_once_and_is_slow_in_the_end() {
+        let (mut tempo, now) = (Tempo::default(), Instant::now());
+        tempo.look(now);
+        assert_eq!(tempo.look(now + LOOK), Pace::Lagging);
+        assert_eq!(tempo.look(now + SLOW_PERIOD), Pace::Lagging);
+        assert_eq!(tempo.look(now + LOOK + SLOW_PERIOD), Pace::Slow { since: now + LOOK });
+    }
+
+    #[test]
+    fn a_reader_that_is_behind_but_moves_on_is_not_slow() {
+        let (mut tempo, now) = (Tempo::default(), Instant::now());
+        tempo.look(now);
+        for period in 1..10 {
+            assert_eq!(tempo.look(now + SLOW_PERIOD * period), Pace::Lagging);
+            tempo.handle_read(SLOW_BYTES, false);
+        }
+    }
+}
