@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::{Config, CredentialsSource, Edge, EdgeTunnel, Tunnel, read::Sink};
+use crate::{
+    Config, CredentialsSource, Edge, EdgeTunnel, EntryPoint, EntryPointTransport, Tunnel, acme,
+    dynamic::Dynamic, read::Sink,
+};
 
 /// Reports every contradiction between the parts of `config`.
 pub(crate) fn check(config: &Config, sink: &Sink<'_>) {
@@ -14,12 +17,8 @@ pub(crate) fn check(config: &Config, sink: &Sink<'_>) {
         sink.reject_at("", "", "there is nothing to run: no `edge`, no `tunnel`, no `entryPoints`");
     }
     check_listeners(config, sink);
-    for (name, _) in config.entry_points.iter().filter(|(_, entry_point)| entry_point.tls) {
-        if config.tls.certificates.is_empty() {
-            let key = format!("entryPoints.{name}.http.tls");
-            sink.reject_at(&key, "", "TLS needs at least one certificate in `tls.certificates`");
-        }
-    }
+    check_entry_points(config, sink);
+    acme::check_resolvers(config, sink);
     if let Some(edge) = &config.edge {
         check_edge(config, edge, sink);
     }
@@ -28,28 +27,86 @@ pub(crate) fn check(config: &Config, sink: &Sink<'_>) {
     }
 }
 
-/// No two listeners may want the same address; the admin endpoint never shares one.
-fn check_listeners(config: &Config, sink: &Sink<'_>) {
-    let mut listeners: Vec<(String, SocketAddr)> = config
-        .entry_points
-        .iter()
-        .map(|(name, entry_point)| (format!("entryPoints.{name}.address"), entry_point.address))
-        .collect();
-    listeners.extend(config.edge.as_ref().map(|edge| ("edge.listen".to_owned(), edge.listen)));
-    listeners.push(("admin.address".to_owned(), config.admin.address));
-    for (index, (key, address)) in listeners.iter().enumerate() {
-        if let Some((other, _)) = listeners[..index].iter().find(|(_, other)| collides(*address, *other)) {
-            sink.reject_at(key, &address.to_string(), format!("`{other}` listens there already"));
+/// Whether an entry point was written, well or not.
+pub(crate) fn has_entry_point(config: &Config, sink: &Sink<'_>, name: &str) -> bool {
+    config.entry_points.contains_key(name) || sink.has(&format!("entryPoints.{name}"))
+}
+
+/// Names of entry points that other parts of the static configuration give.
+fn check_entry_points(config: &Config, sink: &Sink<'_>) {
+    let is_known =
+        |name: &str| config.entry_points.contains_key(name) || sink.has(&format!("entryPoints.{name}"));
+    for (name, entry_point) in &config.entry_points {
+        let Some(redirection) = &entry_point.redirection else { continue };
+        let is_port = redirection.to.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+        let key = format!("entryPoints.{name}.http.redirections.entryPoint.to");
+        if !is_port && !is_known(&redirection.to) {
+            sink.reject_at(&key, &redirection.to, "there is no entry point of this name");
+        } else if redirection.to == *name {
+            sink.reject_at(&key, &redirection.to, "an entry point cannot redirect to itself");
+        }
+    }
+    let has_routers = config.providers.file.is_some() || config.dynamic != Dynamic::default();
+    for (name, entry_point) in &config.entry_points {
+        if entry_point.http3.is_none() {
+            continue;
+        }
+        let key = format!("entryPoints.{name}.http3");
+        if entry_point.transport == EntryPointTransport::Udp {
+            sink.reject_at(&key, "", "expected an entry point over TCP: HTTP/3 takes the UDP port beside it");
+        } else if !has_routers {
+            sink.reject_at(&key, "", "HTTP/3 reaches routers only (`http`, `providers`), and there are none");
         }
     }
 }
 
-/// Port 0 is a free port each time; an unspecified address takes every address.
-fn collides(left: SocketAddr, right: SocketAddr) -> bool {
-    let is_any = |address: IpAddr| address.is_unspecified();
-    left.port() != 0
-        && left.port() == right.port()
-        && (left.ip() == right.ip() || is_any(left.ip()) || is_any(right.ip()))
+/// No two listeners may want the same address; the admin endpoint never shares one.
+fn check_listeners(config: &Config, sink: &Sink<'_>) {
+    let mut listeners: Vec<Listener> = config.entry_points.iter().map(Listener::of_entry_point).collect();
+    listeners.extend(config.edge.as_ref().map(|edge| Listener {
+        key: "edge.listen".to_owned(),
+        address: edge.listen,
+        tcp: true,
+        udp: true,
+    }));
+    let address = config.admin.address;
+    listeners.push(Listener { key: "admin.address".to_owned(), address, tcp: true, udp: false });
+    for (index, listener) in listeners.iter().enumerate() {
+        if let Some(other) = listeners[..index].iter().find(|other| listener.collides(other)) {
+            let reason = format!("`{}` listens there already", other.key);
+            sink.reject_at(&listener.key, &listener.address.to_string(), reason);
+        }
+    }
+}
+
+/// A socket that the configuration asks for.
+struct Listener {
+    key: String,
+    address: SocketAddr,
+    tcp: bool,
+    udp: bool,
+}
+
+impl Listener {
+    fn of_entry_point((name, entry_point): (&String, &EntryPoint)) -> Self {
+        let tcp = entry_point.transport == EntryPointTransport::Tcp;
+        Self {
+            key: format!("entryPoints.{name}.address"),
+            address: entry_point.address,
+            tcp,
+            udp: !tcp || entry_point.http3.is_some(),
+        }
+    }
+
+    /// Port 0 is a free port each time; an unspecified address takes every address.
+    fn collides(&self, other: &Self) -> bool {
+        let is_any = |address: IpAddr| address.is_unspecified();
+        let (left, right) = (self.address, other.address);
+        ((self.tcp && other.tcp) || (self.udp && other.udp))
+            && left.port() != 0
+            && left.port() == right.port()
+            && (left.ip() == right.ip() || is_any(left.ip()) || is_any(right.ip()))
+    }
 }
 
 fn check_edge(config: &Config, edge: &Edge, sink: &Sink<'_>) {

@@ -8,9 +8,10 @@ use std::{
 use zeroize::Zeroizing;
 
 use crate::{
-    AccessLog, Admin, CertificateFiles, Config, Limits, Log, LogFormat, LogLevel, Problems, Shutdown, Tls,
-    check, edge, entry_points,
-    read::{Dialect, Field, Section, Sink},
+    Admin, CertificateFiles, Config, Limits, Log, LogFormat, LogLevel, Problems, Shutdown, Tls, acme, check,
+    dynamic::{self, CertificatePair, Dynamic, PemSource, TlsCertificate},
+    edge, entry_points, observing, providers,
+    read::{Dialect, Field, Findings, Section, Sink},
     tunnel,
     units::{DURATION_MAX, parse_listen_address},
     yaml::{Node, Value},
@@ -42,7 +43,8 @@ impl Config {
     /// Files that hold a part of the configuration (`config`, `token-file`, `credentials-file`, `secret-file`) are read
     /// through `files`; certificates are only named.
     pub fn parse(text: &str, file: &str, files: &dyn FileSource) -> Result<Self, Problems> {
-        let (node, duplicates) = Node::from_yaml(text, file).map_err(|problem| Problems(vec![*problem]))?;
+        let (node, duplicates) =
+            Node::from_large_yaml(text, file).map_err(|problem| Problems(vec![*problem]))?;
         let node = match node.value {
             // An empty file is a mapping without keys: what is missing is then named.
             Value::Null => Node { value: Value::Mapping(Vec::new()), ..node },
@@ -51,13 +53,16 @@ impl Config {
         let sink = Sink::new(file, Dialect::Adit);
         duplicates.into_iter().for_each(|problem| sink.report(problem));
         let loader = Loader { files, sources: RefCell::new(vec![PathBuf::from(file)]) };
-        let config = sink.root(&node).section().map(|section| read_config(section, &loader));
+        let (dynamic, findings) = dynamic::read_inline(&node, file);
+        let inline = Inline { dynamic, findings };
+        let config = sink.root(&node).section().map(|section| read_config(section, &loader, inline));
         if let Some(config) = &config {
             check::check(config, &sink);
         }
         let findings = sink.finish();
         match config {
-            Some(config) if findings.problems.is_empty() => {
+            Some(mut config) if findings.problems.is_empty() => {
+                config.dynamic.warnings = findings.warnings;
                 Ok(Self { sources: loader.sources.into_inner(), origins: findings.origins, ..config })
             }
             _ => Err(Problems(findings.problems)),
@@ -99,7 +104,6 @@ pub(crate) fn read_certificate(
     let mut section = field.section()?;
     let cert = section.require(cert_key).and_then(|field| field.path());
     let key = section.require(key_key).and_then(|field| field.path());
-    section.refuse(&["stores"]);
     section.finish();
     Some(CertificateFiles { cert: cert?, key: key? })
 }
@@ -112,19 +116,37 @@ pub(crate) fn read_name(field: &Field<'_>) -> Option<String> {
     })
 }
 
-fn read_config(mut root: Section<'_>, loader: &Loader<'_>) -> Config {
+/// What the other reader has found in the dynamic sections of the same file.
+struct Inline {
+    dynamic: Dynamic,
+    findings: Findings,
+}
+
+fn read_config(mut root: Section<'_>, loader: &Loader<'_>, inline: Inline) -> Config {
+    root.optional("ping", observing::check_ping);
+    root.optional("api", observing::check_api);
+    root.itself().sink.absorb(inline.findings);
+    root.leave(&dynamic::SECTIONS);
     let shutdown = root.optional("shutdown", read_shutdown).unwrap_or_default();
     let grace_period = shutdown.grace_period;
     let config = Config {
         entry_points: root
             .optional("entryPoints", |field| Some(entry_points::read_entry_points(field, grace_period)))
             .unwrap_or_default(),
-        tls: root.optional("tls", read_tls).unwrap_or_default(),
+        tls: Tls {
+            certificates: files_of(&inline.dynamic),
+            resolvers: root
+                .optional("certificatesResolvers", |field| Some(acme::read_resolvers(field)))
+                .unwrap_or_default(),
+        },
         edge: root.optional("edge", |field| edge::read_edge(field, loader, grace_period)),
         tunnel: root.optional("tunnel", |field| tunnel::read_tunnel(field, loader, grace_period)),
         admin: root.optional("admin", read_admin).unwrap_or_default(),
         log: root.optional("log", read_log).unwrap_or_default(),
-        access_log: root.optional("accessLog", read_access_log),
+        access_log: root.optional("accessLog", observing::read_access_log),
+        metrics: root.optional("metrics", observing::read_metrics).unwrap_or_default(),
+        providers: root.optional("providers", providers::read_providers).unwrap_or_default(),
+        dynamic: inline.dynamic,
         limits: root.optional("limits", read_limits).unwrap_or_default(),
         state_dir: root.optional("state-dir", Field::path),
         shutdown,
@@ -136,15 +158,14 @@ fn read_config(mut root: Section<'_>, loader: &Loader<'_>) -> Config {
     config
 }
 
-fn read_tls(field: &Field<'_>) -> Option<Tls> {
-    let mut section = field.section()?;
-    let read_certificates = |field: &Field<'_>| {
-        Some(field.items().iter().filter_map(|item| read_certificate(item, "certFile", "keyFile")).collect())
+fn files_of(dynamic: &Dynamic) -> Vec<CertificateFiles> {
+    let files = |certificate: &TlsCertificate| match &certificate.pair {
+        CertificatePair { cert: PemSource::File(cert), key: PemSource::File(key) } => {
+            Some(CertificateFiles { cert: cert.clone(), key: key.clone() })
+        }
+        _ => None,
     };
-    let certificates = section.optional("certificates", read_certificates).unwrap_or_default();
-    section.refuse(&["options", "stores"]);
-    section.finish();
-    Some(Tls { certificates })
+    dynamic.tls.certificates.iter().filter_map(files).collect()
 }
 
 fn read_admin(field: &Field<'_>) -> Option<Admin> {
@@ -191,15 +212,6 @@ fn read_log_format(field: &Field<'_>) -> Option<LogFormat> {
     })
 }
 
-fn read_access_log(field: &Field<'_>) -> Option<AccessLog> {
-    let mut section = field.section()?;
-    let file_path = section.optional("filePath", Field::path);
-    let format = section.optional("format", read_log_format).unwrap_or_default();
-    section.refuse(&["filters", "fields", "bufferingSize", "addInternals", "otlp"]);
-    section.finish();
-    Some(AccessLog { file_path, format })
-}
-
 fn read_limits(field: &Field<'_>) -> Option<Limits> {
     let mut section = field.section()?;
     let mut limits = Limits::default();
@@ -230,25 +242,18 @@ fn read_shutdown(field: &Field<'_>) -> Option<Shutdown> {
 }
 
 /// Sections of the design, and of Traefik's static file, that this version does not serve.
-const LATER_SECTIONS: [&str; 18] = [
+const LATER_SECTIONS: [&str; 11] = [
     "access",
-    "api",
-    "certificatesResolvers",
     "core",
     "experimental",
     "global",
-    "http",
     "kubernetes",
     "mesh",
-    "metrics",
-    "ping",
-    "providers",
     "serversTransport",
     "spiffe",
-    "tcp",
+    "ocsp",
     "tcpServersTransport",
     "tracing",
-    "udp",
 ];
 /// As much as the main file may have.
 const FILE_BYTES_MAX: usize = 1 << 20;

@@ -1,20 +1,25 @@
 //! The effective configuration as the operator would write it, secrets masked, each value with its origin.
 
+mod ingress;
+
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use serde_json::{Map, Value, json};
 
 use crate::{
-    CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel, EntryPoint, Limits,
-    LogFormat, LogLevel, Origin, Protocol, Tunnel, WarpRouting, format_duration, format_size,
+    CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel, Limits, LogFormat,
+    LogLevel, Origin, Protocol, Tunnel, WarpRouting, format_duration, format_size,
 };
 
 impl Config {
     /// The whole configuration with the keys of `adit.yaml` and every default spelt out; secrets are `***`.
     pub fn to_effective(&self) -> Value {
         let mut fields = Map::new();
-        let entry_points: Map<_, _> =
-            self.entry_points.iter().map(|(name, value)| (name.clone(), entry_point(value))).collect();
+        let entry_points: Map<_, _> = self
+            .entry_points
+            .iter()
+            .map(|(name, value)| (name.clone(), ingress::entry_point(value)))
+            .collect();
         fields.insert("entryPoints".into(), entry_points.into());
         let certificates =
             self.tls.certificates.iter().map(|files| certificate(files, "certFile", "keyFile"));
@@ -26,16 +31,15 @@ impl Config {
             "log".into(),
             json!({ "level": level(self.log.level), "format": format(self.log.format) }),
         );
-        insert(
-            &mut fields,
-            "accessLog",
-            self.access_log.as_ref().map(|log| {
-                let path = log.file_path.as_ref().map(|path| path.display().to_string());
-                let mut fields = Map::from_iter([("format".to_owned(), json!(format(log.format)))]);
-                insert(&mut fields, "filePath", path.map(Value::from));
-                fields.into()
-            }),
-        );
+        insert(&mut fields, "accessLog", self.access_log.as_ref().map(ingress::access_log));
+        insert(&mut fields, "metrics", ingress::metrics(&self.metrics));
+        fields.insert("providers".into(), ingress::providers(&self.providers));
+        if !self.tls.resolvers.is_empty() {
+            let resolvers = self.tls.resolvers.iter();
+            let resolvers: Map<_, _> =
+                resolvers.map(|(name, resolver)| (name.clone(), ingress::resolver(resolver))).collect();
+            fields.insert("certificatesResolvers".into(), resolvers.into());
+        }
         fields.insert("limits".into(), limits(&self.limits));
         fields.insert("shutdown".into(), json!({ "grace-period": duration(self.shutdown.grace_period) }));
         insert(
@@ -52,30 +56,6 @@ impl Config {
         write_mapping(&mut yaml, &self.to_effective(), &Place { path: "", indent: 0 }, &self.origins);
         yaml
     }
-}
-
-fn entry_point(entry_point: &EntryPoint) -> Value {
-    let unlimited = |timeout: Option<Duration>| duration(timeout.unwrap_or_default());
-    let mut http = Map::new();
-    insert(&mut http, "tls", entry_point.tls.then(|| json!({})));
-    json!({
-        "address": address(entry_point.address),
-        "asDefault": entry_point.as_default,
-        "http": http,
-        "forwardedHeaders": {
-            "trustedIPs": entry_point.forwarded_trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "insecure": entry_point.forwarded_insecure,
-        },
-        "transport": {
-            "respondingTimeouts": {
-                "readHeaderTimeout": duration(entry_point.read_header_timeout),
-                "readTimeout": unlimited(entry_point.read_timeout),
-                "writeTimeout": unlimited(entry_point.write_timeout),
-                "idleTimeout": duration(entry_point.idle_timeout),
-            },
-            "lifeCycle": { "graceTimeOut": duration(entry_point.grace_period) },
-        },
-    })
 }
 
 fn tunnel(tunnel: &Tunnel) -> Value {

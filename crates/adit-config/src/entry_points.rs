@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
-    EntryPoint,
+    EntryPoint, EntryPointTransport, Http3, ProxyProtocolTrust, Redirection, UnderscoreHeaders,
+    dynamic::{EncodedCharacters, network, read_encoded_characters, read_router_tls, read_tracing},
+    model_ingress::PLACEHOLDER_ADDRESS,
     read::{Field, Section},
     units::{DURATION_MAX, parse_duration},
     yaml::Value,
@@ -34,10 +36,13 @@ pub(crate) fn read_entry_points(field: &Field<'_>, grace_period: Duration) -> BT
 
 fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPoint> {
     let mut section = field.section()?;
-    let address = section.require("address").and_then(|field| read_tcp_address(&field));
-    let mut entry_point = EntryPoint { grace_period, ..EntryPoint::new(address.unwrap_or(PLACEHOLDER)) };
+    let address = section.require("address").and_then(|field| read_address(&field));
+    let (listen, transport) = address.unwrap_or((PLACEHOLDER_ADDRESS, EntryPointTransport::Tcp));
+    let mut entry_point = EntryPoint { grace_period, transport, ..EntryPoint::new(listen) };
     section.set("asDefault", &mut entry_point.as_default, Field::boolean);
-    section.set("http", &mut entry_point.tls, read_http);
+    if let Some(field) = section.take("http") {
+        read_http(&field, &mut entry_point);
+    }
     if let Some(field) = section.take("forwardedHeaders") {
         read_forwarded_headers(&field, &mut entry_point);
     }
@@ -45,75 +50,90 @@ fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPo
         read_transport(&mut transport, &mut entry_point);
         transport.finish();
     }
-    section.refuse(&["on", "http2", "http3", "proxyProtocol", "udp", "reusePort", "observability"]);
+    entry_point.http2_streams_max = section.optional("http2", read_http2);
+    entry_point.http3 = section.optional("http3", read_http3);
+    entry_point.proxy_protocol = section.optional("proxyProtocol", read_proxy_protocol);
+    section.set("udp", &mut entry_point.udp_timeout, read_udp);
+    section.set("reusePort", &mut entry_point.reuse_port, Field::boolean);
+    section.refuse(&["allowACMEByPass"]);
+    if let Some(field) = section.take("observability") {
+        read_observability(&field, &mut entry_point);
+    }
+    section.refuse(&["on"]);
     section.finish();
     address.map(|_| entry_point)
 }
 
-impl EntryPoint {
-    /// An entry point at an address with every other setting at its default.
-    pub fn new(address: SocketAddr) -> Self {
-        Self {
-            address,
-            as_default: false,
-            tls: false,
-            forwarded_trusted: Vec::new(),
-            forwarded_insecure: false,
-            read_header_timeout: Duration::from_secs(10),
-            read_timeout: None,
-            write_timeout: None,
-            // Traefik's default.
-            idle_timeout: Duration::from_secs(180),
-            grace_period: crate::GRACE_PERIOD_DEFAULT,
-        }
-    }
-}
-
-/// `host:port`, perhaps with Traefik's suffix `/tcp`.
-fn read_tcp_address(field: &Field<'_>) -> Option<SocketAddr> {
-    if field.text()?.ends_with("/udp") {
-        field.reject("UDP entry points are not implemented in this version");
-        return None;
-    }
-    field.parse("an address such as `127.0.0.1:8000`, `[::1]:8000` or `:8000`", |text| {
-        crate::parse_listen_address(text.strip_suffix("/tcp").unwrap_or(text))
+/// `host:port`, perhaps with Traefik's suffix `/tcp` or `/udp`.
+fn read_address(field: &Field<'_>) -> Option<(SocketAddr, EntryPointTransport)> {
+    field.parse("an address such as `127.0.0.1:8000`, `[::1]:8000`, `:8000` or `:53/udp`", |text| {
+        let (address, transport) = match text.split_once('/') {
+            None => (text, EntryPointTransport::Tcp),
+            Some((address, suffix)) if suffix.eq_ignore_ascii_case("tcp") => {
+                (address, EntryPointTransport::Tcp)
+            }
+            Some((address, suffix)) if suffix.eq_ignore_ascii_case("udp") => {
+                (address, EntryPointTransport::Udp)
+            }
+            Some(_) => return None,
+        };
+        Some((crate::parse_listen_address(address)?, transport))
     })
 }
 
-/// Whether `http.tls` is there: a mapping or `true`.
-fn read_http(field: &Field<'_>) -> Option<bool> {
-    let mut section = field.section()?;
-    let tls = section.optional("tls", |field| match &field.node.value {
-        Value::Mapping(_) => {
-            let mut section = field.section()?;
-            section.refuse(&["certResolver", "domains", "options"]);
-            section.finish();
-            Some(true)
-        }
-        _ => field.boolean(),
+fn read_http(field: &Field<'_>, entry_point: &mut EntryPoint) {
+    let Some(mut section) = field.section() else { return };
+    entry_point.router_tls = section.optional("tls", read_router_tls);
+    entry_point.tls = entry_point.router_tls.is_some();
+    section.set("middlewares", &mut entry_point.middlewares, Field::strings);
+    entry_point.redirection = section.optional("redirections", read_redirections);
+    section.set("sanitizePath", &mut entry_point.sanitize_path, Field::boolean);
+    section.set("encodeQuerySemicolons", &mut entry_point.encode_query_semicolons, Field::boolean);
+    section.set("encodedCharacters", &mut entry_point.encoded_characters, |field| {
+        read_encoded_characters(field, EncodedCharacters::ALL)
     });
-    section.refuse(&[
-        "redirections",
-        "middlewares",
-        "encodeQuerySemicolons",
-        "sanitizePath",
-        "maxHeaderBytes",
-        "encodedCharacters",
-    ]);
+    entry_point.header_bytes_max =
+        section.optional("maxHeaderBytes", |field| field.integer(HEADER_BYTES_MIN..=HEADER_BYTES_MAX));
+    section.set("underscoreHeadersStrategy", &mut entry_point.underscore_headers, |field| {
+        field.parse("`keep`, `delete` or `reject`", |text| match text {
+            "keep" => Some(UnderscoreHeaders::Keep),
+            "delete" => Some(UnderscoreHeaders::Delete),
+            "reject" => Some(UnderscoreHeaders::Reject),
+            _ => None,
+        })
+    });
     section.finish();
-    Some(tls.unwrap_or(false))
+}
+
+fn read_redirections(field: &Field<'_>) -> Option<Redirection> {
+    let mut section = field.section()?;
+    let redirection = section.require("entryPoint").and_then(|field| {
+        let mut section = field.section()?;
+        let mut redirection = Redirection::default();
+        let to = section.require("to").and_then(|field| field.filled());
+        section.set("scheme", &mut redirection.scheme, Field::filled);
+        section.set("permanent", &mut redirection.permanent, Field::boolean);
+        section.set("priority", &mut redirection.priority, Field::whole);
+        section.finish();
+        Some(Redirection { to: to?, ..redirection })
+    });
+    section.finish();
+    redirection
 }
 
 fn read_forwarded_headers(field: &Field<'_>, entry_point: &mut EntryPoint) {
     let Some(mut section) = field.section() else { return };
-    section.set("trustedIPs", &mut entry_point.forwarded_trusted, |field| {
-        let read_network =
-            |item: &Field<'_>| item.parse("an address or network such as `10.0.0.0/8`", network);
-        Some(field.items().iter().filter_map(read_network).collect())
-    });
+    section.set("trustedIPs", &mut entry_point.forwarded_trusted, read_networks);
     section.set("insecure", &mut entry_point.forwarded_insecure, Field::boolean);
-    section.refuse(&["connection", "notAppendXForwardedFor"]);
+    section.set("connection", &mut entry_point.forwarded_connection, Field::strings);
+    section.set("notAppendXForwardedFor", &mut entry_point.forwarded_not_append, Field::boolean);
+    section.set("addXForwardedSchemeHeaders", &mut entry_point.forwarded_scheme_headers, Field::boolean);
     section.finish();
+}
+
+fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
+    let read = |item: &Field<'_>| item.parse("an address or network such as `10.0.0.0/8`", network);
+    Some(field.items().iter().filter_map(read).collect())
 }
 
 fn read_transport(section: &mut Section<'_>, entry_point: &mut EntryPoint) {
@@ -132,14 +152,65 @@ fn read_transport(section: &mut Section<'_>, entry_point: &mut EntryPoint) {
     }
     if let Some(mut life_cycle) = section.take("lifeCycle").and_then(|field| field.section()) {
         life_cycle.set("graceTimeOut", &mut entry_point.grace_period, duration);
-        life_cycle.refuse(&["requestAcceptGraceTimeout"]);
+        life_cycle.set("requestAcceptGraceTimeout", &mut entry_point.request_accept_grace, duration);
         life_cycle.finish();
     }
     section.refuse(&["keepAliveMaxRequests", "keepAliveMaxTime"]);
 }
 
+fn read_http2(field: &Field<'_>) -> Option<u32> {
+    let mut section = field.section()?;
+    let streams_max = section.optional("maxConcurrentStreams", |field| field.integer(1..=10_000));
+    section.refuse(&["maxDecoderHeaderTableSize", "maxEncoderHeaderTableSize"]);
+    section.finish();
+    streams_max
+}
+
+fn read_http3(field: &Field<'_>) -> Option<Http3> {
+    let mut section = match &field.node.value {
+        Value::Mapping(_) => field.section()?,
+        _ => return field.boolean()?.then(Http3::default),
+    };
+    let advertised_port = section.optional("advertisedPort", |field| field.integer(1..=65535));
+    section.finish();
+    Some(Http3 { advertised_port })
+}
+
+fn read_proxy_protocol(field: &Field<'_>) -> Option<ProxyProtocolTrust> {
+    let mut section = match &field.node.value {
+        Value::Mapping(_) => field.section()?,
+        _ => return field.boolean()?.then(ProxyProtocolTrust::default),
+    };
+    let mut trust = ProxyProtocolTrust::default();
+    section.set("trustedIPs", &mut trust.trusted, read_networks);
+    section.set("insecure", &mut trust.insecure, Field::boolean);
+    section.finish();
+    Some(trust)
+}
+
+fn read_udp(field: &Field<'_>) -> Option<Duration> {
+    let mut section = field.section()?;
+    let timeout = section.optional("timeout", |field| {
+        let timeout = duration(field)?;
+        if timeout.is_zero() {
+            field.reject("expected a duration above 0s");
+        }
+        Some(timeout)
+    });
+    section.finish();
+    timeout
+}
+
+fn read_observability(field: &Field<'_>, entry_point: &mut EntryPoint) {
+    let Some(mut section) = field.section() else { return };
+    section.set("accessLogs", &mut entry_point.access_logs, Field::boolean);
+    section.set("metrics", &mut entry_point.metrics, Field::boolean);
+    read_tracing(&mut section);
+    section.finish();
+}
+
 /// In Traefik's sections a number alone means seconds.
-fn duration(field: &Field<'_>) -> Option<Duration> {
+pub(crate) fn duration(field: &Field<'_>) -> Option<Duration> {
     field.parse("a duration such as `30s`", |text| {
         let seconds =
             || text.parse().ok().map(Duration::from_secs).filter(|duration| *duration <= DURATION_MAX);
@@ -151,16 +222,14 @@ fn non_zero(duration: Duration) -> Option<Duration> {
     Some(duration).filter(|duration| !duration.is_zero())
 }
 
-fn network(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address)))
-}
-
 fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
-/// Stands in while the rest of an entry point without a good address is read for more problems.
-const PLACEHOLDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 /// Each is a socket and an accept task.
 const ENTRY_POINTS_MAX: usize = 64;
+/// Below this no browser gets through.
+const HEADER_BYTES_MIN: u64 = 4 << 10;
+/// Traefik's default, and the most that one connection may hold for its head.
+const HEADER_BYTES_MAX: u64 = 1 << 20;

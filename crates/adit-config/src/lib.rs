@@ -1,7 +1,7 @@
 //! What the operator said, checked: text in, [`Config`] out.
 //!
-//! This crate turns `adit.yaml`, cloudflared's `config.yml`, tokens, credentials files and pushed configurations into
-//! checked values, and holds the nouns that every other crate shares ([`Hostname`], [`TunnelId`], [`Secret`]).
+//! This crate turns `adit.yaml`, Traefik's dynamic files ([`dynamic`]), cloudflared's `config.yml`, tokens, credentials
+//! files and pushed configurations into checked values, and holds the nouns that every other crate shares ([`Hostname`], [`TunnelId`], [`Secret`]).
 //!
 //! It never opens a file, reads the environment, looks at the clock or knows how anything runs: contents of files come
 //! from a [`FileSource`] that the caller hands in.
@@ -10,27 +10,35 @@
 //! with its place; a value of a public type is checked, so nobody checks it again; secrets are [`Secret`] from the moment
 //! they are read and never show in a problem.
 //!
-//! Read first: `model.rs` (what there is), then `document.rs` (how it is read).
+//! Read first: `model.rs` (what there is), then `document.rs` (how it is read); for routers and their kin `dynamic/model.rs`,
+//! then `dynamic/parse.rs`.
 
+mod acme;
 mod check;
 mod cloudflared;
 mod credentials;
 mod document;
+pub mod dynamic;
 mod edge;
 mod effective;
 mod entry_points;
 mod hostname;
 mod ingress;
 mod model;
+mod model_ingress;
+mod observing;
 mod origin_flags;
 mod problem;
+mod providers;
 mod read;
 mod secret;
+mod toml;
 mod tunnel;
 mod tunnel_id;
 mod units;
 mod yaml;
 
+pub use acme::{AcmeChallenge, AcmeKeyType, CertificateResolver, DnsChallenge, ExternalAccount, TsigKey};
 pub use cloudflared::{CloudflaredFile, Settings};
 pub use credentials::{CredentialsError, OriginCertificate, TunnelCredentials};
 pub use document::FileSource;
@@ -40,9 +48,14 @@ pub use ingress::{
     ServiceError, StreamService, hostnames_in_push, path_regex,
 };
 pub use model::{
-    ADMIN_PORT, AccessLog, Admin, CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion,
-    EdgeTunnel, EntryPoint, GRACE_PERIOD_DEFAULT, Limits, Log, LogFormat, LogLevel, Origin, Protocol,
-    Shutdown, TUNNEL_GRACE_PERIOD_MAX, Tag, Tls, Tunnel, WarpRouting,
+    ADMIN_PORT, Admin, CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel,
+    GRACE_PERIOD_DEFAULT, Limits, Log, LogFormat, LogLevel, Origin, Protocol, Shutdown,
+    TUNNEL_GRACE_PERIOD_MAX, Tag, Tls, Tunnel, WarpRouting,
+};
+pub use model_ingress::{
+    AccessLog, AccessLogFields, AccessLogFilters, AccessLogFormat, DynamicFiles, EntryPoint,
+    EntryPointTransport, FieldMode, FileProvider, Http3, Metrics, Prometheus, Providers, ProxyProtocolTrust,
+    Redirection, UnderscoreHeaders,
 };
 pub use problem::{Position, Problem, Problems};
 pub use secret::Secret;

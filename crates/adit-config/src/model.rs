@@ -7,16 +7,17 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
-
-use crate::{HostPattern, Ingress, Position, Secret, TunnelCredentials, TunnelId};
+use crate::{
+    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, Metrics, Position, Providers, Secret,
+    TunnelCredentials, TunnelId, dynamic::Dynamic,
+};
 
 /// The whole checked configuration of one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Public listeners by name (`entryPoints`).
     pub entry_points: BTreeMap<String, EntryPoint>,
-    /// Certificates of TLS entry points (`tls`).
+    /// Certificates of TLS entry points that are files (`tls.certificates`); [`Dynamic::tls`] has all of `tls`.
     pub tls: Tls,
     /// The connector (`tunnel`), if this process is one.
     pub tunnel: Option<Tunnel>,
@@ -28,6 +29,13 @@ pub struct Config {
     pub log: Log,
     /// Access log (`accessLog`); absent = none is written.
     pub access_log: Option<AccessLog>,
+    /// Exporters of metrics beside the admin endpoint (`metrics`).
+    pub metrics: Metrics,
+    /// Where further dynamic configuration comes from (`providers`).
+    pub providers: Providers,
+    /// Routers, services, middlewares and TLS written in this file (`http`, `tcp`, `udp`, `tls`), and the warnings of the
+    /// whole file.
+    pub dynamic: Dynamic,
     /// Bounds on what peers can make grow (`limits`).
     pub limits: Limits,
     /// How the process ends (`shutdown`).
@@ -49,36 +57,13 @@ pub struct Origin {
     pub position: Option<Position>,
 }
 
-/// A public listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EntryPoint {
-    /// Where it listens (TCP). `[::]` stands for every address of both families.
-    pub address: SocketAddr,
-    /// Whether routers without entry points of their own use it; true for all if none says so.
-    pub as_default: bool,
-    /// Whether visitors speak TLS.
-    pub tls: bool,
-    /// Peers whose `X-Forwarded-*` headers are believed.
-    pub forwarded_trusted: Vec<IpNet>,
-    /// Whether everybody's `X-Forwarded-*` headers are believed.
-    pub forwarded_insecure: bool,
-    /// Longest wait for a complete request head.
-    pub read_header_timeout: Duration,
-    /// Longest reading of one whole request, body included; absent = no limit, because uploads may take days.
-    pub read_timeout: Option<Duration>,
-    /// Longest writing of one whole response; absent = no limit.
-    pub write_timeout: Option<Duration>,
-    /// How long a connection may stay open without a request.
-    pub idle_timeout: Duration,
-    /// How long requests in flight may take once the process is stopping.
-    pub grace_period: Duration,
-}
-
 /// Certificates for TLS entry points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
     /// Chosen by server name; the first is used if no name matches.
     pub certificates: Vec<CertificateFiles>,
+    /// Certificates got by ACME, by resolver (`certificatesResolvers`).
+    pub resolvers: BTreeMap<String, CertificateResolver>,
 }
 
 /// A certificate chain and its key, both PEM.
@@ -269,15 +254,6 @@ pub enum LogFormat {
     Text,
     /// One object a line.
     Json,
-}
-
-/// The access log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccessLog {
-    /// File appended to; absent = standard output.
-    pub file_path: Option<PathBuf>,
-    /// Text or JSON.
-    pub format: LogFormat,
 }
 
 /// Bounds on what peers can make grow; each is also the worst case of memory it stands for.

@@ -22,6 +22,8 @@ pub(crate) enum Dialect {
     Adit,
     /// cloudflared's `config.yml`: unknown keys only warn, paths are relative to the working directory.
     Cloudflared,
+    /// Traefik's dynamic files: keys match in any case, unknown keys are problems, empty values count as absent.
+    Traefik,
     /// Pushed JSON: unknown keys are ignored, keys match in any case, durations are whole seconds.
     Pushed,
 }
@@ -33,6 +35,7 @@ pub(crate) struct Sink<'a> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Problem>>,
     origins: RefCell<BTreeMap<String, Origin>>,
+    faults: RefCell<Vec<String>>,
 }
 
 /// What a [`Sink`] has collected.
@@ -65,6 +68,7 @@ impl<'a> Sink<'a> {
             problems: RefCell::default(),
             warnings: RefCell::default(),
             origins: RefCell::default(),
+            faults: RefCell::default(),
         }
     }
 
@@ -102,6 +106,27 @@ impl<'a> Sink<'a> {
         self.origins.borrow().contains_key(path)
     }
 
+    /// What is wrong with the object that was just read, as one reason; see [`Field::fault`].
+    pub(crate) fn take_fault(&self) -> Option<String> {
+        let faults = self.faults.take();
+        (!faults.is_empty()).then(|| faults.join("; "))
+    }
+
+    /// Notes what is accepted and still worth a line.
+    pub(crate) fn warn(&self, problem: Problem) {
+        let mut warnings = self.warnings.borrow_mut();
+        if warnings.len() < PROBLEMS_MAX {
+            warnings.push(problem);
+        }
+    }
+
+    /// Takes over what another reading of the same text has found.
+    pub(crate) fn absorb(&self, findings: Findings) {
+        findings.problems.into_iter().for_each(|problem| self.report(problem));
+        findings.warnings.into_iter().for_each(|problem| self.warn(problem));
+        self.origins.borrow_mut().extend(findings.origins);
+    }
+
     pub(crate) fn finish(self) -> Findings {
         let file = self.file;
         let by_place = |mut problems: Vec<Problem>| {
@@ -127,6 +152,21 @@ impl<'a> Field<'a> {
     pub(crate) fn reject_with(&self, expected: impl Into<String>, hint: impl Into<String>) {
         let problem = self.problem(expected, self.shown());
         self.sink.report(Problem { hint: Some(hint.into()), ..problem });
+    }
+
+    /// Notes that this value is accepted and has no effect, or not the one expected.
+    pub(crate) fn warn(&self, note: impl Into<String>) {
+        self.sink.warn(self.problem(note, self.shown()));
+    }
+
+    /// Notes what is wrong with the object that this value is a part of: the object is disabled, the text is not refused.
+    pub(crate) fn fault(&self, expected: impl std::fmt::Display) {
+        let shown = self.shown();
+        let found = if shown.is_empty() { String::new() } else { format!(", found `{shown}`") };
+        let mut faults = self.sink.faults.borrow_mut();
+        if faults.len() < FAULTS_MAX {
+            faults.push(format!("{}: {expected}{found}", self.path));
+        }
     }
 
     /// As [`Self::reject`] for a value that may be a secret.
@@ -238,8 +278,14 @@ impl<'a> Field<'a> {
             self.reject("expected a path");
             return None;
         }
-        let base = Path::new(self.sink.file).parent().filter(|_| self.sink.dialect == Dialect::Adit);
-        Some(base.map_or_else(|| PathBuf::from(text), |base| base.join(text)))
+        Some(self.beside(text))
+    }
+
+    /// A path as [`Self::path`] reads it from this field's file.
+    pub(crate) fn beside(&self, text: &str) -> PathBuf {
+        let base = Path::new(self.sink.file).parent();
+        let base = base.filter(|_| matches!(self.sink.dialect, Dialect::Adit | Dialect::Traefik));
+        base.map_or_else(|| PathBuf::from(text), |base| base.join(text))
     }
 
     /// The texts of a list; in cloudflared's files one text stands for a list of one.
@@ -281,7 +327,7 @@ impl<'a> Field<'a> {
         self.node.value == Value::Null
     }
 
-    fn scalar(&self) -> Option<&'a str> {
+    pub(crate) fn scalar(&self) -> Option<&'a str> {
         match &self.node.value {
             Value::Scalar { text, .. } => Some(text),
             _ => None,
@@ -314,16 +360,12 @@ impl<'a> Section<'a> {
     /// The value of a key, if it is there. From now on the key is known.
     pub(crate) fn take(&mut self, key: &'static str) -> Option<Field<'a>> {
         self.taken.push(key);
-        let dialect = self.field.sink.dialect;
-        let is_key = |entry: &&Entry| match dialect {
-            Dialect::Pushed => entry.key.eq_ignore_ascii_case(key),
-            Dialect::Adit | Dialect::Cloudflared => entry.key == key,
-        };
-        let field = self.child(self.entries.iter().find(is_key)?);
+        // Under the key's proper name, whatever case it was written in: that is where it is looked for.
+        let field = self.child_as(key, self.entries.iter().find(|entry| self.is_key(entry, key))?);
         if !field.is_null() {
             return Some(field);
         }
-        if dialect == Dialect::Adit {
+        if field.sink.dialect == Dialect::Adit {
             field.reject_with("expected a value", "remove the key, or write `{}` for a section of defaults");
         }
         None
@@ -331,7 +373,7 @@ impl<'a> Section<'a> {
 
     /// Takes a key that must be there.
     pub(crate) fn require(&mut self, key: &'static str) -> Option<Field<'a>> {
-        let present = self.entries.iter().any(|entry| entry.key == key);
+        let present = self.entries.iter().any(|entry| self.is_key(entry, key));
         let field = self.take(key);
         if !present {
             self.field.sink.report(self.field.problem(format!("`{key}` is missing"), String::new()));
@@ -342,12 +384,17 @@ impl<'a> Section<'a> {
     /// Takes keys that the design knows and this version does not serve: each is a problem, none is ignored.
     pub(crate) fn refuse(&mut self, keys: &[&'static str]) {
         for key in keys {
-            if let Some(entry) = self.entries.iter().find(|entry| entry.key == *key) {
+            if let Some(entry) = self.entries.iter().find(|entry| self.is_key(entry, key)) {
                 self.taken.push(key);
                 let field = self.child(entry);
                 field.reject_hidden("not implemented in this version");
             }
         }
+    }
+
+    /// Leaves keys to another reader: they are neither read here nor unknown.
+    pub(crate) fn leave(&mut self, keys: &[&'static str]) {
+        self.taken.extend(keys);
     }
 
     /// Sets `place` to the key's value if it is there and right.
@@ -378,7 +425,8 @@ impl<'a> Section<'a> {
 
     /// Keys that were not taken: for cloudflared's file they are flag names.
     pub(crate) fn rest(&self) -> Vec<(&'a str, Field<'a>)> {
-        let untaken = self.entries.iter().filter(|entry| !self.taken.contains(&entry.key.as_str()));
+        let is_taken = |entry: &Entry| self.taken.iter().any(|key| self.is_key(entry, key));
+        let untaken = self.entries.iter().filter(|entry| !is_taken(entry));
         untaken.map(|entry| (entry.key.as_str(), self.child(entry))).collect()
     }
 
@@ -393,17 +441,46 @@ impl<'a> Section<'a> {
                 ..field.problem("unknown key", String::new())
             };
             match field.sink.dialect {
-                Dialect::Adit => field.sink.report(problem),
+                Dialect::Adit | Dialect::Traefik => field.sink.report(problem),
                 Dialect::Cloudflared => field.sink.warnings.borrow_mut().push(problem),
                 Dialect::Pushed => {}
             }
         }
     }
 
+    /// Whether the mapping has no keys at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Reports keys that differ from an earlier one only in case, where case does not count.
+    pub(crate) fn reject_twins(&self) {
+        // The comparison is quadratic; a longer mapping has unknown keys, which are problems already.
+        if self.entries.len() > SECTION_KEYS_MAX {
+            return;
+        }
+        for (index, entry) in self.entries.iter().enumerate() {
+            if self.entries[..index].iter().any(|earlier| earlier.key.eq_ignore_ascii_case(&entry.key)) {
+                self.child(entry).reject_hidden("this key is written twice, in different case");
+            }
+        }
+    }
+
+    fn is_key(&self, entry: &Entry, key: &str) -> bool {
+        match self.field.sink.dialect {
+            Dialect::Traefik | Dialect::Pushed => entry.key.eq_ignore_ascii_case(key),
+            Dialect::Adit | Dialect::Cloudflared => entry.key == key,
+        }
+    }
+
     fn child(&self, entry: &'a Entry) -> Field<'a> {
+        self.child_as(&entry.key, entry)
+    }
+
+    fn child_as(&self, key: &str, entry: &'a Entry) -> Field<'a> {
         let path = match self.field.path.as_str() {
-            "" => entry.key.clone(),
-            parent => format!("{parent}.{}", entry.key),
+            "" => key.to_owned(),
+            parent => format!("{parent}.{key}"),
         };
         self.field.sink.field(path, &entry.value)
     }
@@ -442,8 +519,12 @@ fn distance(left: &str, right: &str) -> usize {
 
 /// Enough to mend a file; more is one mistake repeated.
 const PROBLEMS_MAX: usize = 100;
+/// Reasons for one object; more is one mistake repeated.
+const FAULTS_MAX: usize = 8;
 /// Enough of a value to find it again.
 const SHOWN_CHARS_MAX: usize = 80;
+/// Twice the keys of the largest section.
+const SECTION_KEYS_MAX: usize = 64;
 /// Keys longer than this are not compared: the comparison is quadratic.
 const WORD_BYTES_MAX: usize = 64;
 

@@ -237,7 +237,7 @@ fn read_protocol(field: &Field<'_>) -> Option<Protocol> {
 fn read_retries(field: &Field<'_>) -> Option<u8> {
     match field.sink.dialect {
         Dialect::Cloudflared => field.integer::<u64>(0..=u64::MAX).map(|count| count.min(RETRIES_MAX) as u8),
-        Dialect::Adit | Dialect::Pushed => field.integer(0..=RETRIES_MAX),
+        Dialect::Adit | Dialect::Traefik | Dialect::Pushed => field.integer(0..=RETRIES_MAX),
     }
 }
 

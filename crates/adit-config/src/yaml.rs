@@ -2,7 +2,7 @@
 //!
 //! Serde is not used: it stops at the first error, and an operator wants all of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
 use serde_json::Value as Json;
@@ -42,7 +42,15 @@ impl Node {
         if text.len() > TEXT_BYTES_MAX {
             return Err(Box::new(Problem::of_file(file, "file is longer than 1 MiB")));
         }
-        Builder::new(file).build(text)
+        Builder::new(file, NODES_MAX).build(text)
+    }
+
+    /// As [`Self::from_yaml`] for files that may hold every route of a large site.
+    pub(crate) fn from_large_yaml(text: &str, file: &str) -> Result<(Self, Vec<Problem>), Box<Problem>> {
+        if text.len() > LARGE_TEXT_BYTES_MAX {
+            return Err(Box::new(Problem::of_file(file, "file is longer than 16 MiB")));
+        }
+        Builder::new(file, LARGE_NODES_MAX).build(text)
     }
 
     /// Reads one JSON value; numbers and booleans count as plain scalars.
@@ -103,7 +111,13 @@ struct Open {
 
 enum OpenKind {
     Sequence(Vec<Node>),
-    Mapping { entries: Vec<Entry>, merged: Vec<Node>, key: Option<(String, Position, bool)> },
+    /// `keys` are those of `entries`, so that ten thousand of them are still told apart at once.
+    Mapping {
+        entries: Vec<Entry>,
+        keys: HashSet<String>,
+        merged: Vec<Node>,
+        key: Option<(String, Position, bool)>,
+    },
 }
 
 struct Builder<'a> {
@@ -111,13 +125,15 @@ struct Builder<'a> {
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
+    nodes_max: usize,
     root: Option<Node>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Builder<'a> {
-    fn new(file: &'a str) -> Self {
-        Self { file, open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None, problems: Vec::new() }
+    fn new(file: &'a str, nodes_max: usize) -> Self {
+        let (open, anchors, problems) = (Vec::new(), HashMap::new(), Vec::new());
+        Self { file, open, anchors, nodes: 0, nodes_max, root: None, problems }
     }
 
     fn build(mut self, text: &str) -> Result<(Node, Vec<Problem>), Box<Problem>> {
@@ -147,7 +163,12 @@ impl<'a> Builder<'a> {
             }
             Event::SequenceStart(anchor, _) => self.begin(OpenKind::Sequence(Vec::new()), anchor, position),
             Event::MappingStart(anchor, _) => {
-                let kind = OpenKind::Mapping { entries: Vec::new(), merged: Vec::new(), key: None };
+                let kind = OpenKind::Mapping {
+                    entries: Vec::new(),
+                    keys: HashSet::new(),
+                    merged: Vec::new(),
+                    key: None,
+                };
                 self.begin(kind, anchor, position)
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(),
@@ -182,8 +203,8 @@ impl<'a> Builder<'a> {
         let Some(Open { position, anchor, kind }) = self.open.pop() else { return Ok(()) };
         let value = match kind {
             OpenKind::Sequence(items) => Value::Sequence(items),
-            OpenKind::Mapping { mut entries, merged, .. } => {
-                self.merge(&mut entries, merged, position)?;
+            OpenKind::Mapping { mut entries, mut keys, merged, .. } => {
+                self.merge(&mut entries, &mut keys, merged, position)?;
                 Value::Mapping(entries)
             }
         };
@@ -202,7 +223,7 @@ impl<'a> Builder<'a> {
         };
         match &mut parent.kind {
             OpenKind::Sequence(items) => items.push(node),
-            OpenKind::Mapping { entries, merged, key } => match key.take() {
+            OpenKind::Mapping { entries, keys, merged, key } => match key.take() {
                 None => match node.value {
                     Value::Scalar { text, plain } => {
                         *key = Some((text.clone(), position, plain && text == "<<"));
@@ -211,7 +232,7 @@ impl<'a> Builder<'a> {
                 },
                 Some((_, _, true)) => merged.push(node),
                 Some((key, key_position, false)) => {
-                    if entries.iter().any(|entry| entry.key == key) {
+                    if !keys.insert(key.clone()) {
                         let problem = self.problem(key_position, format!("key `{key}` is written twice"));
                         self.problems.push(*problem);
                     } else {
@@ -227,6 +248,7 @@ impl<'a> Builder<'a> {
     fn merge(
         &mut self,
         entries: &mut Vec<Entry>,
+        keys: &mut HashSet<String>,
         merged: Vec<Node>,
         position: Position,
     ) -> Result<(), Box<Problem>> {
@@ -240,7 +262,7 @@ impl<'a> Builder<'a> {
                     return Err(self.problem(position, "`<<` needs a mapping or a list of mappings"));
                 };
                 for entry in more {
-                    if !entries.iter().any(|known| known.key == entry.key) {
+                    if keys.insert(entry.key.clone()) {
                         entries.push(entry);
                     }
                 }
@@ -251,8 +273,11 @@ impl<'a> Builder<'a> {
 
     fn spend(&mut self, nodes: usize, position: Position) -> Result<(), Box<Problem>> {
         self.nodes = self.nodes.saturating_add(nodes);
-        match self.nodes > NODES_MAX {
-            true => Err(self.problem(position, "more than 100000 values, aliases included")),
+        match self.nodes > self.nodes_max {
+            true => {
+                let expected = format!("more than {} values, aliases included", self.nodes_max);
+                Err(self.problem(position, expected))
+            }
             false => Ok(()),
         }
     }
@@ -279,11 +304,15 @@ fn is_null(text: &str) -> bool {
 }
 
 /// A hand-written configuration has some KiB; this bounds reading time to milliseconds.
-const TEXT_BYTES_MAX: usize = 1 << 20;
+pub(crate) const TEXT_BYTES_MAX: usize = 1 << 20;
+/// Ten thousand routers and services take about 3 MiB; reading 16 MiB stays below two seconds.
+pub(crate) const LARGE_TEXT_BYTES_MAX: usize = 16 << 20;
 /// Bounds the recursion of everything that walks the tree.
 const DEPTH_MAX: usize = 64;
 /// Nodes after alias expansion, copies kept for anchors included: about 10 MiB beside the text.
 const NODES_MAX: usize = 100_000;
+/// As [`NODES_MAX`], for [`LARGE_TEXT_BYTES_MAX`]: about 150 MiB while reading.
+const LARGE_NODES_MAX: usize = 1_500_000;
 
 #[cfg(test)]
 mod tests {

@@ -72,5 +72,18 @@ fn the_effective_configuration_masks_secrets_and_names_places() {
     assert_eq!(config.sources.len(), 3, "{:?}", config.sources);
 }
 
+#[test]
+fn the_effective_configuration_is_itself_a_configuration() {
+    let name = "ingress.yaml";
+    let file = yaml_files("tests/good").into_iter().find(|file| file.ends_with(name)).unwrap();
+    let config = parse(&file).unwrap();
+    let yaml = config.to_effective_yaml();
+    let again = Config::parse(&yaml, name, &|_: &Path| Err("none".to_owned())).unwrap();
+    assert_eq!(again.entry_points, config.entry_points);
+    assert_eq!((again.access_log, again.metrics), (config.access_log, config.metrics));
+    assert_eq!(again.providers, config.providers);
+    assert_eq!(again.tls, config.tls);
+}
+
 /// `{"a":"test","s":<32 zero bytes>,"t":"3f2b7a10-5a3c-4c5e-9d1f-2f6d1c0b7e55"}`.
 const TOKEN: &str = "eyJhIjoidGVzdCIsInMiOiJBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBPSIsInQiOiIzZjJiN2ExMC01YTNjLTRjNWUtOWQxZi0yZjZkMWMwYjdlNTUifQ==";
