@@ -1,0 +1,93 @@
+//! Traefik's rule language: text into an expression of matcher calls (`ingress-features.md §1.1`).
+//!
+//! Rules are Go expressions there, so Go's lexical rules hold here: its two kinds of quotes, its escapes, its comments,
+//! and its automatic semicolon, by which a line may end after an operator but not before one.
+
+mod lexer;
+mod parser;
+
+/// A rule: matcher calls joined by operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expression {
+    /// All of these; at least two.
+    And(Vec<Expression>),
+    /// Any of these; at least two.
+    Or(Vec<Expression>),
+    /// Not this.
+    Not(Box<Expression>),
+    /// One matcher.
+    Call(Call),
+}
+
+/// One matcher with its arguments, none of them empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Name as documented, whatever the case it was written in.
+    pub matcher: &'static str,
+    /// At least one.
+    pub arguments: Vec<String>,
+}
+
+/// Why a text is not a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason} (at byte {offset} of the rule)")]
+pub struct RuleError {
+    /// Where, in bytes from the start of the rule.
+    pub offset: usize,
+    /// What is wrong there.
+    pub reason: String,
+}
+
+/// Matchers of HTTP routers.
+pub const HTTP_MATCHERS: [&str; 11] = [
+    "ClientIP",
+    "Header",
+    "HeaderRegexp",
+    "Host",
+    "HostRegexp",
+    "Method",
+    "Path",
+    "PathPrefix",
+    "PathRegexp",
+    "Query",
+    "QueryRegexp",
+];
+/// Matchers of TCP routers.
+pub const TCP_MATCHERS: [&str; 4] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp"];
+
+impl Expression {
+    /// Reads a rule that may use the given matchers.
+    pub fn parse(rule: &str, matchers: &[&'static str]) -> Result<Self, RuleError> {
+        if rule.len() > RULE_BYTES_MAX {
+            let reason = format!("the rule is longer than {RULE_BYTES_MAX} bytes");
+            return Err(RuleError { offset: RULE_BYTES_MAX, reason });
+        }
+        parser::Parser::new(rule, matchers).parse()
+    }
+
+    /// Arguments of a matcher wherever it is not negated, in lower case, such as the hosts that a rule names.
+    pub fn positive_arguments(&self, matcher: &str) -> Vec<String> {
+        let mut arguments = Vec::new();
+        self.collect(matcher, true, &mut arguments);
+        arguments
+    }
+
+    fn collect(&self, matcher: &str, is_positive: bool, arguments: &mut Vec<String>) {
+        match self {
+            Self::And(parts) | Self::Or(parts) => {
+                parts.iter().for_each(|part| part.collect(matcher, is_positive, arguments));
+            }
+            Self::Not(part) => part.collect(matcher, !is_positive, arguments),
+            Self::Call(call) if is_positive && call.matcher == matcher => {
+                arguments.extend(call.arguments.iter().map(|argument| argument.to_lowercase()));
+            }
+            Self::Call(_) => {}
+        }
+    }
+}
+
+/// Long enough for a rule of a thousand hosts; bounds the work of one rule.
+const RULE_BYTES_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;
