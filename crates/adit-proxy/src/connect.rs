@@ -58,8 +58,8 @@ pub struct Connector {
     pub no_happy_eyeballs: bool,
 }
 
-/// Why an origin could not be reached.
-#[derive(Debug, Error)]
+/// Why an origin could not be reached; cheap to clone, because all who waited for one connection get the same answer.
+#[derive(Clone, Debug, Error)]
 pub enum ConnectError {
     /// The name does not resolve.
     #[error("cannot resolve {host}")]
@@ -68,7 +68,7 @@ pub enum ConnectError {
         host: String,
         /// Why not.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Refused, unreachable, no such socket.
     #[error("cannot connect to {target}")]
@@ -77,7 +77,7 @@ pub enum ConnectError {
         target: String,
         /// Why not.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Not in time.
     #[error("connecting to {0} took too long")]
@@ -89,7 +89,7 @@ pub enum ConnectError {
         target: String,
         /// Why.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// Not in time.
     #[error("the TLS handshake with {0} took too long")]
@@ -119,12 +119,24 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`], within the two time-outs.
     pub async fn connect(&self, server_name: Option<&str>) -> Result<Io, ConnectError> {
+        self.connect_over(self.tls.as_ref(), server_name).await
+    }
+
+    /// The same with other TLS settings, such as for an exchange that only HTTP/1.1 can carry.
+    ///
+    /// # Errors
+    /// [`ConnectError`], within the two time-outs.
+    pub async fn connect_over(
+        &self,
+        tls: Option<&Arc<ClientConfig>>,
+        server_name: Option<&str>,
+    ) -> Result<Io, ConnectError> {
         match &self.target {
             Target::Tcp { host, port } => {
                 let stream = timeout(self.connect_timeout, self.connect_tcp(host, *port))
                     .await
                     .map_err(|_| ConnectError::ConnectTimeout(self.target.to_string()))??;
-                match &self.tls {
+                match tls {
                     None => Ok(Io::Tcp(stream)),
                     Some(tls) => {
                         let tls = self.handshake(tls, server_name.unwrap_or(host), stream).await?;
@@ -137,7 +149,7 @@ impl Connector {
                     .await
                     .map_err(|_| ConnectError::ConnectTimeout(self.target.to_string()))?
                     .map_err(|source| self.connect_error(source))?;
-                match &self.tls {
+                match tls {
                     None => Ok(Io::Unix(stream)),
                     Some(tls) => {
                         let tls = self.handshake(tls, server_name.unwrap_or("localhost"), stream).await?;
@@ -162,7 +174,7 @@ impl Connector {
         timeout(self.tls_timeout, TlsConnector::from(Arc::clone(tls)).connect(name, stream))
             .await
             .map_err(|_| ConnectError::TlsTimeout(self.target.to_string()))?
-            .map_err(|source| ConnectError::Tls { target: self.target.to_string(), source })
+            .map_err(|source| ConnectError::Tls { target: self.target.to_string(), source: Arc::new(source) })
     }
 
     async fn connect_tcp(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
@@ -170,7 +182,7 @@ impl Connector {
             Ok(ip) => vec![SocketAddr::new(ip, port)],
             Err(_) => tokio::net::lookup_host((host, port))
                 .await
-                .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source })?
+                .map_err(|source| ConnectError::Resolve { host: host.to_owned(), source: Arc::new(source) })?
                 .take(ADDRESSES_MAX)
                 .collect(),
         };
@@ -190,7 +202,7 @@ impl Connector {
     }
 
     fn connect_error(&self, source: io::Error) -> ConnectError {
-        ConnectError::Connect { target: self.target.to_string(), source }
+        ConnectError::Connect { target: self.target.to_string(), source: Arc::new(source) }
     }
 }
 

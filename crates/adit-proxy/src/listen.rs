@@ -1,4 +1,6 @@
-//! Entry points: accept under a permit, end TLS, find the protocol, serve.
+//! Entry points: accept under a permit, find out what the visitor speaks, hand the connection on.
+//!
+//! Read on in `listen/accepted.rs`: PROXY protocol, ClientHello, TLS, and who serves the rest.
 
 use std::future::poll_fn;
 use std::io;
@@ -8,22 +10,29 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::BytesMut;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::time::sleep;
 
 use crate::drain::Drain;
 use crate::h1::server::Options;
-use crate::io::Io;
-use crate::message::{Service, Visitor};
-use crate::{h1, h2};
+use crate::message::Service;
+use crate::proxy_protocol::ProxyProtocolPolicy;
+
+mod accepted;
+mod rewind;
+mod start;
+mod switch;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use switch::Switch;
+
+use accepted::Accepted;
 
 /// A bound entry point.
 #[derive(Debug)]
@@ -41,15 +50,32 @@ pub struct ListenerHandle {
 /// What connections accepted from now on are served with.
 #[derive(Debug)]
 struct Active {
-    name: Arc<str>,
-    options: ListenerOptions,
+    shared: Arc<Shared>,
+    connections_max: usize,
     permits: Arc<Semaphore>,
+}
+
+/// What all connections of an entry point have in common.
+#[derive(Debug)]
+struct Shared {
+    name: Arc<str>,
+    tls: Option<Arc<ServerConfig>>,
+    switch: Option<Arc<ArcSwap<Switch>>>,
+    proxy_protocol: Option<ProxyProtocolPolicy>,
+    options: Options,
 }
 
 impl Active {
     fn new(options: ListenerOptions) -> Self {
         let permits = Arc::new(Semaphore::new(options.connections_max));
-        Self { name: options.name.as_str().into(), options, permits }
+        let shared = Shared {
+            name: options.name.into(),
+            tls: options.tls,
+            switch: options.switch,
+            proxy_protocol: options.proxy_protocol,
+            options: options.connection,
+        };
+        Self { shared: Arc::new(shared), connections_max: options.connections_max, permits }
     }
 }
 
@@ -58,7 +84,7 @@ impl ListenerHandle {
     pub fn set(&self, options: ListenerOptions) {
         let before = self.active.load();
         let mut active = Active::new(options);
-        if active.options.connections_max == before.options.connections_max {
+        if active.connections_max == before.connections_max {
             // Connections that are open keep counting.
             active.permits = Arc::clone(&before.permits);
         }
@@ -71,10 +97,16 @@ impl ListenerHandle {
 pub struct ListenerOptions {
     /// Name in logs and metrics.
     pub name: String,
-    /// Ends TLS with these certificates, or speaks in the clear.
+    /// Ends TLS with these certificates, or speaks in the clear. Without effect where there is a `switch`.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Decides for each connection: HTTP, HTTPS and TCP routers on one port.
+    pub switch: Option<Arc<ArcSwap<Switch>>>,
+    /// Reads PROXY protocol headers and believes these peers.
+    pub proxy_protocol: Option<ProxyProtocolPolicy>,
     /// Connections at once; further ones wait in the kernel's backlog.
     pub connections_max: usize,
+    /// Whether other processes may bind the same port (`SO_REUSEPORT`); read when binding only.
+    pub reuse_port: bool,
     /// Limits of each connection.
     pub connection: Options,
 }
@@ -99,7 +131,8 @@ impl Listener {
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: ListenerOptions) -> Result<Self, ListenError> {
         let name = options.name.clone();
-        let socket = bind_tcp(address).map_err(|source| ListenError { name, address, source })?;
+        let socket =
+            bind_tcp(address, options.reuse_port).map_err(|source| ListenError { name, address, source })?;
         Ok(Self { socket, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) })
     }
 
@@ -139,8 +172,8 @@ impl Listener {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, most likely: the backlog holds the visitors meanwhile.
-                    tracing::warn!(entry_point = %active.name, %error, reason = "accept", "cannot accept");
-                    active.options.connection.metrics.refused("accept");
+                    tracing::warn!(entry_point = %active.shared.name, %error, reason = "accept", "cannot accept");
+                    active.shared.options.metrics.refused("accept");
                     sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
@@ -176,14 +209,8 @@ impl Listener {
             let Some((stream, remote)) = accepted.await else { return };
             let active = self.active.load_full();
             let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
-            connections.spawn(serve_accepted(
-                active,
-                stream,
-                remote,
-                permit,
-                Arc::clone(service),
-                drain.clone(),
-            ));
+            let serving = serve_accepted(active, stream, remote, permit, Arc::clone(service), drain.clone());
+            connections.spawn(serving);
         }
     }
 }
@@ -197,164 +224,22 @@ async fn serve_accepted<S: Service>(
     service: Arc<S>,
     drain: Drain,
 ) {
-    let connection = Accepted {
-        tls: active.options.tls.clone(),
-        options: active.options.connection.clone(),
-        entry_point: Arc::clone(&active.name),
-        drain,
-    };
+    let connection = Accepted { shared: Arc::clone(&active.shared), drain };
     connection.serve(stream, remote, service).await;
     drop(permit);
 }
 
-struct Accepted {
-    tls: Option<Arc<ServerConfig>>,
-    options: Options,
-    entry_point: Arc<str>,
-    drain: Drain,
+/// The same address without the IPv6 clothes that a socket of both families gives to IPv4 peers (RFC 4291 §2.5.5.2).
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-impl Accepted {
-    async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
-        let _open = self.options.metrics.connection();
-        let Ok(local) = stream.local_addr() else { return };
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
-        let secure = self.tls.is_some();
-        let visitor = Arc::new(Visitor { remote, local, secure, entry_point: Arc::clone(&self.entry_point) });
-        let mut io = match &self.tls {
-            None => Io::Tcp(stream),
-            Some(config) => {
-                match timeout(TLS_TIMEOUT, TlsAcceptor::from(Arc::clone(config)).accept(stream)).await {
-                    Ok(Ok(stream)) => Io::TlsServer(Box::new(stream)),
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, reason = "tls_handshake", "TLS handshake refused");
-                        self.options.metrics.refused("tls_handshake");
-                        return;
-                    }
-                    Err(_) => return self.options.metrics.refused("tls_slow"),
-                }
-            }
-        };
-        let is_h2 = match io.alpn() {
-            Some(protocol) => protocol == b"h2",
-            None => match self.sniff(&mut io).await {
-                Some((true, start)) => {
-                    let io = Rewind { start, io };
-                    return self.serve_h2(io, &service, &visitor).await;
-                }
-                Some((false, start)) => {
-                    return h1::server::serve(io, start, &*service, &visitor, &self.options, &self.drain)
-                        .await;
-                }
-                None => return,
-            },
-        };
-        if is_h2 {
-            self.serve_h2(io, &service, &visitor).await;
-        } else {
-            h1::server::serve(io, BytesMut::new(), &*service, &visitor, &self.options, &self.drain).await;
-        }
-    }
-
-    async fn serve_h2<S: Service>(
-        &self,
-        io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-        service: &Arc<S>,
-        visitor: &Arc<Visitor>,
-    ) {
-        h2::server::serve(io, service, visitor, &self.options, &self.drain).await;
-    }
-
-    /// Reads the first bytes to tell HTTP/2 with prior knowledge (RFC 9113 §3.3) from HTTP/1.1.
-    async fn sniff(&self, io: &mut Io) -> Option<(bool, BytesMut)> {
-        let mut start = BytesMut::with_capacity(4096);
-        let reading = async {
-            loop {
-                let read = io.read_buf(&mut start).await.ok()?;
-                if read == 0 && start.is_empty() {
-                    return None;
-                }
-                let known = start.len().min(H2_PREFACE.len());
-                if start[..known] != H2_PREFACE[..known] || read == 0 {
-                    return Some(false);
-                }
-                if known == H2_PREFACE.len() {
-                    return Some(true);
-                }
-            }
-        };
-        let is_h2 = tokio::select! {
-            biased;
-            // What has been sent before a drain began is still answered.
-            read = timeout(self.options.header_timeout, reading) => read.ok()??,
-            () = self.drain.started() => return None,
-        };
-        Some((is_h2, start))
-    }
-}
-
-/// A stream whose first bytes were read already.
-struct Rewind {
-    start: BytesMut,
-    io: Io,
-}
-
-impl tokio::io::AsyncRead for Rewind {
-    fn poll_read(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        if this.start.is_empty() {
-            return std::pin::Pin::new(&mut this.io).poll_read(cx, buf);
-        }
-        let take = this.start.len().min(buf.remaining());
-        buf.put_slice(&this.start.split_to(take));
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl tokio::io::AsyncWrite for Rewind {
-    fn poll_write(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        std::pin::Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // A restart must not wait for the old connections' TIME_WAIT.
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
@@ -363,10 +248,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Connections that the kernel holds while all permits are taken.
 const BACKLOG: i32 = 4096;
-/// For a visitor's TLS handshake.
-const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept; not a busy loop when descriptors are short.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 
 use crate::body::Body;
+use crate::middleware::TlsInfo;
 
 /// A request as a listener or a tunnel hands it on: head parsed and checked, body not yet read.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub struct Visitor {
     pub secure: bool,
     /// Name of the entry point that accepted the connection.
     pub entry_point: Arc<str>,
+    /// What the TLS handshake settled, if this process ended TLS.
+    pub tls: Option<Arc<TlsInfo>>,
 }
 
 impl Response {

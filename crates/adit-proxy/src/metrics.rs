@@ -9,6 +9,7 @@ pub struct Metrics {
     accepted: IntCounter,
     refused: IntCounterVec,
     aborted: IntCounter,
+    udp_sessions: IntGauge,
 }
 
 impl Metrics {
@@ -31,11 +32,13 @@ impl Metrics {
                 "adit_proxy_aborted_total",
                 "Exchanges that ended before the visitor had the whole answer",
             )?,
+            udp_sessions: IntGauge::new("adit_proxy_udp_sessions", "UDP visitors' sessions open now")?,
         };
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.accepted.clone()))?;
         registry.register(Box::new(metrics.refused.clone()))?;
         registry.register(Box::new(metrics.aborted.clone()))?;
+        registry.register(Box::new(metrics.udp_sessions.clone()))?;
         Ok(metrics)
     }
 
@@ -55,9 +58,15 @@ impl Metrics {
         self.connections.inc();
         ConnectionGuard { connections: self.connections.clone() }
     }
+
+    /// Counts a UDP session for as long as the guard lives.
+    pub fn udp_session(&self) -> ConnectionGuard {
+        self.udp_sessions.inc();
+        ConnectionGuard { connections: self.udp_sessions.clone() }
+    }
 }
 
-/// Keeps `adit_proxy_connections` true.
+/// Keeps `adit_proxy_connections` or `adit_proxy_udp_sessions` true.
 #[derive(Debug)]
 pub struct ConnectionGuard {
     connections: IntGauge,

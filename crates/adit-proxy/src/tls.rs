@@ -1,42 +1,22 @@
 //! Certificates for visitors, trust for origins.
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ClientHello, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use thiserror::Error;
 
-/// Why a certificate or key cannot be used.
-#[derive(Debug, Error)]
-pub enum CertificateError {
-    /// Not readable, or not PEM.
-    #[error("cannot read {path}: {why}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The key does not fit, or is of a kind we cannot sign with.
-    #[error("{cert} and {key} do not work together: {why}")]
-    Pair {
-        /// The certificate's file.
-        cert: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-        /// Why not.
-        why: String,
-    },
-}
+mod client_auth;
+pub mod hosts;
+pub mod options;
+pub mod pem;
+pub mod store;
+
+pub use store::{CertificateError, CertificateStore, Certificates};
 
 /// Why certificate authorities cannot be used.
 #[derive(Debug, Error)]
@@ -49,87 +29,6 @@ pub enum TrustError {
         /// What is wrong.
         why: String,
     },
-}
-
-/// The certificates of all TLS entry points, chosen by server name and swapped whole on reload.
-#[derive(Debug, Default)]
-pub struct CertificateStore {
-    current: ArcSwap<Certificates>,
-}
-
-/// One generation of certificates.
-#[derive(Debug, Default)]
-pub struct Certificates {
-    exact: HashMap<String, Arc<CertifiedKey>>,
-    /// By the part behind `*.`.
-    wildcard: HashMap<String, Arc<CertifiedKey>>,
-    /// For visitors without a server name, or with an unknown one: the first of the configuration.
-    default: Option<Arc<CertifiedKey>>,
-}
-
-impl Certificates {
-    /// Reads pairs of files in the configuration's order; the first pair that names a host wins it.
-    ///
-    /// # Errors
-    /// All files that cannot be used.
-    pub fn read<'a>(
-        pairs: impl IntoIterator<Item = (&'a Path, &'a Path)>,
-    ) -> Result<Self, Vec<CertificateError>> {
-        let mut certificates = Self::default();
-        let mut errors = Vec::new();
-        for (cert, key) in pairs {
-            match read_pair(cert, key) {
-                Ok((pair, names)) => certificates.add(&Arc::new(pair), names),
-                Err(error) => errors.push(error),
-            }
-        }
-        if errors.is_empty() { Ok(certificates) } else { Err(errors) }
-    }
-
-    fn add(&mut self, pair: &Arc<CertifiedKey>, names: Vec<String>) {
-        self.default.get_or_insert_with(|| Arc::clone(pair));
-        for name in names {
-            match name.strip_prefix("*.") {
-                Some(suffix) => self.wildcard.entry(suffix.to_owned()).or_insert_with(|| Arc::clone(pair)),
-                None => self.exact.entry(name).or_insert_with(|| Arc::clone(pair)),
-            };
-        }
-    }
-
-    fn choose(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
-        let by_name = name.and_then(|name| {
-            let name = name.to_ascii_lowercase();
-            let wildcard = || self.wildcard.get(name.split_once('.')?.1);
-            self.exact.get(&name).or_else(wildcard).cloned()
-        });
-        by_name.or_else(|| self.default.clone())
-    }
-}
-
-impl CertificateStore {
-    /// Replaces all certificates; handshakes under way keep theirs.
-    pub fn swap(&self, certificates: Certificates) {
-        self.current.store(Arc::new(certificates));
-    }
-
-    /// The TLS settings of an entry point that uses this store.
-    ///
-    /// # Errors
-    /// None with the compiled-in provider; kept for the provider's own checks.
-    pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, rustls::Error> {
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
-    }
-}
-
-impl ResolvesServerCert for CertificateStore {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.current.load().choose(hello.server_name())
-    }
 }
 
 /// TLS towards an origin.
@@ -182,27 +81,6 @@ fn roots(extra: Option<&Path>) -> Result<RootCertStore, TrustError> {
         }
     }
     Ok(roots)
-}
-
-fn read_pair(cert: &Path, key: &Path) -> Result<(CertifiedKey, Vec<String>), CertificateError> {
-    let read = |path: &Path, why: String| CertificateError::Read { path: path.to_owned(), why };
-    let text = fs::read(cert).map_err(|e| read(cert, e.to_string()))?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&text)
-        .collect::<Result<_, _>>()
-        .map_err(|e| read(cert, e.to_string()))?;
-    let Some(leaf) = chain.first() else {
-        return Err(read(cert, "no certificate inside".to_owned()));
-    };
-    let names = names_of(leaf).map_err(|why| read(cert, why))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| read(key, e.to_string()))?;
-    let pair_error = |why: String| CertificateError::Pair { cert: cert.to_owned(), key: key.to_owned(), why };
-    let pair = CertifiedKey::from_der(chain, private, &provider()).map_err(|e| pair_error(e.to_string()))?;
-    Ok((pair, names))
-}
-
-fn names_of(leaf: &CertificateDer<'_>) -> Result<Vec<String>, String> {
-    let parsed = webpki::EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
-    Ok(parsed.valid_dns_names().map(str::to_ascii_lowercase).collect())
 }
 
 /// `noTLSVerify`: encrypts, but to anyone.

@@ -127,7 +127,10 @@ fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr
     let options = ListenerOptions {
         name: "test".to_owned(),
         tls: None,
+        switch: None,
+        proxy_protocol: None,
         connections_max: 100,
+        reuse_port: false,
         connection: options(metrics),
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
@@ -449,7 +452,15 @@ async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
     let metrics = prometheus::Registry::new();
     let mut connection = options(&metrics);
     connection.keep_alive_timeout = Duration::from_millis(100);
-    let options = ListenerOptions { name: "h2".to_owned(), tls: None, connections_max: 10, connection };
+    let options = ListenerOptions {
+        name: "h2".to_owned(),
+        tls: None,
+        switch: None,
+        proxy_protocol: None,
+        connections_max: 10,
+        reuse_port: false,
+        connection,
+    };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
     let address = listener.local_addr().unwrap();
     let (_signal, drained) = drain::channel();

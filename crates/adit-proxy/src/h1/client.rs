@@ -52,7 +52,7 @@ pub struct Outgoing<'a> {
 pub struct ExchangeLimits {
     /// Bytes of a response head.
     pub head_bytes_max: usize,
-    /// From the request to the response head; none for streams that take their time.
+    /// From the end of the request's content to the response head; none for streams that take their time.
     pub head_timeout: Option<Duration>,
     /// Without a byte of the response's content.
     pub body_idle_timeout: Option<Duration>,
@@ -121,8 +121,16 @@ impl OriginConnection {
         let mut scanner = HeadScanner::default();
         let mut timeout = limits.head_timeout.map(Idle::new);
         let head = poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = upload.poll(cx) {
-                return Poll::Ready(Err(error.into()));
+            match upload.poll(cx) {
+                Poll::Ready(result) => result?,
+                // The clock starts when the request is out.
+                Poll::Pending => {
+                    if upload.state != UploadState::AwaitingUpgrade
+                        && let Some(timeout) = &mut timeout
+                    {
+                        timeout.touch();
+                    }
+                }
             }
             let head = poll_final_head(&mut reader, &mut scanner, request.method, limits.head_bytes_max, cx);
             if head.is_pending()
@@ -148,6 +156,9 @@ impl OriginConnection {
             }
             (head, _) => head?,
         };
+        if head.status == StatusCode::SWITCHING_PROTOCOLS && !is_agreed(&head.headers, request.upgrade) {
+            return Err(HeadError::Malformed.into());
+        }
         Ok(into_response(head, reader, upload, limits, home))
     }
 }
@@ -320,6 +331,17 @@ fn into_response(
         ),
     };
     Response { status, headers, body }
+}
+
+/// RFC 9110 §7.8: a server switches only to what was asked for.
+fn is_agreed(headers: &HeaderMap, asked: Option<&str>) -> bool {
+    let answered = headers.get(http::header::UPGRADE);
+    match (asked, answered) {
+        (Some(asked), Some(answered)) => answered.as_bytes().eq_ignore_ascii_case(asked.as_bytes()),
+        // Some servers of old leave the field out.
+        (Some(_), None) => true,
+        (None, _) => false,
+    }
 }
 
 fn return_home(home: Option<Home>, reader: Reader, upload: Upload) {

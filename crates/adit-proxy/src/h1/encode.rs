@@ -103,8 +103,18 @@ fn fields(out: &mut BytesMut, headers: &HeaderMap) {
 }
 
 fn put_name(out: &mut BytesMut, name: &HeaderName) {
+    if let Some(rest) = name.as_str().strip_prefix("sec-websocket-") {
+        // RFC 6455's own spelling: there are servers that compare it with case.
+        out.put_slice(b"Sec-WebSocket-");
+        put_words(out, rest);
+    } else {
+        put_words(out, name.as_str());
+    }
+}
+
+fn put_words(out: &mut BytesMut, name: &str) {
     let mut start = true;
-    for byte in name.as_str().bytes() {
+    for byte in name.bytes() {
         out.put_u8(if start { byte.to_ascii_uppercase() } else { byte });
         start = byte == b'-';
     }
@@ -139,7 +149,7 @@ mod tests {
         headers.append("x-a", "2".parse().unwrap());
         let mut out = BytesMut::new();
         request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers);
-        assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-Websocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
+        assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub enum HeadError {
     /// A request target that cannot be proxied.
     #[error("unsupported request target")]
     Target,
+    /// CONNECT: this is no forward proxy (RFC 9110 §9.3.6).
+    #[error("CONNECT is not supported")]
+    Connect,
     /// A protocol version other than 1.0 and 1.1.
     #[error("unsupported HTTP version")]
     Version,
@@ -89,6 +92,7 @@ impl HeadError {
             Self::TooManyFields => "head_too_many_fields",
             Self::Host => "head_host",
             Self::Target => "head_target",
+            Self::Connect => "head_connect",
             Self::Version => "head_version",
             Self::UnaskedUpgrade => "head_unasked_upgrade",
             Self::Framing(error) => error.reason(),
@@ -100,7 +104,7 @@ impl HeadError {
         match self {
             Self::TooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Self::Framing(FramingError::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
+            Self::Connect | Self::Framing(FramingError::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -244,7 +248,7 @@ fn upgrade_of(headers: &HeaderMap) -> Option<Box<str>> {
 
 fn parse_target(head: &Bytes, method: &Method, target: &str) -> Result<Uri, HeadError> {
     if *method == Method::CONNECT {
-        return Err(HeadError::Target);
+        return Err(HeadError::Connect);
     }
     // A fragment never travels (RFC 9112 §3.2), and `Uri` would drop it silently.
     if target.contains('#') {
@@ -351,7 +355,7 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", "head_host"),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "head_host"),
             ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "head_host"),
-            ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", "head_target"),
+            ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", "head_connect"),
             ("GET a HTTP/1.1\r\nHost: a\r\n\r\n", "head_target"),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", "head_version"),
             (

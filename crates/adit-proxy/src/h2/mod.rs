@@ -1,5 +1,7 @@
 //! HTTP/2 (RFC 9113) over the `h2` crate, both sides.
 
 pub mod client;
+pub(crate) mod fields;
 pub mod server;
 mod stream;
+pub(crate) mod websocket;

@@ -9,17 +9,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::header::{self, HeaderValue};
-use http::{Method, StatusCode};
+use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
+use super::fields::{self, Refused};
 use super::stream::{Incoming, Outgoing};
+use super::websocket;
 use crate::body::{Body, Length};
-use crate::date;
 use crate::drain::Drain;
 use crate::h1::server::Options;
-use crate::h1::{framing, head};
 use crate::idle::Deadline;
 use crate::message::{Request, Response, Service, Visitor};
 
@@ -40,7 +39,8 @@ pub async fn serve<S: Service>(
         .max_header_list_size(u32::try_from(*head_bytes_max).unwrap_or(u32::MAX))
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX);
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .enable_connect_protocol();
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io));
     let Ok(Ok(mut connection)) = handshake.await else {
         metrics.refused("h2_handshake");
@@ -111,14 +111,15 @@ async fn answer<S: Service>(
     let is_head = *request.method() == Method::HEAD;
     let request = match translate(request, &exchange) {
         Ok(request) => request,
-        Err(reason) => {
-            metrics.refused(reason);
+        Err(refused) => {
+            metrics.refused(refused.reason);
             let mut refusal = http::Response::new(());
-            *refusal.status_mut() = StatusCode::BAD_REQUEST;
+            *refusal.status_mut() = refused.status;
             let _ = respond.send_response(refusal, true);
             return;
         }
     };
+    let is_upgrade = request.upgrade.is_some();
     let mut call = pin!(exchange.service.call(request));
     let response = poll_fn(|cx| match call.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
@@ -130,7 +131,10 @@ async fn answer<S: Service>(
         metrics.aborted();
         return;
     };
-    let body = Deadline::limit(response.body, exchange.options.write_timeout);
+    let response = if is_upgrade { websocket::answer(response) } else { response };
+    // The whole-time limits are for messages, not for what an upgraded connection carries.
+    let limit = exchange.options.write_timeout.filter(|_| response.body.length() != Length::Raw);
+    let body = Deadline::limit(response.body, limit);
     let response = Response { body, ..response };
     if send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await.is_err() {
         metrics.aborted();
@@ -143,26 +147,7 @@ async fn send(
     is_head: bool,
     stall: Duration,
 ) -> Result<(), ()> {
-    let Response { status, mut headers, body } = response;
-    let described = headers.remove(header::CONTENT_LENGTH);
-    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
-    let length = match body.length() {
-        Length::Known(bytes) if !bodiless || bytes > 0 => Some(HeaderValue::from(bytes)),
-        Length::Known(_) if bodiless => described,
-        _ => None,
-    };
-    if let Some(length) = length.filter(|_| status != StatusCode::NO_CONTENT) {
-        headers.insert(header::CONTENT_LENGTH, length);
-    }
-    if !headers.contains_key(header::DATE)
-        && let Ok(now) = date::with_now(HeaderValue::from_bytes)
-    {
-        headers.insert(header::DATE, now);
-    }
-    let mut head = http::Response::new(());
-    *head.status_mut() = status;
-    *head.headers_mut() = headers;
-    let body = if bodiless { Body::empty() } else { body };
+    let (head, body) = fields::write(response, is_head);
     let ends = body.is_empty();
     let stream = respond.send_response(head, ends).map_err(|_| ())?;
     if ends {
@@ -173,72 +158,32 @@ async fn send(
 }
 
 /// The request in our own form, with the checks that HTTP/1.1's parser does for its side.
-fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> Result<Request, &'static str> {
+fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> Result<Request, Refused> {
     let (parts, stream) = request.into_parts();
-    let mut headers = parts.headers;
-    if headers.len() > exchange.options.head_fields_max {
-        return Err("head_too_many_fields");
-    }
-    // RFC 9113 §8.2.2: fields of one HTTP/1.1 connection have no place here.
-    if headers.contains_key(header::CONNECTION) || headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err("h2_connection_field");
-    }
-    if parts.method == Method::CONNECT {
-        return Err("head_target");
-    }
-    let path = parts.uri.path();
-    if !(path.starts_with('/') || path.is_empty() || (path == "*" && parts.method == Method::OPTIONS)) {
-        return Err("head_target");
-    }
-    let host = match (parts.uri.authority(), headers.get(header::HOST)) {
-        (Some(authority), None) => authority.as_str().to_owned(),
-        // RFC 9113 §8.3.1: a Host that contradicts :authority makes the request malformed.
-        (Some(authority), Some(host))
-            if host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
-        {
-            authority.as_str().to_owned()
-        }
-        (None, Some(host)) => host.to_str().map_err(|_| "head_host")?.to_owned(),
-        _ => return Err("head_host"),
-    };
-    if !head::is_host(&host) || headers.get_all(header::HOST).iter().count() > 1 {
-        return Err("head_host");
-    }
-    headers.remove(header::HOST);
-    join_cookies(&mut headers);
-    let length = match headers.remove(header::CONTENT_LENGTH) {
-        _ if stream.is_end_stream() => Length::Known(0),
-        Some(value) => Length::Known(framing::parse_length(&value).ok_or("framing_length")?),
-        None => Length::Unknown,
-    };
-    let body = match length {
-        Length::Known(0) => Body::empty(),
-        length => {
-            let body = Body::stream(Incoming::new(stream, Some(exchange.options.body_idle_timeout)), length);
-            Deadline::limit(body, exchange.options.read_timeout)
-        }
+    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|protocol| protocol.as_str().to_owned());
+    let head = fields::read(parts, protocol.as_deref(), exchange.options.head_fields_max)?;
+    let fields::Head { method, uri, host, mut headers, is_websocket, length } = head;
+    let options = &exchange.options;
+    let body = if is_websocket {
+        websocket::prepare(&mut headers);
+        Body::stream(Incoming::new(stream, None), Length::Raw)
+    } else if stream.is_end_stream() || length == Some(0) {
+        Body::empty()
+    } else {
+        let length = length.map_or(Length::Unknown, Length::Known);
+        let body = Body::stream(Incoming::new(stream, Some(options.body_idle_timeout)), length);
+        Deadline::limit(body, options.read_timeout)
     };
     Ok(Request {
-        method: parts.method,
-        uri: parts.uri,
+        method,
+        uri,
         version: http::Version::HTTP_2,
         host,
         headers,
         body,
-        upgrade: None,
+        upgrade: is_websocket.then(|| websocket::PROTOCOL.into()),
         visitor: Arc::clone(&exchange.visitor),
     })
-}
-
-/// RFC 9113 §8.2.3: cookie crumbs are one field to anything that is not HTTP/2.
-fn join_cookies(headers: &mut http::HeaderMap) {
-    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
-        return;
-    }
-    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(header::COOKIE, cookie);
-    }
 }
 
 /// Upload credit of one stream: fills 400 Mbit/s at 20 ms.
@@ -255,3 +200,118 @@ const PENDING_RESETS_MAX: usize = 32;
 const GOAWAY_TIME: Duration = Duration::from_secs(3);
 /// For the client preface.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use http::header::{self, HeaderValue};
+
+    use super::*;
+    use crate::body::{Batch, BodyError, BodySource};
+    use crate::drain;
+    use crate::metrics::Metrics;
+
+    /// Echoes upgraded bytes; answers everything else 204.
+    struct Echo;
+
+    impl Service for Echo {
+        async fn call(&self, request: Request) -> Response {
+            if request.upgrade.is_none() {
+                return Response::status(StatusCode::NO_CONTENT);
+            }
+            assert_eq!(request.method, Method::GET);
+            assert_eq!(request.uri.path(), "/chat");
+            assert!(request.headers.contains_key("sec-websocket-key"));
+            let mut response = Response::status(StatusCode::SWITCHING_PROTOCOLS);
+            response.headers.insert("sec-websocket-accept", HeaderValue::from_static("x"));
+            response.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            response.body = Body::stream(Back(request.body), Length::Raw);
+            response
+        }
+    }
+
+    struct Back(Body);
+
+    impl BodySource for Back {
+        fn poll_chunks(
+            &mut self,
+            cx: &mut std::task::Context<'_>,
+            out: &mut Batch,
+        ) -> Poll<Result<bool, BodyError>> {
+            self.0.poll_chunks(cx, out)
+        }
+    }
+
+    fn options() -> Options {
+        let second = Duration::from_secs(1);
+        Options {
+            header_timeout: second,
+            keep_alive_timeout: second,
+            body_idle_timeout: second,
+            write_idle_timeout: second,
+            read_timeout: Some(second),
+            write_timeout: Some(second),
+            head_bytes_max: 16_384,
+            head_fields_max: 64,
+            streams_max: 8,
+            metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap()),
+        }
+    }
+
+    async fn client() -> h2::client::SendRequest<Bytes> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        tokio::spawn(async move {
+            let (_start, drain) = drain::channel();
+            let address = "192.0.2.1:1".parse().unwrap();
+            let visitor = Visitor {
+                remote: address,
+                local: address,
+                secure: false,
+                entry_point: "web".into(),
+                tls: None,
+            };
+            serve(theirs, &Arc::new(Echo), &Arc::new(visitor), &options(), &drain).await;
+        });
+        let (mut sender, mut connection) = h2::client::handshake(ours).await.unwrap();
+        // The server's settings allow extended CONNECT; they must have arrived.
+        poll_fn(|cx| {
+            let _ = Future::poll(std::pin::Pin::new(&mut connection), cx);
+            if sender.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        tokio::spawn(connection);
+        poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
+        sender
+    }
+
+    fn connect(protocol: Option<&'static str>) -> http::Request<()> {
+        let uri = if protocol.is_some() { "https://a.test/chat" } else { "a.test:443" };
+        let mut request = http::Request::builder().method(Method::CONNECT).uri(uri).body(()).unwrap();
+        if let Some(protocol) = protocol {
+            request.extensions_mut().insert(h2::ext::Protocol::from_static(protocol));
+        }
+        request
+    }
+
+    #[tokio::test]
+    async fn a_websocket_is_opened_by_extended_connect() {
+        let (response, mut send) = client().await.send_request(connect(Some("websocket")), false).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert!(!response.headers().contains_key("sec-websocket-accept"));
+        assert!(!response.headers().contains_key(header::UPGRADE));
+        send.send_data(Bytes::from_static(b"ping"), false).unwrap();
+        let mut body = response.into_body();
+        assert_eq!(body.data().await.unwrap().unwrap(), "ping");
+        send.send_data(Bytes::new(), true).unwrap();
+        assert!(body.data().await.is_none_or(|data| data.unwrap().is_empty()));
+    }
+
+    #[tokio::test]
+    async fn other_connects_are_not_implemented() {
+        for protocol in [None, Some("connect-udp")] {
+            let (response, _send) = client().await.send_request(connect(protocol), true).unwrap();
+            assert_eq!(response.await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! `X-Forwarded-*`: what an entry point tells everything behind it about a visitor (ingress-features.md §3.0).
+//!
+//! The fields are set once, before the first middleware, by [`ForwardedPolicy::apply`]. `X-Forwarded-For` is special:
+//! middlewares count its entries as they came, so this hop's entry is added only when the request leaves, by
+//! [`append_for`], if [`ForwardedPolicy::appends`] says so.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use crate::headers::X_FORWARDED_FOR;
+use crate::message::{Request, Visitor};
+
+/// Whom an entry point believes, and what it adds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardedPolicy {
+    /// Peers whose fields are kept.
+    pub trusted: Vec<IpNet>,
+    /// Everybody's fields are kept.
+    pub insecure: bool,
+    /// Fields that `Connection` may name without losing them before the last hop (`forwardedHeaders.connection`).
+    pub connection: Vec<HeaderName>,
+    /// Leaves `X-Forwarded-For` as it came from a trusted peer (`notAppendXForwardedFor`).
+    pub not_append: bool,
+    /// Adds `X-Forwarded-Scheme` and `X-Scheme` (`addXForwardedSchemeHeaders`).
+    pub scheme_headers: bool,
+    /// Says `ws` or `wss` for a WebSocket handshake, as Traefik does, in place of `http` or `https`.
+    pub websocket_scheme: bool,
+    /// Value of `X-Forwarded-Server`; absent = the field is not set.
+    pub server: Option<HeaderValue>,
+}
+
+impl Default for ForwardedPolicy {
+    fn default() -> Self {
+        Self {
+            trusted: Vec::new(),
+            insecure: false,
+            connection: Vec::new(),
+            not_append: false,
+            scheme_headers: false,
+            websocket_scheme: true,
+            server: None,
+        }
+    }
+}
+
+impl ForwardedPolicy {
+    /// True if the fields of this peer are believed.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.insecure || self.trusted.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Sets the fields of a request that has just been read; true if the peer's own were believed.
+    pub fn apply(&self, request: &mut Request) -> bool {
+        let is_websocket = request.upgrade.as_deref() == Some("websocket");
+        let host = std::mem::take(&mut request.host);
+        let trusted = self.apply_to(&mut request.headers, &request.visitor, &host, is_websocket);
+        request.host = host;
+        trusted
+    }
+
+    /// [`Self::apply`] on the parts of a request: `host` as the visitor sent it, with its port.
+    pub fn apply_to(
+        &self,
+        headers: &mut HeaderMap,
+        visitor: &Visitor,
+        host: &str,
+        is_websocket: bool,
+    ) -> bool {
+        let peer = visitor.remote.ip().to_canonical();
+        let trusted = self.trusts(peer);
+        if !trusted {
+            for name in &CLAIMS {
+                headers.remove(name);
+            }
+        }
+        remove_lookalikes(headers);
+        let scheme = match (visitor.secure, is_websocket && self.websocket_scheme) {
+            (true, false) => "https",
+            (false, false) => "http",
+            (true, true) => "wss",
+            (false, true) => "ws",
+        };
+        set_absent(headers, &X_REAL_IP, || peer.to_string());
+        set_absent(headers, &X_FORWARDED_PROTO, || scheme.to_owned());
+        let is_secure = visitor.secure
+            || headers.get(&X_FORWARDED_PROTO).is_some_and(|proto| proto == "https" || proto == "wss");
+        set_absent(headers, &X_FORWARDED_PORT, || {
+            port_of(host).unwrap_or(if is_secure { "443" } else { "80" }).to_owned()
+        });
+        if !host.is_empty() {
+            set_absent(headers, &X_FORWARDED_HOST, || host.to_owned());
+        }
+        if self.scheme_headers {
+            let plain = if is_secure { "https" } else { "http" };
+            set_absent(headers, &X_FORWARDED_SCHEME, || plain.to_owned());
+            set_absent(headers, &X_SCHEME, || plain.to_owned());
+        }
+        if let Some(server) = &self.server {
+            headers.insert(X_FORWARDED_SERVER, server.clone());
+        }
+        self.remove_named_by_connection(headers);
+        trusted
+    }
+
+    /// Whether this hop's entry is to be added to `X-Forwarded-For` when the request leaves for a server.
+    ///
+    /// `trusted` is what [`Self::apply`] answered: without it nothing came that could be left as it is.
+    pub fn appends(&self, trusted: bool) -> bool {
+        !(self.not_append && trusted)
+    }
+
+    /// RFC 9110 §7.6.1, except that `Connection` cannot take off what hops say about the visitor.
+    fn remove_named_by_connection(&self, headers: &mut HeaderMap) {
+        if !headers.contains_key(header::CONNECTION) {
+            return;
+        }
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .filter(|name| !CLAIMS.contains(name))
+            .collect();
+        let mut kept: Vec<&str> = Vec::new();
+        for name in &named {
+            if *name == header::UPGRADE || self.connection.contains(name) {
+                kept.push(name.as_str());
+            } else {
+                headers.remove(name);
+            }
+        }
+        match HeaderValue::try_from(kept.join(", ")) {
+            Ok(value) if !kept.is_empty() => headers.insert(header::CONNECTION, value),
+            _ => headers.remove(header::CONNECTION),
+        };
+    }
+}
+
+/// Adds one address behind those that are there already, all lines joined into one.
+pub fn append_for(headers: &mut HeaderMap, peer: IpAddr) {
+    crate::headers::append_forwarded_for(headers, peer.to_canonical());
+}
+
+/// This machine's name, for `X-Forwarded-Server`; absent if the system does not tell or it is no field value.
+pub fn server_name() -> Option<HeaderValue> {
+    let name = std::fs::read_to_string(HOSTNAME_FILE).ok()?;
+    HeaderValue::from_str(name.trim()).ok().filter(|value| !value.is_empty())
+}
+
+/// Go's CGI-style servers and many others read `X_Forwarded_For` as `X-Forwarded-For`.
+fn remove_lookalikes(headers: &mut HeaderMap) {
+    if !headers.keys().any(|name| name.as_str().contains('_')) {
+        return;
+    }
+    let lookalikes: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_'))
+        .filter(|name| {
+            let dashed = name.as_str().replace('_', "-");
+            CLAIMS.iter().any(|claim| claim.as_str() == dashed)
+        })
+        .cloned()
+        .collect();
+    for name in lookalikes {
+        headers.remove(name);
+    }
+}
+
+fn set_absent(headers: &mut HeaderMap, name: &HeaderName, value: impl FnOnce() -> String) {
+    if headers.get(name).is_some_and(|value| !value.is_empty()) {
+        return;
+    }
+    if let Ok(value) = HeaderValue::try_from(value()) {
+        headers.insert(name, value);
+    }
+}
+
+fn port_of(host: &str) -> Option<&str> {
+    let (name, port) = host.rsplit_once(':')?;
+    // A literal without brackets has no port, and a literal in brackets ends in one.
+    (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
+}
+
+/// `X-Real-Ip`.
+pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// `X-Forwarded-Proto`.
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// `X-Forwarded-Host`.
+pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// `X-Forwarded-Port`.
+pub const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+/// `X-Forwarded-Server`.
+pub const X_FORWARDED_SERVER: HeaderName = HeaderName::from_static("x-forwarded-server");
+const X_FORWARDED_SCHEME: HeaderName = HeaderName::from_static("x-forwarded-scheme");
+const X_SCHEME: HeaderName = HeaderName::from_static("x-scheme");
+/// Fields that only a hop may set: gone when an untrusted peer sends them, and out of `Connection`'s reach.
+pub(crate) const CLAIMS: [HeaderName; 13] = [
+    X_FORWARDED_FOR,
+    X_REAL_IP,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PORT,
+    X_FORWARDED_SERVER,
+    HeaderName::from_static("x-forwarded-method"),
+    HeaderName::from_static("x-forwarded-uri"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-tls-client-cert"),
+    HeaderName::from_static("x-forwarded-tls-client-cert-info"),
+    X_FORWARDED_SCHEME,
+    X_SCHEME,
+];
+/// Where Linux tells the machine's name without a call into libc.
+const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn visitor(remote: &str, secure: bool) -> Visitor {
+        let remote: SocketAddr = remote.parse().unwrap();
+        Visitor { remote, local: remote, secure, entry_point: "web".into(), tls: None }
+    }
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        headers
+    }
+
+    #[test]
+    fn an_untrusted_peer_is_described_by_its_connection_alone() {
+        let policy =
+            ForwardedPolicy { server: Some(HeaderValue::from_static("gate")), ..ForwardedPolicy::default() };
+        let mut headers = map(&[
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-real-ip", "1.2.3.4"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-prefix", "/x"),
+            ("x-scheme", "https"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("cf-connecting-ip", "9.9.9.9"),
+            ("forwarded", "for=1.2.3.4"),
+        ]);
+        let trusted =
+            policy.apply_to(&mut headers, &visitor("127.0.0.2:999", false), "example.com:8080", false);
+        assert!(!trusted);
+        let want = map(&[
+            ("x-real-ip", "127.0.0.2"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-port", "8080"),
+            ("x-forwarded-host", "example.com:8080"),
+            ("x-forwarded-server", "gate"),
+            ("cf-connecting-ip", "9.9.9.9"),
+            ("forwarded", "for=1.2.3.4"),
+        ]);
+        assert_eq!(headers, want);
+        assert!(policy.appends(trusted));
+        append_for(&mut headers, "::ffff:127.0.0.2".parse().unwrap());
+        assert_eq!(headers["x-forwarded-for"], "127.0.0.2");
+    }
+
+    #[test]
+    fn a_trusted_peer_keeps_what_it_sent_and_is_appended() {
+        let policy =
+            ForwardedPolicy { trusted: vec!["10.0.0.0/8".parse().unwrap()], ..ForwardedPolicy::default() };
+        let sent = [
+            ("x-forwarded-for", "1.2.3.4"),
+            ("x-forwarded-for", "5.6.7.8"),
+            ("x-real-ip", "1.2.3.4"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-uri", "/u"),
+            ("x_forwarded_uri", "/u"),
+        ];
+        let mut headers = map(&sent);
+        let visitor = visitor("[::ffff:10.1.1.1]:4", false);
+        assert!(policy.apply_to(&mut headers, &visitor, "a.test", false));
+        assert_eq!(headers["x-real-ip"], "1.2.3.4");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-port"], "443", "the trusted scheme decides");
+        assert_eq!(headers["x-forwarded-uri"], "/u");
+        assert!(!headers.contains_key("x_forwarded_uri"));
+        append_for(&mut headers, visitor.remote.ip());
+        assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 5.6.7.8, 10.1.1.1");
+        assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
+    }
+
+    #[test]
+    fn appending_can_be_turned_off_for_trusted_peers_only() {
+        let policy = ForwardedPolicy { insecure: true, not_append: true, ..ForwardedPolicy::default() };
+        assert!(!policy.appends(true) && policy.appends(false));
+        assert!(ForwardedPolicy::default().appends(true));
+    }
+
+    #[test]
+    fn ports_come_from_host_or_scheme() {
+        for (host, secure, want) in [
+            ("a.test", false, "80"),
+            ("a.test", true, "443"),
+            ("a.test:8443", true, "8443"),
+            ("[::1]:81", false, "81"),
+            ("[::1]", false, "80"),
+            ("::1", false, "80"),
+            ("a.test:", false, "80"),
+        ] {
+            let mut headers = HeaderMap::new();
+            ForwardedPolicy::default().apply_to(&mut headers, &visitor("1.1.1.1:1", secure), host, false);
+            assert_eq!(headers["x-forwarded-port"], want, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_websocket_handshake_says_so_by_option() {
+        for (secure, option, want) in
+            [(false, true, "ws"), (true, true, "wss"), (false, false, "http"), (true, false, "https")]
+        {
+            let policy = ForwardedPolicy { websocket_scheme: option, ..ForwardedPolicy::default() };
+            let mut headers = HeaderMap::new();
+            policy.apply_to(&mut headers, &visitor("1.1.1.1:1", secure), "a", true);
+            assert_eq!(headers["x-forwarded-proto"], want);
+        }
+    }
+
+    #[test]
+    fn connection_names_are_removed_except_those_of_hops_and_of_the_option() {
+        let policy = ForwardedPolicy {
+            insecure: true,
+            connection: vec![HeaderName::from_static("x-kept")],
+            ..ForwardedPolicy::default()
+        };
+        let mut headers = map(&[
+            ("connection", "keep-alive, X-Hop, X-Forwarded-For"),
+            ("connection", "x-kept, Upgrade"),
+            ("upgrade", "websocket"),
+            ("x-hop", "1"),
+            ("x-kept", "1"),
+            ("x-forwarded-for", "1.2.3.4"),
+        ]);
+        policy.apply_to(&mut headers, &visitor("1.1.1.1:1", false), "", false);
+        assert!(!headers.contains_key("x-hop") && headers.contains_key("x-kept"));
+        assert_eq!(headers["connection"], "x-kept, upgrade");
+        assert_eq!(headers["x-forwarded-for"], "1.2.3.4");
+        assert!(headers.contains_key("upgrade") && !headers.contains_key("x-forwarded-host"));
+    }
+
+    #[test]
+    fn scheme_fields_are_added_by_option() {
+        let policy = ForwardedPolicy { scheme_headers: true, ..ForwardedPolicy::default() };
+        let mut headers = HeaderMap::new();
+        policy.apply_to(&mut headers, &visitor("1.1.1.1:1", true), "a", true);
+        assert_eq!(
+            (&headers["x-forwarded-scheme"], &headers["x-scheme"]),
+            (&HeaderValue::from_static("https"), &HeaderValue::from_static("https"))
+        );
+    }
+}

@@ -1,0 +1,323 @@
+//! One accepted connection: who is it, what does it speak, who takes it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_route::tcp::TcpHead;
+use bytes::BytesMut;
+use rustls::{ProtocolVersion, ServerConfig};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::StartHandshake;
+use tokio_rustls::server::TlsStream;
+
+use super::Shared;
+use super::rewind::Rewind;
+use super::start::{Hello, Protocol, Start, StartError};
+use super::switch::{Switch, TlsDecision};
+use crate::drain::Drain;
+use crate::io::Io;
+use crate::message::{Service, Visitor};
+use crate::middleware::TlsInfo;
+
+use crate::tcp::route::{Opening, RouteTls, TcpRoute};
+use crate::tls::options::suite_name;
+use crate::{h1, h2};
+
+pub(super) struct Accepted {
+    pub(super) shared: Arc<Shared>,
+    pub(super) drain: Drain,
+}
+
+/// Both ends of a connection, as its peer or a trusted PROXY protocol header says.
+#[derive(Clone, Copy)]
+struct Ends {
+    remote: SocketAddr,
+    local: SocketAddr,
+}
+
+impl Accepted {
+    pub(super) async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
+        let _open = self.shared.options.metrics.connection();
+        let Ok(local) = stream.local_addr() else { return };
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+        // A socket that cannot do it is served all the same.
+        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+        let mut start = Start::new(stream);
+        // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
+        let mut ends = Ends { remote: super::canonical(remote), local: super::canonical(local) };
+        if !self.take_proxy_header(&mut start, &mut ends).await {
+            return;
+        }
+        match (&self.shared.switch, &self.shared.tls) {
+            (Some(switch), _) => {
+                let switch = switch.load_full();
+                // Boxed: the future holds every protocol's state machine, most connections need one.
+                Box::pin(self.switched(start, ends, &switch, &service)).await;
+            }
+            (None, Some(config)) => {
+                if let Some(Ok(hello)) =
+                    self.within_tls_timeout(start.client_hello()).await.map(|h| self.counted(h))
+                    && let Some(io) = self.handshake(hello, start.stream, config).await
+                {
+                    self.serve_http(Io::TlsServer(Box::new(io)), BytesMut::new(), ends, &service).await;
+                }
+            }
+            (None, None) => {
+                self.serve_http(Io::Tcp(start.stream), start.buffer, ends, &service).await;
+            }
+        }
+    }
+
+    /// False if the connection is to be closed.
+    async fn take_proxy_header(&self, start: &mut Start, ends: &mut Ends) -> bool {
+        let Some(policy) = &self.shared.proxy_protocol else { return true };
+        let taken = timeout(PROXY_HEADER_TIMEOUT, start.take_proxy_header()).await;
+        match taken.map(|taken| self.counted(taken)) {
+            Ok(Ok(Some(addresses))) => {
+                if policy.trusts(ends.remote.ip()) {
+                    *ends = Ends { remote: addresses.source, local: addresses.destination };
+                }
+                true
+            }
+            Ok(Ok(None)) => true,
+            Ok(Err(_)) => false,
+            // Nothing came at all: a protocol whose server speaks first, from a peer that sends no header.
+            Err(_) if start.buffer.is_empty() => true,
+            Err(_) => {
+                self.shared.options.metrics.refused("proxy_protocol_slow");
+                false
+            }
+        }
+    }
+
+    async fn switched<S: Service>(&self, mut start: Start, ends: Ends, switch: &Switch, service: &Arc<S>) {
+        let peer = ends.remote.ip().to_canonical();
+        let unknown = TcpHead { server_name: "", alpn: &[], peer };
+        if let Some(route) = switch.speaks_first(&unknown) {
+            return self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await;
+        }
+        let may_be_postgres = !switch.secure.is_empty();
+        let protocol = tokio::select! {
+            biased;
+            // What has been sent before a drain began is still answered.
+            first = timeout(self.shared.options.header_timeout, start.protocol(may_be_postgres)) => first,
+            () = self.drain.started() => return,
+        };
+        let Ok(Ok(protocol)) = protocol else { return };
+        if protocol == Protocol::PostgresTls {
+            return self.postgres(start, ends, switch).await;
+        }
+        if protocol == Protocol::Plain {
+            return match switch.decide_plain(&unknown) {
+                Some(route) => self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await,
+                None => self.serve_http(Io::Tcp(start.stream), start.buffer, ends, service).await,
+            };
+        }
+        let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
+        let Ok(hello) = self.counted(hello) else { return };
+        let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        match switch.decide_tls(&head) {
+            TlsDecision::Http(config) => {
+                let config = match hello.server_name.is_empty() {
+                    true => switch.options.for_address(config, ends.local.ip()),
+                    false => Arc::clone(config),
+                };
+                if let Some(io) = self.handshake(hello, start.stream, &config).await {
+                    let io = Io::TlsServer(Box::new(io));
+                    self.serve_http(io, BytesMut::new(), ends, service).await;
+                }
+            }
+            TlsDecision::Tcp(route) => self.serve_tls(route, hello, start, ends, Opening::None).await,
+            TlsDecision::Challenge(config) => {
+                if let Some(mut io) = self.handshake(hello, start.stream, config).await {
+                    // RFC 8737 §3: the validator has what it wants; nothing is sent.
+                    let _ = tokio::io::AsyncWriteExt::shutdown(&mut io).await;
+                }
+            }
+            TlsDecision::Refuse(reason) => {
+                self.shared.options.metrics.refused(reason);
+                refuse_handshake(&mut start.stream).await;
+            }
+        }
+    }
+
+    /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
+    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch) {
+        let granted = start.grant_postgres_tls().await;
+        if self.counted(granted).is_err() {
+            return;
+        }
+        let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
+        let Ok(hello) = self.counted(hello) else { return };
+        let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
+        let peer = ends.remote.ip().to_canonical();
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        match switch.secure.decide(&head) {
+            Some(router) => self.serve_tls(&router.target, hello, start, ends, Opening::Postgres).await,
+            None => self.shared.options.metrics.refused("tcp_no_route"),
+        }
+    }
+
+    async fn serve_tls(
+        &self,
+        route: &Arc<TcpRoute>,
+        hello: Hello,
+        start: Start,
+        ends: Ends,
+        opening: Opening,
+    ) {
+        match &route.tls {
+            RouteTls::Terminate(config) => {
+                if let Some(io) = self.handshake(hello, start.stream, config).await {
+                    let io = Io::TlsServer(Box::new(io));
+                    self.serve_tcp(route, io, BytesMut::new(), ends).await;
+                }
+            }
+            RouteTls::Passthrough | RouteTls::Plain => {
+                drop(hello);
+                let Ends { remote, local } = ends;
+                let metrics = &self.shared.options.metrics;
+                let mut io = Io::Tcp(start.stream);
+                route.serve_after(opening, &mut io, start.buffer, (remote, local), metrics).await;
+            }
+        }
+    }
+
+    async fn serve_tcp(&self, route: &Arc<TcpRoute>, mut io: Io, ahead: BytesMut, ends: Ends) {
+        let metrics = &self.shared.options.metrics;
+        route.serve(&mut io, ahead, ends.remote, ends.local, metrics).await;
+    }
+
+    async fn within_tls_timeout<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
+        let read = timeout(TLS_TIMEOUT, reading).await;
+        if read.is_err() {
+            self.shared.options.metrics.refused("tls_slow");
+        }
+        read.ok()
+    }
+
+    fn counted<T>(&self, result: Result<T, StartError>) -> Result<T, StartError> {
+        if let Err(error) = &result
+            && let Some(reason) = error.reason()
+        {
+            tracing::debug!(%error, reason, entry_point = %self.shared.name, "connection refused");
+            self.shared.options.metrics.refused(reason);
+        }
+        result
+    }
+
+    async fn handshake(
+        &self,
+        hello: Hello,
+        stream: TcpStream,
+        config: &Arc<ServerConfig>,
+    ) -> Option<TlsStream<TcpStream>> {
+        let handshake = StartHandshake::from_parts(hello.accepted, stream).into_stream(Arc::clone(config));
+        match self.within_tls_timeout(handshake).await? {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::debug!(%error, reason = "tls_handshake", "TLS handshake refused");
+                self.shared.options.metrics.refused("tls_handshake");
+                None
+            }
+        }
+    }
+
+    async fn serve_http<S: Service>(&self, mut io: Io, ahead: BytesMut, ends: Ends, service: &Arc<S>) {
+        let tls = match &io {
+            Io::TlsServer(stream) => Some(Arc::new(tls_info(stream))),
+            _ => None,
+        };
+        let visitor = Arc::new(Visitor {
+            remote: ends.remote,
+            local: ends.local,
+            secure: tls.is_some(),
+            entry_point: Arc::clone(&self.shared.name),
+            tls,
+        });
+        let (is_h2, start) = match io.alpn() {
+            Some(protocol) => (protocol == b"h2", ahead),
+            None => match self.sniff(&mut io, ahead).await {
+                Some(sniffed) => sniffed,
+                None => return,
+            },
+        };
+        let options = &self.shared.options;
+        if !is_h2 {
+            h1::server::serve(io, start, &**service, &visitor, options, &self.drain).await;
+        } else if start.is_empty() {
+            h2::server::serve(io, service, &visitor, options, &self.drain).await;
+        } else {
+            h2::server::serve(Rewind::new(start, io), service, &visitor, options, &self.drain).await;
+        }
+    }
+
+    /// Reads the first bytes to tell HTTP/2 with prior knowledge (RFC 9113 §3.3) from HTTP/1.1.
+    async fn sniff(&self, io: &mut Io, mut start: BytesMut) -> Option<(bool, BytesMut)> {
+        let reading = async {
+            loop {
+                let known = start.len().min(H2_PREFACE.len());
+                if start[..known] != H2_PREFACE[..known] {
+                    return Some(false);
+                }
+                if known == H2_PREFACE.len() {
+                    return Some(true);
+                }
+                if start.capacity() == start.len() {
+                    start.reserve(4096);
+                }
+                match io.read_buf(&mut start).await.ok()? {
+                    0 if start.is_empty() => return None,
+                    0 => return Some(false),
+                    _ => {}
+                }
+            }
+        };
+        let is_h2 = tokio::select! {
+            biased;
+            // What has been sent before a drain began is still answered.
+            read = timeout(self.shared.options.header_timeout, reading) => read.ok()??,
+            () = self.drain.started() => return None,
+        };
+        Some((is_h2, start))
+    }
+}
+
+/// What a finished handshake settled.
+fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+    let session = stream.get_ref().1;
+    TlsInfo {
+        version: match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "1.2",
+            _ => "1.3",
+        },
+        cipher: session.negotiated_cipher_suite().map_or("", |suite| suite_name(suite.suite())),
+        server_name: session.server_name().map(|name| name.to_ascii_lowercase().into_boxed_str()),
+        client_certificates: session
+            .peer_certificates()
+            .map(|chain| chain.iter().map(|cert| cert.clone().into_owned()).collect())
+            .unwrap_or_default(),
+    }
+}
+
+/// Tells the visitor that its name is not served, in place of a silent close.
+async fn refuse_handshake(stream: &mut TcpStream) {
+    let _ = tokio::io::AsyncWriteExt::write_all(stream, ALERT_UNRECOGNIZED_NAME).await;
+}
+
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A fatal `unrecognized_name` alert (RFC 8446 §6) in its record.
+const ALERT_UNRECOGNIZED_NAME: &[u8] = &[0x15, 3, 3, 0, 2, 2, 112];
+/// For a visitor's ClientHello, and for the rest of its handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a PROXY protocol header; balancers send it in their first packet.
+const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Traefik's interval: finds visitors that vanished, even from a relay that knows no idle limit.
+const KEEP_ALIVE: Duration = Duration::from_secs(180);

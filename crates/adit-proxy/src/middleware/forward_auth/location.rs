@@ -1,0 +1,70 @@
+//! Where an authentication server sends a visitor, seen from the server's own URL (RFC 3986 §5).
+
+/// An absolute URL for `reference`, which the server at `scheme://authority` gave in an answer to `path`. None if it is
+/// no URL.
+pub(super) fn resolve(scheme: &str, authority: &str, path: &str, reference: &str) -> Option<String> {
+    if reference.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return None;
+    }
+    let has_scheme = reference.find(':').is_some_and(|colon| {
+        let scheme = &reference.as_bytes()[..colon];
+        scheme.first().is_some_and(u8::is_ascii_alphabetic)
+            && scheme.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
+    });
+    if has_scheme {
+        return Some(reference.to_owned());
+    }
+    if reference.starts_with("//") {
+        return Some(format!("{scheme}:{reference}"));
+    }
+    let base = path.split(['?', '#']).next().unwrap_or_default();
+    let end = reference.find(['?', '#']).unwrap_or(reference.len());
+    let (relative, rest) = reference.split_at(end);
+    let merged = match relative {
+        "" => base.to_owned(),
+        absolute if absolute.starts_with('/') => absolute.to_owned(),
+        relative => format!("{}/{relative}", base.rsplit_once('/').map_or("", |(directory, _)| directory)),
+    };
+    Some(format!("{scheme}://{authority}{}{rest}", without_dots(&merged)))
+}
+
+/// RFC 3986 §5.2.4.
+fn without_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut ends_in_directory = false;
+    for segment in path.split('/').skip(1) {
+        ends_in_directory = matches!(segment, "." | "..");
+        match segment {
+            "." => {}
+            ".." => drop(kept.pop()),
+            segment => kept.push(segment),
+        }
+    }
+    let slash = if ends_in_directory && !kept.is_empty() { "/" } else { "" };
+    format!("/{}{slash}", kept.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_resolved_as_the_rfc_says() {
+        let resolved = |reference: &str| resolve("http", "a", "/b/c/d?q", reference).unwrap();
+        for (reference, url) in [
+            ("https://login.test/x?y", "https://login.test/x?y"),
+            ("/login?rd=http://b", "http://a/login?rd=http://b"),
+            ("//g", "http://g"),
+            ("g", "http://a/b/c/g"),
+            ("../g", "http://a/b/g"),
+            ("./", "http://a/b/c/"),
+            ("..", "http://a/b/"),
+            ("../../../g", "http://a/g"),
+            ("?y", "http://a/b/c/d?y"),
+            ("#s", "http://a/b/c/d#s"),
+        ] {
+            assert_eq!(resolved(reference), url, "{reference}");
+        }
+        assert_eq!(resolve("http", "a", "/", "/a b"), None);
+    }
+}

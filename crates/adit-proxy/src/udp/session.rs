@@ -1,0 +1,163 @@
+//! One visitor's session: a socket towards its server, and the way back.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::metrics::Metrics;
+
+/// The listener's side of a session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) id: u64,
+    link: Arc<Link>,
+    /// Datagrams that arrive before the server's address is known.
+    early: mpsc::Sender<Bytes>,
+}
+
+/// What both sides of a session share.
+#[derive(Debug)]
+struct Link {
+    server: OnceLock<UdpSocket>,
+    started: Instant,
+    /// Last datagram in either direction, in ms since `started`.
+    active_ms: AtomicU64,
+}
+
+impl Link {
+    fn touch(&self) {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.active_ms.store(elapsed, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.started + Duration::from_millis(self.active_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// The running side of a session.
+#[derive(Debug)]
+pub(super) struct Worker {
+    link: Arc<Link>,
+    early: mpsc::Receiver<Bytes>,
+    visitor: SocketAddr,
+    listener: Arc<UdpSocket>,
+    server: String,
+    idle: Duration,
+    metrics: Arc<Metrics>,
+}
+
+/// Both sides of a new session towards `server` (`host:port`).
+pub(super) fn open(
+    id: u64,
+    listener: Arc<UdpSocket>,
+    visitor: SocketAddr,
+    server: String,
+    idle: Duration,
+    metrics: Arc<Metrics>,
+) -> (Session, Worker) {
+    let (sender, receiver) = mpsc::channel(EARLY_DATAGRAMS_MAX);
+    let link =
+        Arc::new(Link { server: OnceLock::new(), started: Instant::now(), active_ms: AtomicU64::new(0) });
+    let session = Session { id, link: Arc::clone(&link), early: sender };
+    (session, Worker { link, early: receiver, visitor, listener, server, idle, metrics })
+}
+
+impl Session {
+    /// Passes a datagram on, or says why it is dropped: nothing ever waits.
+    pub(super) fn forward(&self, datagram: &[u8]) -> Result<(), &'static str> {
+        self.link.touch();
+        match self.link.server.get() {
+            Some(server) => match server.try_send(datagram) {
+                // A server that is not there is noticed by the way back, which reports the same error.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err("udp_server_full"),
+                _ => Ok(()),
+            },
+            None => self.early.try_send(Bytes::copy_from_slice(datagram)).map_err(|_| "udp_session_starting"),
+        }
+    }
+}
+
+impl Worker {
+    /// Runs until both directions have been silent for the idle time, or the server is not there.
+    pub(super) async fn run(mut self) {
+        let _open = self.metrics.udp_session();
+        let connected = timeout(RESOLVE_TIMEOUT, connect(&self.server)).await;
+        let socket = match connected {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                tracing::debug!(server = %self.server, %error, reason = "udp_connect", "no UDP session");
+                return self.metrics.refused("udp_connect");
+            }
+            Err(_) => return self.metrics.refused("udp_resolve_slow"),
+        };
+        let server = self.link.server.get_or_init(|| socket);
+        self.early.close();
+        while let Some(datagram) = self.early.recv().await {
+            let _ = server.send(&datagram).await;
+        }
+        loop {
+            let ready = tokio::select! {
+                ready = server.readable() => ready,
+                () = sleep_until(self.link.last() + self.idle) => {
+                    if self.link.last() + self.idle <= Instant::now() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            if ready.is_err() || self.answer(server).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends all answers that have arrived to the visitor.
+    async fn answer(&self, server: &UdpSocket) -> io::Result<()> {
+        // Only sessions with something to read hold a buffer.
+        let mut buffer = BytesMut::with_capacity(DATAGRAM_BYTES_MAX);
+        for _ in 0..ANSWERS_MAX {
+            buffer.clear();
+            match server.try_recv_buf(&mut buffer) {
+                Ok(_) => {
+                    self.link.touch();
+                    let _ = self.listener.send_to(&buffer, self.visitor).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // Nobody listens there: the next datagram of the visitor starts anew.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn connect(server: &str) -> io::Result<UdpSocket> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for address in tokio::net::lookup_host(server).await? {
+        let any: SocketAddr =
+            if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = UdpSocket::bind(any).await?;
+        match socket.connect(address).await {
+            Ok(()) => return Ok(socket),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// Kept per session while its server's name is looked up.
+const EARLY_DATAGRAMS_MAX: usize = 4;
+/// What IPv4 and IPv6 without jumbograms can carry.
+pub(super) const DATAGRAM_BYTES_MAX: usize = 65_536;
+/// Answers sent in a row before others have their turn.
+const ANSWERS_MAX: usize = 32;
+/// For the server's name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
