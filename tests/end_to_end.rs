@@ -4,6 +4,10 @@
 mod bodies;
 #[path = "end_to_end/failures.rs"]
 mod failures;
+#[path = "end_to_end/ingress.rs"]
+mod ingress;
+#[path = "end_to_end/ingress_check.rs"]
+mod ingress_check;
 #[path = "end_to_end/limits.rs"]
 mod limits;
 #[path = "end_to_end/operation.rs"]

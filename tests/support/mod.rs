@@ -150,3 +150,8 @@ pub(crate) fn http_get(address: SocketAddr, path: &str) -> Option<Answer> {
     let status = head.split(' ').nth(1)?.parse().ok()?;
     Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
+
+/// Lets time pass where a case is about time passing.
+pub(crate) fn pause(duration: Duration) {
+    std::thread::sleep(duration);
+}

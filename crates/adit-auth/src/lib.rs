@@ -1,7 +1,7 @@
 //! Credential + keys + now → identity or refusal.
 //!
-//! Two kinds of credentials are checked here: the secret by which a connector registers a tunnel ([`TunnelSecrets`]) and
-//! the token by which a visitor passes Cloudflare Access ([`verify_access`]).
+//! Checked here are the secret by which a connector registers a tunnel ([`TunnelSecrets`]), the token by which a visitor
+//! passes Cloudflare Access ([`verify_access`]), and names with passwords ([`Passwords`], [`Digests`]).
 //!
 //! It never fetches keys, looks at the clock, opens a socket or knows routes: keys come as text, the time as a number.
 //!
@@ -11,9 +11,13 @@
 //! Read first: `tunnel.rs`, then `access.rs`.
 
 mod access;
+mod digest;
 mod keys;
+mod passwords;
 mod tunnel;
 
 pub use access::{ACCESS_HEADER, AccessRefusal, Identity, TOKEN_BYTES_MAX, verify_access};
+pub use digest::{DIGEST_FIELD_BYTES_MAX, DigestVerdict, Digests};
 pub use keys::{Keys, KeysError};
+pub use passwords::{BasicCredentials, Fingerprint, PASSWORD_BYTES_MAX, Passwords, UsersError};
 pub use tunnel::{Presented, TunnelRefusal, TunnelSecrets};

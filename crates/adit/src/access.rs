@@ -129,8 +129,13 @@ impl AccessGate {
         let settings = OriginSettings { keep_alive_connections: 0, ..OriginSettings::default() };
         let origin = Origin::new(&service, &settings).map_err(|e| e.to_string())?;
         let unspecified = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
-        let visitor =
-            Visitor { remote: unspecified, local: unspecified, secure: true, entry_point: "access".into() };
+        let visitor = Visitor {
+            remote: unspecified,
+            local: unspecified,
+            secure: true,
+            tls: None,
+            entry_point: "access".into(),
+        };
         let request = Request {
             method: Method::GET,
             uri: Uri::from_static(KEYS_PATH),

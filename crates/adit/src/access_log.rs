@@ -3,13 +3,18 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
 
-use adit_config::{AccessLog as Settings, LogFormat};
+use adit_config::{AccessLog as Settings, AccessLogFilters, FieldMode};
+use http::HeaderMap;
 use prometheus::{IntCounter, Registry};
-use serde_json::json;
 use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::observe::lines::Lines;
 
 /// What the log says of a request.
 #[derive(Debug)]
@@ -20,6 +25,10 @@ pub(crate) struct Entry {
     pub duration: Duration,
     /// Id on the visitor's page and in the process log.
     pub request_id: String,
+    /// How many requests were logged before.
+    pub(crate) count: u64,
+    /// The other end of the socket.
+    pub(crate) peer: std::net::SocketAddr,
     /// The visitor's address without port.
     pub client: std::net::IpAddr,
     /// Request line and host.
@@ -34,8 +43,32 @@ pub(crate) struct Entry {
     pub status: u16,
     /// Bytes of content sent.
     pub bytes: u64,
+    /// Bytes of the request's content.
+    pub(crate) received: u64,
+    /// Bytes of content the server sent.
+    pub(crate) origin_bytes: u64,
+    /// Fields of request, server's answer and answer; empty unless the log wants any.
+    pub(crate) headers: [HeaderMap; 3],
     /// Which route or tunnel answered; empty if none.
     pub route: String,
+    /// Name of the service; empty if none.
+    pub(crate) service: String,
+    /// The server that was asked last; empty if none.
+    pub(crate) service_url: String,
+    /// What the server answered.
+    pub(crate) origin_status: Option<u16>,
+    /// How long it took to its head.
+    pub(crate) origin_duration: Option<Duration>,
+    /// Attempts after the first.
+    pub(crate) retries: u32,
+    /// The user a middleware let in, or refused.
+    pub(crate) user: String,
+    /// Where the visitor came in.
+    pub(crate) entry_point: String,
+    /// The visitor's TLS session.
+    pub(crate) tls: Option<Arc<adit_proxy::middleware::TlsInfo>>,
+    /// True if the visitor's hop is encrypted.
+    pub(crate) secure: bool,
     /// The failure's name; empty if none.
     pub reason: &'static str,
 }
@@ -43,8 +76,27 @@ pub(crate) struct Entry {
 /// The handle that requests write through.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessLog {
-    lines: SyncSender<Entry>,
+    orders: SyncSender<Order>,
     dropped: IntCounter,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    filters: AccessLogFilters,
+    wants_headers: bool,
+    add_internals: bool,
+    begun: AtomicU64,
+}
+
+/// What the writer is told.
+#[derive(Debug)]
+enum Order {
+    Line(Box<Entry>),
+    /// Someone moved the file away.
+    Reopen,
+    /// Everything so far is to be in the file; answered then.
+    Flush(SyncSender<()>),
 }
 
 /// Why the access log cannot be opened.
@@ -77,25 +129,146 @@ impl AccessLog {
             "Access log lines not written because the writer was behind",
         )?;
         registry.register(Box::new(dropped.clone()))?;
-        let out: Box<dyn Write + Send> = match &settings.file_path {
-            None => Box::new(io::stdout()),
-            Some(path) => Box::new(open_append(path)?),
+        let out = open(settings.file_path.as_ref())?;
+        let (orders, received) = sync_channel(QUEUE_LINES_MAX);
+        let mut writer = Writer {
+            out: BufWriter::with_capacity(BUFFER_BYTES, out),
+            path: settings.file_path.clone(),
+            lines: Lines::new(settings),
+            held: 0,
+            held_max: settings.buffered_lines_max,
         };
-        let (lines, received) = sync_channel(QUEUE_LINES_MAX);
-        let format = settings.format;
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_lines(&received, BufWriter::with_capacity(64 * 1024, out), format))
+            .spawn(move || writer.run(&received))
             .map_err(AccessLogError::Thread)?;
-        Ok(Self { lines, dropped })
+        reopen_on_signal(orders.clone());
+        let fields = &settings.fields;
+        let wants_headers = fields.headers_default_mode != FieldMode::Drop
+            || fields.headers.values().any(|mode| *mode != FieldMode::Drop);
+        let shared = Shared {
+            filters: settings.filters.clone(),
+            wants_headers,
+            add_internals: settings.add_internals,
+            begun: AtomicU64::new(0),
+        };
+        Ok(Self { orders, dropped, shared: Arc::new(shared) })
     }
 
-    /// Queues a line; drops and counts it if the writer is too far behind.
-    pub(crate) fn write(&self, entry: Entry) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(entry) {
+    /// Queues a line if the filters want it; drops and counts it if the writer is too far behind.
+    pub(crate) fn write(&self, entry: Box<Entry>) {
+        if wants(&self.shared.filters, &entry) && self.orders.try_send(Order::Line(entry)).is_err() {
             self.dropped.inc();
         }
     }
+
+    /// Counts a request; how many there were, this one included.
+    pub(crate) fn count(&self) -> u64 {
+        self.shared.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether any header may be in a line.
+    pub(crate) fn wants_headers(&self) -> bool {
+        self.shared.wants_headers
+    }
+
+    /// Whether answers of our own (`…@internal`) are logged.
+    pub(crate) fn adds_internals(&self) -> bool {
+        self.shared.add_internals
+    }
+
+    /// Waits until what was queued is written, but not for a disk that hangs.
+    pub(crate) fn flush(&self) {
+        let (done, flushed) = sync_channel(1);
+        if self.orders.try_send(Order::Flush(done)).is_ok() {
+            let _ = flushed.recv_timeout(FLUSH_TIME_MAX);
+        }
+    }
+}
+
+struct Writer {
+    out: BufWriter<Box<dyn Write + Send>>,
+    path: Option<PathBuf>,
+    lines: Lines,
+    /// Lines not handed to the file yet.
+    held: u32,
+    held_max: u32,
+}
+
+impl Writer {
+    fn run(&mut self, orders: &Receiver<Order>) {
+        let mut flush_at = Instant::now();
+        loop {
+            let order = if self.held == 0 {
+                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                orders.recv_timeout(flush_at.saturating_duration_since(Instant::now()))
+            };
+            match order {
+                Ok(Order::Line(entry)) => {
+                    if self.held == 0 {
+                        let wait = if self.held_max == 0 { Duration::ZERO } else { HOLD_TIME_MAX };
+                        flush_at = Instant::now() + wait;
+                    }
+                    // A full disk must not stop requests; the next line may fit again.
+                    let _ = self.lines.write(&mut self.out, &entry);
+                    self.held += 1;
+                    if self.held_max > 0 && self.held >= self.held_max {
+                        self.flush();
+                    }
+                }
+                Ok(Order::Reopen) => self.reopen(),
+                Ok(Order::Flush(done)) => {
+                    self.flush();
+                    let _ = done.try_send(());
+                }
+                Err(RecvTimeoutError::Timeout) => self.flush(),
+                Err(RecvTimeoutError::Disconnected) => return self.flush(),
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let _ = self.out.flush();
+        self.held = 0;
+    }
+
+    fn reopen(&mut self) {
+        self.flush();
+        match open(self.path.as_ref()) {
+            Ok(out) => self.out = BufWriter::with_capacity(BUFFER_BYTES, out),
+            Err(error) => tracing::error!(%error, "the access log stays in its old file"),
+        }
+    }
+}
+
+/// SIGUSR1, as log rotation sends it.
+fn reopen_on_signal(orders: SyncSender<Order>) {
+    let Ok(mut signals) = signal(SignalKind::user_defined1()) else { return };
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            if orders.try_send(Order::Reopen).is_err() {
+                tracing::error!("the access log is behind and could not be reopened");
+            }
+        }
+    });
+}
+
+/// All requests if there is no filter, else those that any filter wants.
+fn wants(filters: &AccessLogFilters, entry: &Entry) -> bool {
+    let AccessLogFilters { status_codes, retry_attempts, duration_min } = filters;
+    let has_none = status_codes.is_empty() && !retry_attempts && duration_min.is_zero();
+    has_none
+        || status_codes.iter().any(|(from, to)| (*from..=*to).contains(&entry.status))
+        || (*retry_attempts && entry.retries > 0)
+        || (!duration_min.is_zero() && entry.duration > *duration_min)
+}
+
+fn open(path: Option<&PathBuf>) -> Result<Box<dyn Write + Send>, AccessLogError> {
+    Ok(match path {
+        None => Box::new(io::stdout()),
+        Some(path) => Box::new(open_append(path)?),
+    })
 }
 
 fn open_append(path: &PathBuf) -> Result<File, AccessLogError> {
@@ -106,59 +279,11 @@ fn open_append(path: &PathBuf) -> Result<File, AccessLogError> {
         .map_err(|source| AccessLogError::Open { path: path.clone(), source })
 }
 
-fn write_lines(lines: &Receiver<Entry>, mut out: BufWriter<Box<dyn Write + Send>>, format: LogFormat) {
-    while let Ok(entry) = lines.recv() {
-        write_line(&mut out, &entry, format);
-        while let Ok(entry) = lines.try_recv() {
-            write_line(&mut out, &entry, format);
-        }
-        let _ = out.flush();
-    }
-}
-
-fn write_line(out: &mut impl Write, entry: &Entry, format: LogFormat) {
-    let time = entry.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let result = match format {
-        LogFormat::Json => writeln!(
-            out,
-            "{}",
-            json!({
-                "time": time.as_secs_f64(), "ClientHost": entry.client.to_string(), "RequestMethod": entry.method.as_str(),
-                "RequestHost": entry.host, "RequestPath": entry.path, "RequestProtocol": format!("{:?}", entry.version),
-                "DownstreamStatus": entry.status, "DownstreamContentSize": entry.bytes,
-                "Duration": u64::try_from(entry.duration.as_nanos()).unwrap_or(u64::MAX),
-                "RouterName": entry.route, "RequestId": entry.request_id, "reason": entry.reason,
-            })
-        ),
-        LogFormat::Text => writeln!(
-            out,
-            "{} {} \"{} {}{} {:?}\" {} {} {:.3}ms {} {} {}",
-            adit_proxy::date::format(entry.started),
-            entry.client,
-            entry.method,
-            quoted(&entry.host),
-            quoted(&entry.path),
-            entry.version,
-            entry.status,
-            entry.bytes,
-            entry.duration.as_secs_f64() * 1000.0,
-            if entry.route.is_empty() { "-" } else { &entry.route },
-            entry.request_id,
-            if entry.reason.is_empty() { "-" } else { entry.reason },
-        ),
-    };
-    // A full disk must not stop requests; the next line may fit again.
-    let _ = result;
-}
-
-/// A visitor's text on a line of ours: quotes and controls cannot break out of it.
-fn quoted(text: &str) -> std::borrow::Cow<'_, str> {
-    if text.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20) {
-        text.escape_default().to_string().into()
-    } else {
-        text.into()
-    }
-}
-
-/// Lines waiting for the writer, about 4 MiB; beyond that they are dropped and counted.
+/// Lines waiting for the writer, about 8 MiB without headers; beyond that they are dropped and counted.
 const QUEUE_LINES_MAX: usize = 8192;
+/// What is written at once while lines are held.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Lines are held no longer, however few there are.
+const HOLD_TIME_MAX: Duration = Duration::from_secs(1);
+/// A process that stops waits no longer for its log.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);

@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use prometheus::{Registry, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::gateway::{Gateway, view};
 use crate::ingress::IngressState;
 use crate::phase::{Phase, PhaseCell};
 use crate::status_page;
@@ -23,6 +24,8 @@ pub(crate) struct Admin {
     pub registry: Registry,
     /// The connector, if there is one.
     pub connector: ArcSwapOption<ConnectorView>,
+    /// The ingress.
+    pub(crate) gateway: Arc<Gateway>,
     /// The edge and where it listens, if there is one.
     pub edge: Option<(EdgeHandle, std::net::SocketAddr)>,
     /// The effective configuration with secrets masked.
@@ -71,6 +74,7 @@ impl Service for Admin {
             "/ping" => Response::text(StatusCode::OK, TEXT, "OK"),
             "/metrics" => self.metrics(),
             "/config" => self.config(),
+            path if path.starts_with("/api/") => self.api(path),
             "/diag/tunnel" => self.diag_tunnel(),
             "/diag/configuration" => json_response(StatusCode::OK, &self.config.load()),
             _ => Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -79,6 +83,54 @@ impl Service for Admin {
 }
 
 impl Admin {
+    /// The read-only API in Traefik's words.
+    fn api(&self, path: &str) -> Response {
+        let generation = self.gateway.load();
+        let (dynamic, verdicts) = (&generation.inputs.dynamic, &generation.verdicts);
+        let (kind, name) = match path.trim_start_matches("/api/").split_once('/') {
+            Some(("http", rest)) => rest.split_once('/').unwrap_or((rest, "")),
+            _ => (path.trim_start_matches("/api/"), ""),
+        };
+        let list = match kind {
+            "routers" => view::routers(dynamic, verdicts),
+            "services" => view::services(dynamic, verdicts, &generation.servers()),
+            "middlewares" => view::middlewares(dynamic, verdicts),
+            "entrypoints" => self.entry_points(),
+            "rawdata" => {
+                let named = |list: Vec<Value>| -> serde_json::Map<String, Value> {
+                    list.into_iter().map(|v| (v["name"].as_str().unwrap_or_default().to_owned(), v)).collect()
+                };
+                let all = json!({
+                    "routers": named(view::routers(dynamic, verdicts)),
+                    "services": named(view::services(dynamic, verdicts, &generation.servers())),
+                    "middlewares": named(view::middlewares(dynamic, verdicts)),
+                    "problems": verdicts.problems(),
+                    "warnings": verdicts.warnings,
+                });
+                return json_response(StatusCode::OK, &all);
+            }
+            "overview" => return json_response(StatusCode::OK, &view::overview(dynamic, verdicts)),
+            "version" => {
+                let version = json!({ "Version": env!("CARGO_PKG_VERSION"), "Codename": "adit" });
+                return json_response(StatusCode::OK, &version);
+            }
+            _ => return Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        };
+        if name.is_empty() {
+            return json_response(StatusCode::OK, &Value::Array(list));
+        }
+        match list.into_iter().find(|object| object["name"] == name) {
+            Some(object) => json_response(StatusCode::OK, &object),
+            None => Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        }
+    }
+
+    fn entry_points(&self) -> Vec<Value> {
+        let listeners = self.listeners.load();
+        let view = |(name, address, _): &(String, std::net::SocketAddr, bool)| json!({ "name": name, "address": address.to_string() });
+        listeners.iter().map(view).collect()
+    }
+
     fn ready(&self) -> Response {
         let serving = self.phase.load() == Phase::Ready;
         let connector = self.connector.load();
@@ -171,6 +223,9 @@ impl Admin {
                 json!({ "address": address.to_string(), "tunnels": edge_status(edge) })
             }),
             "restart_needed": &**self.restart_needed.load(),
+            "problems": self.gateway.load().verdicts.problems(),
+            "warnings": self.gateway.load().verdicts.warnings,
+            "routers": view::routers(&self.gateway.load().inputs.dynamic, &self.gateway.load().verdicts),
             "reload_problem": problem.as_ref().map(|p| p.1.clone()),
         })
     }

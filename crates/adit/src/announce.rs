@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use adit_config::{Config, HostPattern, Service};
+use adit_config::{Config, EntryPoint, EntryPointTransport, HostPattern, Service};
 
 /// The text: what listens where, what serves what, and what to try next.
 pub(crate) fn text(
@@ -14,7 +14,12 @@ pub(crate) fn text(
 ) -> String {
     let mut out = format!("adit {} is running\n\n", env!("CARGO_PKG_VERSION"));
     for (name, address, tls) in listeners {
-        let scheme = if *tls { "https" } else { "http" };
+        let is_udp = |entry_point: &EntryPoint| entry_point.transport == EntryPointTransport::Udp;
+        let scheme = match *tls {
+            true => "https",
+            false if config.entry_points.get(name).is_some_and(is_udp) => "udp",
+            false => "http",
+        };
         let _ = writeln!(out, "  visitors    {scheme}://{address}  (entry point {name})");
     }
     if let (Some(edge), Some(address)) = (&config.edge, edge) {

@@ -1,5 +1,6 @@
 //! An answer that reports how it ended: to the access log, the metrics, and whoever counts requests in flight.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Instant, SystemTime};
 
@@ -9,6 +10,8 @@ use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::access_log::{AccessLog, Entry};
+use crate::observe::probe::Probe;
+use crate::observe::traefik::{Answered, Asked, TraefikMetrics};
 
 /// Counts what public listeners answer.
 #[derive(Clone, Debug)]
@@ -23,10 +26,27 @@ pub(crate) struct RequestMetrics {
 /// A request that is being answered; dropping it counts it as done.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    entry: Option<Entry>,
+    entry: Option<Box<Entry>>,
     began: Instant,
     log: Option<AccessLog>,
     metrics: RequestMetrics,
+    measured: Option<Measured>,
+    probe: Option<Arc<Probe>>,
+    /// 0 until there is an answer.
+    status: u16,
+    sent: u64,
+}
+
+/// What Traefik's metrics are told when the answer is over.
+#[derive(Debug)]
+struct Measured {
+    metrics: Arc<TraefikMetrics>,
+    asked: Asked,
+    entry_point: Arc<str>,
+    router: Option<Arc<str>>,
+    service: Option<Arc<str>>,
+    origin_status: Option<u16>,
+    retries: u32,
 }
 
 impl RequestMetrics {
@@ -82,21 +102,95 @@ impl Exchange {
         log: Option<&AccessLog>,
     ) -> Self {
         metrics.in_flight.inc();
-        let entry = log.map(|_| Entry {
-            started: SystemTime::now(),
-            duration: std::time::Duration::ZERO,
-            request_id: request_id.to_owned(),
-            client: request.visitor.remote.ip(),
-            method: request.method.clone(),
-            host: request.host.clone(),
-            path: request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
-            version: request.version,
-            status: 0,
-            bytes: 0,
-            route: String::new(),
-            reason: "",
+        let entry = log.map(|log| {
+            Box::new(Entry {
+                count: log.count(),
+                peer: request.visitor.remote,
+                received: 0,
+                origin_bytes: 0,
+                headers: if log.wants_headers() {
+                    [request.headers.clone(), HeaderMap::new(), HeaderMap::new()]
+                } else {
+                    Default::default()
+                },
+                started: SystemTime::now(),
+                duration: std::time::Duration::ZERO,
+                request_id: request_id.to_owned(),
+                client: request.visitor.remote.ip(),
+                method: request.method.clone(),
+                host: request.host.clone(),
+                path: request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
+                version: request.version,
+                status: 0,
+                bytes: 0,
+                route: String::new(),
+                service: String::new(),
+                service_url: String::new(),
+                origin_status: None,
+                origin_duration: None,
+                retries: 0,
+                user: String::new(),
+                entry_point: request.visitor.entry_point.to_string(),
+                tls: request.visitor.tls.clone(),
+                secure: request.visitor.secure,
+                reason: "",
+            })
         });
-        Self { entry, began: Instant::now(), log: log.cloned(), metrics: metrics.clone() }
+        Self {
+            entry,
+            began: Instant::now(),
+            log: log.cloned(),
+            metrics: metrics.clone(),
+            measured: None,
+            probe: None,
+            status: 0,
+            sent: 0,
+        }
+    }
+
+    /// Measures the request's content, and everything under Traefik's names where they are wanted.
+    pub(crate) fn measure(&mut self, request: &mut Request, metrics: Option<&Arc<TraefikMetrics>>) {
+        if metrics.is_none() && self.entry.is_none() {
+            return;
+        }
+        self.measured = metrics.map(|metrics| Measured {
+            metrics: Arc::clone(metrics),
+            asked: Asked::of(request),
+            entry_point: Arc::clone(&request.visitor.entry_point),
+            router: None,
+            service: None,
+            origin_status: None,
+            retries: 0,
+        });
+        let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(AccessLog::wants_headers);
+        self.probe = Some(Arc::new(Probe::new(request, wants_headers)));
+    }
+
+    /// Watches the hop to the origin, if anyone wants to know.
+    pub(crate) fn probe(&self) -> Option<Arc<Probe>> {
+        self.probe.clone()
+    }
+
+    /// Whether anyone wants to know of this request.
+    pub(crate) fn is_observed(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// Leaves the request out of the log or Traefik's metrics.
+    pub(crate) fn observe_only(&mut self, in_log: bool, in_metrics: bool) {
+        if !in_log {
+            self.entry = None;
+        }
+        if !in_metrics {
+            self.measured = None;
+        }
+    }
+
+    /// An answer of our own, which counts as Traefik's internal services do.
+    pub(crate) fn is_internal(&mut self) {
+        let in_log = self.log.as_ref().is_some_and(AccessLog::adds_internals);
+        let in_metrics = self.measured.as_ref().is_some_and(|measured| measured.metrics.add_internals);
+        self.observe_only(in_log, in_metrics);
     }
 
     /// Says whose request it is, where a trusted hop told.
@@ -113,6 +207,28 @@ impl Exchange {
         }
     }
 
+    /// Takes over what chain and service noted.
+    pub(crate) fn passed(&mut self, ctx: &adit_proxy::middleware::Ctx) {
+        if let Some(reason) = ctx.log.refusal {
+            self.failed(reason);
+        }
+        if let Some(measured) = &mut self.measured {
+            measured.router = Some(Arc::clone(&ctx.router));
+            measured.service.clone_from(&ctx.log.service);
+            measured.origin_status = ctx.log.origin_status.map(|status| status.as_u16());
+            measured.retries = ctx.log.retries;
+        }
+        if let Some(entry) = &mut self.entry {
+            let log = &ctx.log;
+            entry.service = log.service.as_deref().unwrap_or_default().to_owned();
+            entry.service_url = log.service_url.as_deref().unwrap_or_default().to_owned();
+            entry.origin_status = log.origin_status.map(|status| status.as_u16());
+            entry.origin_duration = log.origin_duration;
+            entry.retries = log.retries;
+            entry.user = log.user.as_deref().unwrap_or_default().to_owned();
+        }
+    }
+
     /// Says that we answered because a hop failed.
     pub(crate) fn failed(&mut self, reason: &'static str) {
         self.metrics.failed(reason);
@@ -125,14 +241,17 @@ impl Exchange {
     pub(crate) fn finish_with(mut self, response: Response) -> Response {
         let class = usize::from(response.status.as_u16() / 100).clamp(1, 5) - 1;
         self.metrics.answered[class].inc();
-        if let Some(entry) = &mut self.entry {
-            entry.status = response.status.as_u16();
+        self.status = response.status.as_u16();
+        if let (Some(entry), Some(log)) = (&mut self.entry, &self.log)
+            && log.wants_headers()
+        {
+            entry.headers[2].clone_from(&response.headers);
         }
         let Response { status, headers, body } = response;
         let length = body.length();
         let body = if body.is_replayable() {
-            if let (Some(entry), adit_proxy::body::Length::Known(bytes)) = (&mut self.entry, length) {
-                entry.bytes = bytes;
+            if let adit_proxy::body::Length::Known(bytes) = length {
+                self.sent = bytes;
             }
             body
         } else {
@@ -147,9 +266,33 @@ impl Drop for Exchange {
         self.metrics.in_flight.dec();
         let duration = self.began.elapsed();
         self.metrics.duration.observe(duration.as_secs_f64());
+        // The visitor left before there was an answer.
+        let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
+        let received = self.probe.as_ref().map_or(0, |probe| probe.received());
+        if let Some(measured) = &self.measured {
+            measured.report(Answered { status, duration, received, sent: self.sent });
+        }
         if let (Some(log), Some(mut entry)) = (&self.log, self.entry.take()) {
-            entry.duration = duration;
+            (entry.duration, entry.status, entry.bytes) = (duration, status, self.sent);
+            entry.received = received;
+            if let Some(probe) = &self.probe {
+                entry.origin_bytes = probe.origin();
+                entry.headers[1] = probe.origin_headers();
+            }
             log.write(entry);
+        }
+    }
+}
+
+impl Measured {
+    fn report(&self, answered: Answered) {
+        self.metrics.entry_point(&self.entry_point, &self.asked, answered);
+        if let Some(router) = &self.router {
+            self.metrics.router(router, &self.asked, answered);
+        }
+        if let Some(service) = &self.service {
+            let status = self.origin_status.unwrap_or(answered.status);
+            self.metrics.service(service, &self.asked, Answered { status, ..answered }, self.retries);
         }
     }
 }
@@ -163,9 +306,7 @@ impl BodySource for Counted {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
         let before = out.len();
         let result = ready!(self.body.poll_chunks(cx, out));
-        if let Some(entry) = &mut self.exchange.entry {
-            entry.bytes += out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
-        }
+        self.exchange.sent += out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
         if let Err(error) = &result {
             self.exchange.failed(error.reason());
         }
@@ -180,3 +321,6 @@ impl BodySource for Counted {
         self.body.poll_background(cx);
     }
 }
+
+/// What Traefik (after nginx) notes where the visitor left before there was an answer.
+const CLIENT_CLOSED_REQUEST: u16 = 499;

@@ -41,6 +41,7 @@ pub(crate) fn command() -> Command {
                         .help("As the admin endpoint tells it"),
                 ),
         )
+        .subcommand(route())
         .subcommand(edge())
         .subcommand(crate::cloudflared::command())
 }
@@ -48,6 +49,26 @@ pub(crate) fn command() -> Command {
 /// The configuration named on the command line.
 pub(crate) fn config_path(matches: &ArgMatches) -> Option<PathBuf> {
     matches.get_one::<PathBuf>("config").cloned()
+}
+
+fn route() -> Command {
+    let option = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    let explain = Command::new("explain")
+        .about("Which router answers a request, what it passes on its way, and why the other routers do not answer")
+        .arg(Arg::new("method").required(true).value_name("METHOD").help("Such as GET"))
+        .arg(Arg::new("url").required(true).value_name("URL").help("https:// means that the visitor uses TLS"))
+        .arg(
+            option("header", "HEADER", "Field of the request, as `Name: value`; may be given again")
+                .short('H')
+                .action(ArgAction::Append),
+        )
+        .arg(config())
+        .arg(option("entry-point", "NAME", "Entry point; without it all default ones"))
+        .arg(option("from", "IP", "The visitor's address").default_value("127.0.0.1"))
+        .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As JSON"));
+    Command::new("route").about("Where requests go").subcommand_required(true).subcommand(explain)
 }
 
 fn edge() -> Command {

@@ -1,11 +1,12 @@
 //! Requests at the connector: find the ingress rule, ask its origin, send the answer back through the tunnel.
 
 use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use adit_proxy::body::{Body, BodyError, Length};
-use adit_proxy::message::{Request, Response, Visitor};
+use adit_proxy::message::{Request, Response, Service, Visitor};
 use adit_proxy::origin::ForwardError;
 use adit_tunnel::{Reply, RequestHandler, TunnelRequest};
 use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
@@ -13,6 +14,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
 use crate::cloudflared_metrics::ProxyMetrics;
+use crate::gateway::Gateway;
 use crate::hello::{Hello, Trip};
 use crate::ingress::{Answerer, IngressState, chain};
 use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
@@ -22,6 +24,8 @@ use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
 pub(crate) struct ConnectorService {
     /// Rules and origins; swapped whole on reload and on the edge's push.
     pub ingress: Arc<IngressState>,
+    /// Answers in place of the rules where the tunnel has none of its own.
+    pub(crate) gateway: Option<Arc<Gateway>>,
     /// The built-in sample origin.
     pub hello: Hello,
     /// Told to origins as `Cf-Warp-Tag-Id` and with the configured tags.
@@ -121,6 +125,9 @@ impl ConnectorService {
 
     /// The answer, or why there is none, in words for the edge.
     async fn answer(&self, request: Request, trip: &Trip) -> Result<Response, String> {
+        if let Some(gateway) = &self.gateway {
+            return Ok(gateway.call(from_visitor(request)).await);
+        }
         let ingress = self.ingress.load();
         let routed = match ingress.decide(&request) {
             Ok(routed) => routed,
@@ -186,6 +193,19 @@ impl ConnectorService {
             tracing::debug!(reason = error.reason(), "the answer broke off");
         }
     }
+}
+
+/// The request as if the visitor had come to us itself: the edge says who it is and how it came (ingress-features.md §3.0).
+fn from_visitor(mut request: Request) -> Request {
+    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    let client = text("cf-connecting-ip").and_then(|ip| ip.parse::<IpAddr>().ok());
+    let secure = match text("x-forwarded-proto") {
+        Some(scheme) => scheme == "https" || scheme == "wss",
+        None => request.uri.scheme_str() == Some("https"),
+    };
+    let remote = SocketAddr::new(client.unwrap_or(request.visitor.remote.ip()), 0);
+    request.visitor = Arc::new(Visitor { remote, secure, ..Visitor::clone(&request.visitor) });
+    request
 }
 
 fn may_have_content(status: StatusCode) -> bool {

@@ -175,7 +175,12 @@ impl EdgeService {
         } else {
             announce_length(&mut head_fields, request.body.length(), true);
         }
-        let mut head = RequestHead::new(request.method.clone(), dest, request.host.clone());
+        // Over HTTP/2 a WebSocket begins with CONNECT and needs no key (RFC 8441 §5); the tunnel carries the older form.
+        let method = if raw { Method::GET } else { request.method.clone() };
+        if raw && !head_fields.contains_key(header::SEC_WEBSOCKET_KEY) {
+            set(&mut head_fields, header::SEC_WEBSOCKET_KEY, &websocket_key());
+        }
+        let mut head = RequestHead::new(method, dest, request.host.clone());
         head.kind = if raw { ConnectionType::Websocket } else { ConnectionType::Http };
         head.headers = head_fields;
         (head, raw, client)
@@ -266,6 +271,12 @@ fn into_response(
         length => Body::stream(TunnelSource::new(recv, length, upload), length),
     };
     Ok(Response { status, headers, body })
+}
+
+/// RFC 6455 §4.1: 16 random bytes; the visitor never sees it.
+fn websocket_key() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(uuid::Uuid::new_v4().as_bytes())
 }
 
 fn unix_micros() -> u128 {

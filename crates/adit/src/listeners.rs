@@ -3,14 +3,19 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use adit_config::{Config, EntryPoint};
+use adit_config::{Config, EntryPoint, EntryPointTransport};
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
-use adit_proxy::listen::{ListenError, Listener, ListenerHandle, ListenerOptions};
+use adit_proxy::h3::listener::{H3Listener, H3Options};
+use adit_proxy::listen::{ListenError, Listener, ListenerHandle, ListenerOptions, Switch};
 use adit_proxy::message::Service;
 use adit_proxy::metrics::Metrics;
+use adit_proxy::proxy_protocol::ProxyProtocolPolicy;
 use adit_proxy::tls::CertificateStore;
+use adit_proxy::udp::{UdpListener, UdpOptions, UdpRoute};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::task::{JoinHandle, JoinSet};
@@ -20,14 +25,30 @@ use tokio::task::{JoinHandle, JoinSet};
 pub(crate) struct Listeners {
     /// By where they listen: a socket outlives changes of name and settings.
     running: BTreeMap<Place, Running>,
+    udp: BTreeMap<Place, RunningUdp>,
+    /// The UDP sides of entry points with HTTP/3.
+    h3: BTreeMap<Place, RunningUdp>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
 
+/// What an entry point does with a connection, if the ingress decides it.
+pub(crate) type Switches<'a> = dyn Fn(&str) -> Option<Arc<ArcSwap<Switch>>> + 'a;
+
 /// The configured address; where the port is for the system to choose, entry points are told apart by name.
 type Place = (SocketAddr, Option<String>);
+
+/// A UDP entry point, or the UDP side of one with HTTP/3.
+#[derive(Debug)]
+struct RunningUdp {
+    name: String,
+    address: SocketAddr,
+    leave: Leave,
+    drain: DrainSignal,
+    task: JoinHandle<()>,
+}
 
 #[derive(Debug)]
 struct Running {
@@ -55,15 +76,29 @@ pub(crate) enum ListenersError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// An entry point that TLS visitors would reach without a certificate.
-    #[error("entry point {0} speaks TLS, but tls.certificates is empty")]
-    NoCertificate(String),
 }
 
 /// What is to listen, with the sockets that are new.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     wanted: BTreeMap<Place, (String, Settings, Option<Listener>)>,
+    udp: BTreeMap<Place, (String, Option<UdpListener>)>,
+    h3: BTreeMap<Place, (String, Leave, Option<H3Listener>)>,
+}
+
+/// How an entry point ends (`transport.lifeCycle`).
+#[derive(Clone, Copy, Debug)]
+struct Leave {
+    /// Still accepts for so long.
+    accept: Duration,
+    /// Then lets what it has finish for so long.
+    finish: Duration,
+}
+
+impl Leave {
+    fn of(entry_point: &EntryPoint) -> Self {
+        Self { accept: entry_point.request_accept_grace, finish: entry_point.grace_period }
+    }
 }
 
 impl Listeners {
@@ -72,34 +107,79 @@ impl Listeners {
     /// # Errors
     /// If TLS cannot be set up.
     pub(crate) fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
-        Ok(Self { running: BTreeMap::new(), leaving: JoinSet::new(), tls: store.server_config()?, metrics })
+        Ok(Self {
+            running: BTreeMap::new(),
+            udp: BTreeMap::new(),
+            h3: BTreeMap::new(),
+            leaving: JoinSet::new(),
+            tls: store.server_config()?,
+            metrics,
+        })
     }
 
     /// Binds what `config` has and we do not have yet; nothing that runs is touched.
     ///
     /// # Errors
     /// [`ListenersError`] of the first that cannot be bound.
-    pub(crate) fn prepare(&self, config: &Config, names: &[String]) -> Result<Prepared, ListenersError> {
-        let mut wanted = BTreeMap::new();
-        for name in names {
-            let Some(entry_point) = config.entry_points.get(name) else { continue };
-            if entry_point.tls && config.tls.certificates.is_empty() {
-                return Err(ListenersError::NoCertificate(name.clone()));
-            }
-            let settings = Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
+    pub(crate) fn prepare(
+        &self,
+        config: &Config,
+        switches: &Switches<'_>,
+    ) -> Result<Prepared, ListenersError> {
+        let (mut wanted, mut udp, mut h3) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (name, entry_point) in &config.entry_points {
             let address = entry_point.address;
             let place = (address, (address.port() == 0).then(|| name.clone()));
+            if entry_point.transport == EntryPointTransport::Udp {
+                let timeout = entry_point.udp_timeout;
+                // A UDP socket keeps its timeout until a restart: two on one address would split the datagrams.
+                let listener = match self.udp.contains_key(&place) {
+                    true => None,
+                    false => Some(UdpListener::bind(address, self.udp_options(name, timeout, config))?),
+                };
+                udp.insert(place, (name.clone(), listener));
+                continue;
+            }
+            let settings = Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
             let listener = match self.running.contains_key(&place) {
                 true => None,
-                false => Some(Listener::bind(address, self.options(name, &settings))?),
+                false => Some(Listener::bind(address, self.options(name, &settings, switches))?),
             };
+            if entry_point.http3.is_some()
+                && let Some(switch) = switches(name)
+            {
+                // HTTP/3 has the port of its TCP side, also where the system chose that.
+                let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+                let running = || self.running.get(&place).map(|running| running.address);
+                let listener = match self.h3.contains_key(&place) {
+                    true => None,
+                    false => Some(H3Listener::bind(
+                        bound.or_else(running).unwrap_or(address),
+                        H3Options {
+                            name: name.clone(),
+                            switch,
+                            connections_max: settings.limits.connections_max as usize,
+                            connection: self.connection_options(&settings),
+                        },
+                    )?),
+                };
+                h3.insert(place.clone(), (name.clone(), Leave::of(entry_point), listener));
+            }
             wanted.insert(place, (name.clone(), settings, listener));
         }
-        Ok(Prepared { wanted })
+        Ok(Prepared { wanted, udp, h3 })
     }
 
     /// Starts what was prepared, changes what stays, and lets go of what the configuration no longer has.
-    pub(crate) fn commit<S: Service>(&mut self, prepared: Prepared, service: &Arc<S>) {
+    pub(crate) fn commit<S: Service>(
+        &mut self,
+        prepared: Prepared,
+        service: &Arc<S>,
+        switches: &Switches<'_>,
+        routes: &dyn Fn(&str) -> Option<Arc<ArcSwapOption<UdpRoute>>>,
+    ) {
+        self.commit_udp(prepared.udp, routes);
+        self.commit_h3(prepared.h3, service);
         let gone: Vec<Place> =
             self.running.keys().filter(|p| !prepared.wanted.contains_key(p)).cloned().collect();
         for running in gone.iter().filter_map(|place| self.running.remove(place)).collect::<Vec<_>>() {
@@ -107,13 +187,11 @@ impl Listeners {
             self.leave(running);
         }
         for (place, (name, settings, listener)) in prepared.wanted {
-            let options = self.options(&name, &settings);
+            let options = self.options(&name, &settings, switches);
             match (self.running.get_mut(&place), listener) {
                 (Some(running), _) => {
-                    if running.settings != settings || running.name != name {
-                        running.handle.set(options);
-                        (running.name, running.settings) = (name, settings);
-                    }
+                    running.handle.set(options);
+                    (running.name, running.settings) = (name, settings);
                 }
                 (None, Some(listener)) => {
                     let Ok(address) = listener.local_addr() else { continue };
@@ -131,9 +209,72 @@ impl Listeners {
         while self.leaving.try_join_next().is_some() {}
     }
 
+    /// The same for UDP entry points; `routes` tells where their sessions go.
+    fn commit_udp(
+        &mut self,
+        prepared: BTreeMap<Place, (String, Option<UdpListener>)>,
+        routes: &dyn Fn(&str) -> Option<Arc<ArcSwapOption<UdpRoute>>>,
+    ) {
+        let gone: Vec<Place> =
+            self.udp.keys().filter(|place| !prepared.contains_key(place)).cloned().collect();
+        for udp in gone.iter().filter_map(|place| self.udp.remove(place)).collect::<Vec<_>>() {
+            self.leave_udp(udp);
+        }
+        for (place, (name, listener)) in prepared {
+            let Some(listener) = listener else { continue };
+            let (Ok(address), Some(route)) = (listener.local_addr(), routes(&name)) else { continue };
+            let (drain, drained) = drain::channel();
+            tracing::info!(entry_point = %name, %address, transport = "udp", "entry point listens");
+            let task = tokio::spawn(listener.run(route, drained));
+            let leave = Leave { accept: Duration::ZERO, finish: FOREVER };
+            if let Some(old) = self.udp.insert(place, RunningUdp { name, address, leave, drain, task }) {
+                self.leave_udp(old);
+            }
+        }
+    }
+
+    /// The same for HTTP/3.
+    fn commit_h3<S: Service>(
+        &mut self,
+        prepared: BTreeMap<Place, (String, Leave, Option<H3Listener>)>,
+        service: &Arc<S>,
+    ) {
+        let gone: Vec<Place> =
+            self.h3.keys().filter(|place| !prepared.contains_key(place)).cloned().collect();
+        for h3 in gone.iter().filter_map(|place| self.h3.remove(place)).collect::<Vec<_>>() {
+            self.leave_udp(h3);
+        }
+        for (place, (name, leave, listener)) in prepared {
+            let Some(listener) = listener else { continue };
+            let address = listener.local_addr();
+            let (drain, drained) = drain::channel();
+            tracing::info!(entry_point = %name, %address, transport = "http3", "entry point listens");
+            let task = tokio::spawn(listener.run(Arc::clone(service), drained));
+            if let Some(old) = self.h3.insert(place, RunningUdp { name, address, leave, drain, task }) {
+                self.leave_udp(old);
+            }
+        }
+    }
+
+    fn leave_udp(&mut self, udp: RunningUdp) {
+        tracing::info!(entry_point = %udp.name, address = %udp.address, "entry point closed");
+        self.leave_with(udp.leave, udp.address, udp.drain, udp.task);
+    }
+
+    fn udp_options(&self, name: &str, idle_timeout: Duration, config: &Config) -> UdpOptions {
+        UdpOptions {
+            name: name.to_owned(),
+            idle_timeout,
+            sessions_max: config.limits.connections_max as usize,
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
     /// Name, bound address and whether TLS.
     pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr, bool)> {
-        self.running.values().map(|r| (r.name.clone(), r.address, r.settings.entry_point.tls)).collect()
+        let tcp = self.running.values().map(|r| (r.name.clone(), r.address, r.settings.entry_point.tls));
+        let udp = self.udp.values().map(|udp| (udp.name.clone(), udp.address, false));
+        tcp.chain(udp).collect()
     }
 
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.
@@ -141,47 +282,69 @@ impl Listeners {
         for (_, running) in std::mem::take(&mut self.running) {
             self.leave(running);
         }
+        for (_, udp) in std::mem::take(&mut self.udp).into_iter().chain(std::mem::take(&mut self.h3)) {
+            self.leave_udp(udp);
+        }
         while self.leaving.join_next().await.is_some() {}
     }
 
     fn leave(&mut self, running: Running) {
-        running.drain.start();
+        let leave = Leave::of(&running.settings.entry_point);
+        self.leave_with(leave, running.address, running.drain, running.task);
+    }
+
+    fn leave_with(
+        &mut self,
+        leave: Leave,
+        address: SocketAddr,
+        drain: DrainSignal,
+        mut task: JoinHandle<()>,
+    ) {
         self.leaving.spawn(async move {
-            // Keeps the signal alive for as long as somebody listens to it.
-            let _drain = running.drain;
-            let mut task = running.task;
-            if tokio::time::timeout(running.settings.entry_point.grace_period, &mut task).await.is_err() {
-                tracing::warn!(address = %running.address, reason = "grace_period", "entry point's last requests are cut");
+            // Balancers in front learn of our end by `/ping` and `/ready` meanwhile.
+            tokio::time::sleep(leave.accept).await;
+            drain.start();
+            if tokio::time::timeout(leave.finish, &mut task).await.is_err() {
+                tracing::warn!(%address, reason = "grace_period", "entry point's last requests are cut");
                 task.abort();
             }
         });
     }
 
-    fn options(&self, name: &str, settings: &Settings) -> ListenerOptions {
-        let entry_point = &settings.entry_point;
-        let limits = &settings.limits;
+    fn connection_options(&self, settings: &Settings) -> Options {
+        let (entry_point, limits) = (&settings.entry_point, &settings.limits);
         let body_idle_timeout =
             if limits.body_idle_timeout.is_zero() { FOREVER } else { limits.body_idle_timeout };
-        let connection = Options {
+        Options {
             header_timeout: entry_point.read_header_timeout,
             keep_alive_timeout: entry_point.idle_timeout,
             body_idle_timeout,
             write_idle_timeout: body_idle_timeout,
             read_timeout: entry_point.read_timeout,
             write_timeout: entry_point.write_timeout,
-            head_bytes_max: limits.header_bytes_max as usize,
+            head_bytes_max: entry_point.header_bytes_max.unwrap_or(limits.header_bytes_max) as usize,
             head_fields_max: usize::from(limits.headers_max),
-            streams_max: limits.streams_per_connection_max,
+            streams_max: entry_point.http2_streams_max.unwrap_or(limits.streams_per_connection_max),
             metrics: Arc::clone(&self.metrics),
-        };
+        }
+    }
+
+    fn options(&self, name: &str, settings: &Settings, switches: &Switches<'_>) -> ListenerOptions {
+        let entry_point = &settings.entry_point;
         ListenerOptions {
             name: name.to_owned(),
             tls: entry_point.tls.then(|| Arc::clone(&self.tls)),
-            connections_max: limits.connections_max as usize,
-            connection,
+            switch: switches(name),
+            proxy_protocol: entry_point.proxy_protocol.as_ref().map(|trust| ProxyProtocolPolicy {
+                trusted: trust.trusted.clone(),
+                insecure: trust.insecure,
+            }),
+            connections_max: settings.limits.connections_max as usize,
+            reuse_port: entry_point.reuse_port,
+            connection: self.connection_options(settings),
         }
     }
 }
 
 /// Stands for "no limit": longer than any process lives.
-const FOREVER: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 24 * 3600);
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

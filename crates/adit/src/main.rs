@@ -12,6 +12,7 @@ mod admin;
 mod announce;
 mod answer;
 mod certificates;
+mod checking;
 mod cli;
 mod cloudflared;
 mod cloudflared_metrics;
@@ -20,11 +21,15 @@ mod connector_service;
 mod daemon;
 mod edge_service;
 mod edge_token;
+mod explain;
+mod front;
+mod gateway;
 mod hello;
 mod ingress;
 mod listeners;
 mod load;
 mod notify_systemd;
+mod observe;
 mod phase;
 mod request_id;
 mod status;
@@ -61,6 +66,7 @@ fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("run", matches)) => run(matches),
         Some(("check", matches)) => check(matches),
+        Some(("route", matches)) => route(matches),
         Some(("status", matches)) => status::main(matches),
         Some(("edge", matches)) => edge(matches),
         Some(("tunnel", matches)) => cloudflared::tunnel(matches),
@@ -92,7 +98,7 @@ fn start(source: Source, announce: bool) -> ExitCode {
     };
     let code = runtime.block_on(async {
         match Daemon::start(source, config, level).await {
-            Ok(daemon) => daemon.run(announce).await,
+            Ok(daemon) => Box::pin(daemon.run(announce)).await,
             Err(error) => {
                 tracing::error!(error = %ingress::chain(&error), "cannot start");
                 1
@@ -110,14 +116,26 @@ fn check(matches: &ArgMatches) -> ExitCode {
         Ok(path) => path,
         Err(why) => return fail(EXIT_CONFIG, &why),
     };
-    match load::load_file(&path) {
-        Ok(config) => {
-            if !matches.get_flag("quiet") {
-                print(&config.to_effective_yaml());
-            }
-            ExitCode::SUCCESS
-        }
-        Err(problems) => fail(EXIT_CONFIG, &problems.to_string()),
+    let config = match load::load_file(&path) {
+        Ok(config) => config,
+        Err(problems) => return fail(EXIT_CONFIG, &problems.to_string()),
+    };
+    let findings = checking::check(&config);
+    findings.problems.iter().chain(&findings.warnings).for_each(|line| report(&format!("{line}\n")));
+    if !findings.problems.is_empty() {
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    if !matches.get_flag("quiet") {
+        print(&config.to_effective_yaml());
+    }
+    ExitCode::SUCCESS
+}
+
+/// `adit route explain`.
+fn route(matches: &ArgMatches) -> ExitCode {
+    match matches.subcommand() {
+        Some(("explain", matches)) => explain::main(matches),
+        _ => ExitCode::from(EXIT_USAGE),
     }
 }
 
@@ -164,6 +182,6 @@ pub(crate) fn report(text: &str) {
 }
 
 /// A bad command line (sysexits.h EX_USAGE).
-const EXIT_USAGE: u8 = 64;
+pub(crate) const EXIT_USAGE: u8 = 64;
 /// A bad configuration (sysexits.h EX_CONFIG).
-const EXIT_CONFIG: u8 = 78;
+pub(crate) const EXIT_CONFIG: u8 = 78;

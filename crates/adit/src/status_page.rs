@@ -7,6 +7,23 @@ use serde_json::Value;
 /// The page; one render of what `/api/status` tells.
 pub(crate) fn html(status: &Value) -> String {
     let mut body = String::new();
+    html_ingress(&mut body, status);
+    html_connector(&mut body, status);
+    html_edge(&mut body, status);
+    format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
+         <meta http-equiv=refresh content=5><title>adit: {phase}</title><style>{STYLE}</style><main>\
+         <h1>adit <span class=\"phase {phase}\">{phase}</span></h1>\
+         <p>version {version}, up {uptime} s · <a href=/metrics>metrics</a> · <a href=/config>configuration</a> · \
+         <a href=/api/status>JSON</a></p>{body}</main>",
+        phase = text(&status["phase"]),
+        version = text(&status["version"]),
+        uptime = text(&status["uptime_seconds"]),
+    )
+}
+
+/// What is wrong, what waits, routers and entry points.
+fn html_ingress(body: &mut String, status: &Value) {
     if let Some(problem) = status["reload_problem"].as_str() {
         let _ = write!(
             body,
@@ -18,10 +35,32 @@ pub(crate) fn html(status: &Value) -> String {
     if !waiting.is_empty() {
         let _ = write!(body, "<p class=bad>Waiting for a restart: {}</p>", escape(&waiting.join(", ")));
     }
+    let problems: Vec<String> = array(&status["problems"]).map(raw).collect();
+    if !problems.is_empty() {
+        let _ = write!(
+            body,
+            "<section class=bad><h2>Disabled</h2><pre>{}</pre></section>",
+            escape(&problems.join("\n"))
+        );
+    }
+    let warnings: Vec<String> = array(&status["warnings"]).map(raw).collect();
+    if !warnings.is_empty() {
+        let _ = write!(body, "<h2>Warnings</h2><pre>{}</pre>", escape(&warnings.join("\n")));
+    }
+    if array(&status["routers"]).next().is_some() {
+        let rows = array(&status["routers"]).map(|router| {
+            ["name", "rule", "priority", "service", "using", "status"].map(|k| text(&router[k])).to_vec()
+        });
+        table(body, "Routers", &["name", "rule", "priority", "service", "entry points", "status"], rows);
+    }
     let entry_points = array(&status["entry_points"]).map(|e| {
         vec![text(&e["name"]), text(&e["address"]), if e["tls"] == true { "TLS" } else { "clear" }.to_owned()]
     });
-    table(&mut body, "Entry points", &["name", "address", "transport"], entry_points);
+    table(body, "Entry points", &["name", "address", "transport"], entry_points);
+}
+
+/// The connector, if there is one.
+fn html_connector(body: &mut String, status: &Value) {
     if status["tunnel"].is_object() {
         let tunnel = &status["tunnel"];
         if let Some(why) = tunnel["stopped"].as_str() {
@@ -41,12 +80,16 @@ pub(crate) fn html(status: &Value) -> String {
             ["index", "phase", "protocol", "edge", "location", "since_seconds"].map(|k| text(&c[k])).to_vec()
         });
         table(
-            &mut body,
+            body,
             "Connections to the edge",
             &["#", "state", "protocol", "edge", "location", "for (s)"],
             rows,
         );
     }
+}
+
+/// The edge, if there is one.
+fn html_edge(body: &mut String, status: &Value) {
     if status["edge"].is_object() {
         let _ =
             write!(body, "<p>Edge for connectors at <code>{}</code></p>", text(&status["edge"]["address"]));
@@ -59,22 +102,12 @@ pub(crate) fn html(status: &Value) -> String {
                 .to_vec()
         });
         table(
-            &mut body,
+            body,
             &title,
             &["#", "connector", "version", "from", "in flight", "rtt (ms)", "draining", "for (s)"],
             rows,
         );
     }
-    format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
-         <meta http-equiv=refresh content=5><title>adit: {phase}</title><style>{STYLE}</style><main>\
-         <h1>adit <span class=\"phase {phase}\">{phase}</span></h1>\
-         <p>version {version}, up {uptime} s · <a href=/metrics>metrics</a> · <a href=/config>configuration</a> · \
-         <a href=/api/status>JSON</a></p>{body}</main>",
-        phase = text(&status["phase"]),
-        version = text(&status["version"]),
-        uptime = text(&status["uptime_seconds"]),
-    )
 }
 
 /// The same for a terminal.
@@ -120,6 +153,17 @@ pub(crate) fn plain(status: &Value) -> String {
             let _ = writeln!(out, "    STOPPED: {why}");
         }
     }
+    plain_edge(&mut out, status);
+    for problem in array(&status["problems"]) {
+        let _ = writeln!(out, "  DISABLED {}", raw(problem));
+    }
+    if let Some(problem) = status["reload_problem"].as_str() {
+        let _ = writeln!(out, "  THE LAST RELOAD WAS REFUSED:\n{problem}");
+    }
+    out
+}
+
+fn plain_edge(out: &mut String, status: &Value) {
     for tunnel in array(&status["edge"]["tunnels"]) {
         let count = array(&tunnel["connections"]).count();
         let _ = writeln!(
@@ -145,10 +189,6 @@ pub(crate) fn plain(status: &Value) -> String {
             );
         }
     }
-    if let Some(problem) = status["reload_problem"].as_str() {
-        let _ = writeln!(out, "  THE LAST RELOAD WAS REFUSED:\n{problem}");
-    }
-    out
 }
 
 fn table(out: &mut String, title: &str, columns: &[&str], rows: impl Iterator<Item = Vec<String>>) {

@@ -18,6 +18,7 @@ use super::edge::RunningEdge;
 use crate::admin::ConnectorView;
 use crate::cloudflared_metrics::ProxyMetrics;
 use crate::connector_service::ConnectorService;
+use crate::gateway::Gateway;
 use crate::hello::Hello;
 use crate::ingress::{IngressState, chain};
 
@@ -31,7 +32,12 @@ pub(super) struct RunningConnector {
 }
 
 impl RunningConnector {
-    pub(super) fn start(tunnel: &Tunnel, reach: Reach, grace: Duration) -> Result<Self, DaemonError> {
+    pub(super) fn start(
+        tunnel: &Tunnel,
+        reach: Reach,
+        grace: Duration,
+        gateway: Option<Arc<Gateway>>,
+    ) -> Result<Self, DaemonError> {
         // Of its own: a connector that replaces another after a reload starts its counters afresh.
         let registry = Registry::new();
         let options = options(tunnel, &reach, grace);
@@ -40,10 +46,16 @@ impl RunningConnector {
         let metrics = ProxyMetrics::new(&registry)?;
         let name = tunnel.name.clone().unwrap_or_else(|| tunnel_id.to_string());
         let unknown = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let visitor =
-            Visitor { remote: unknown, local: unknown, secure: false, entry_point: "tunnel".into() };
+        let visitor = Visitor {
+            remote: unknown,
+            local: unknown,
+            secure: false,
+            tls: None,
+            entry_point: "tunnel".into(),
+        };
         let service = Arc::new(ConnectorService {
             ingress: Arc::clone(&ingress),
+            gateway,
             hello: Hello::new(name),
             tags: OnceLock::new(),
             metrics,

@@ -151,10 +151,6 @@ impl RunningEdge {
         self.hosts.grants.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn public(&self) -> &[String] {
-        &self.public
-    }
-
     pub(super) fn service(&self) -> &Arc<EdgeService> {
         &self.service
     }

@@ -2,6 +2,7 @@
 
 mod connector;
 mod edge;
+pub(crate) mod ingress;
 mod signals;
 
 pub(crate) use self::edge::random_secret;
@@ -15,7 +16,6 @@ use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
 use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
 use adit_proxy::metrics::Metrics;
-use adit_proxy::tls::{CertificateStore, Certificates};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use thiserror::Error;
@@ -23,14 +23,19 @@ use tokio::task::JoinSet;
 
 use self::connector::{Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
+use self::ingress::{RunningIngress, has_ingress, serves_tunnel};
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
 use crate::admin::Admin;
 use crate::answer::RequestMetrics;
 use crate::certificates::IdentityError;
+use crate::front::Front;
+use crate::gateway::Gateway;
 use crate::ingress::{IngressError, chain};
 use crate::listeners::{Listeners, ListenersError};
 use crate::load::Source;
+use crate::observe::gauges;
+use crate::observe::traefik::TraefikMetrics;
 use crate::phase::{Phase, PhaseCell};
 use crate::telemetry::LevelHandle;
 use crate::watch::FileWatch;
@@ -48,9 +53,6 @@ pub(crate) enum DaemonError {
     /// An entry point.
     #[error(transparent)]
     Listeners(#[from] ListenersError),
-    /// Certificates of entry points; all of them, one a line.
-    #[error("{0}")]
-    Certificates(String),
     /// The edge's certificate.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -83,7 +85,8 @@ pub(crate) struct Daemon {
     admin_address: SocketAddr,
     admin_drain: drain::DrainSignal,
     listeners: Listeners,
-    certificates: Arc<CertificateStore>,
+    ingress: RunningIngress,
+    front: Arc<Front>,
     edge: Option<RunningEdge>,
     connector: Option<RunningConnector>,
     requests: RequestMetrics,
@@ -115,26 +118,40 @@ impl Daemon {
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
-        let certificates = Arc::new(CertificateStore::default());
-        certificates.swap(read_certificates(&config)?);
-        let mut listeners = Listeners::new(&certificates, Arc::clone(&proxy_metrics))?;
+        let traefik = traefik(&config, &registry)?;
+        let ingress = RunningIngress::start(&config, |generation| {
+            Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
+        });
+        gauges::register(&registry, ingress.gateway(), ingress.store())?;
+        let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
         let edge = match &config.edge {
             Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
             None => None,
         };
-        if let Some(edge) = &edge {
-            let prepared = listeners.prepare(&config, edge.public())?;
-            listeners.commit(prepared, edge.service());
-        }
+        let front = Arc::new(Front {
+            gateway: Arc::clone(ingress.gateway()),
+            edge: edge.as_ref().map(|edge| Arc::clone(edge.service())),
+            public: Arc::new(ArcSwap::from_pointee(public(&config))),
+        });
+        let switches = |name: &str| ingress.switch(name).filter(|_| has_ingress(&config));
+        let prepared = listeners.prepare(&config, &switches)?;
+        listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
         let connector = match &config.tunnel {
             Some(tunnel) => {
                 let reach = reach(tunnel, edge.as_ref())?;
-                Some(RunningConnector::start(tunnel, reach, grace(&source, &config))?)
+                let gateway = gateway_of(&config, &ingress);
+                Some(RunningConnector::start(tunnel, reach, grace(&source, &config), gateway)?)
             }
             None => None,
         };
-        let (admin, admin_address, admin_drain) =
-            start_admin(&source, &config, &registry, &phase, edge.as_ref(), &proxy_metrics)?;
+        let (admin, admin_address, admin_drain) = start_admin(
+            &source,
+            &config,
+            &registry,
+            &phase,
+            (edge.as_ref(), &front.gateway),
+            &proxy_metrics,
+        )?;
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");
@@ -146,7 +163,8 @@ impl Daemon {
             admin_address,
             admin_drain,
             listeners,
-            certificates,
+            ingress,
+            front,
             edge,
             connector,
             requests,
@@ -175,7 +193,7 @@ impl Daemon {
                 return 1;
             }
         };
-        let mut watch = FileWatch::start(watched_files(&self.config));
+        let mut watch = FileWatch::start(self.watched_files());
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();
@@ -223,6 +241,9 @@ impl Daemon {
             Ok(()) => {
                 tracing::info!("configuration reloaded");
                 self.reloads.with_label_values(&["ok"]).inc();
+                if let Some(traefik) = self.ingress.gateway().traefik() {
+                    traefik.reloaded();
+                }
                 self.admin.reload_problem.store(None);
             }
             Err(error) => {
@@ -232,26 +253,40 @@ impl Daemon {
                 self.admin.reload_problem.store(Some(Arc::new((Instant::now(), text))));
             }
         }
-        watch.set_files(watched_files(&self.config));
+        watch.set_files(self.watched_files());
         notify_systemd::ready();
+    }
+
+    /// Everything whose change is a reason to reload.
+    fn watched_files(&self) -> Vec<std::path::PathBuf> {
+        let mut files = self.config.sources.clone();
+        for pair in
+            self.config.tls.certificates.iter().chain(self.config.edge.iter().flat_map(|e| &e.certificate))
+        {
+            files.extend([pair.cert.clone(), pair.key.clone()]);
+        }
+        files.extend_from_slice(self.ingress.watched());
+        files
     }
 
     /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
     async fn try_reload(&mut self) -> Result<(), DaemonError> {
         let config = self.source.load().map_err(DaemonError::Config)?;
-        let certificates = read_certificates(&config)?;
         let mut plan = match (&self.edge, &config.edge) {
             (Some(edge), Some(settings)) => Some(edge.plan(&config, settings)?),
             _ => None,
         };
-        let public = config.edge.as_ref().map_or(&[][..], |edge| &edge.public);
-        let prepared = self.listeners.prepare(&config, public)?;
+        self.ingress.reserve(&config);
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
+        let prepared = self.listeners.prepare(&config, &switches)?;
         let replacement = self.plan_connector(&config, plan.as_ref())?;
         if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
             edge.apply(plan, &config, settings)?;
-            self.listeners.commit(prepared, edge.service());
         }
-        self.certificates.swap(certificates);
+        self.ingress.reload(&config);
+        self.front.public.store(Arc::new(public(&config)));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
+        self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
         self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
@@ -283,7 +318,8 @@ impl Daemon {
             return Ok(None);
         }
         // Started before the old one is let go: if it cannot start, nothing has changed.
-        Ok(Some(Some(RunningConnector::start(tunnel, reach, grace(&self.source, config))?)))
+        let gateway = gateway_of(config, &self.ingress);
+        Ok(Some(Some(RunningConnector::start(tunnel, reach, grace(&self.source, config), gateway)?)))
     }
 
     fn commit_connector(
@@ -339,9 +375,23 @@ impl Daemon {
             tracing::warn!(requests_in_flight = left, "the grace period is over, cutting what remains");
         }
         self.admin_drain.start();
+        if let Some(log) = self.ingress.gateway().access_log() {
+            log.flush();
+        }
         self.phase.set(Phase::Stopped);
         tracing::info!("stopped");
     }
+}
+
+/// Entry points of the edge, with whether TLS is spoken there.
+fn public(config: &Config) -> Vec<(String, bool)> {
+    let names = config.edge.iter().flat_map(|edge| &edge.public);
+    names.filter_map(|name| Some((name.clone(), config.entry_points.get(name)?.tls))).collect()
+}
+
+/// The routers answer what comes through a tunnel that has no rules of its own.
+fn gateway_of(config: &Config, ingress: &RunningIngress) -> Option<Arc<Gateway>> {
+    serves_tunnel(config).then(|| Arc::clone(ingress.gateway()))
 }
 
 /// What the tunnel of a starting process dials.
@@ -364,12 +414,21 @@ fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
     let changes = [
         ("admin", old.admin != new.admin),
         ("accessLog", old.access_log != new.access_log),
+        ("metrics", old.metrics != new.metrics),
         ("log.format", old.log.format != new.log.format),
         ("edge (listen, location, timeouts, or with and without certificate)", edge(old) != edge(new)),
         ("limits (of tunnels)", old.edge.is_some() && limits(old) != limits(new)),
         ("state-dir", old.state_dir != new.state_dir),
     ];
     changes.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key).collect()
+}
+
+/// Traefik's metrics, where the configuration wants them; the start counts as the first reload.
+fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
+    let Some(settings) = &config.metrics.prometheus else { return Ok(None) };
+    let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
+    traefik.reloaded();
+    Ok(Some(Arc::new(traefik)))
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
@@ -403,7 +462,7 @@ fn start_admin(
     config: &Config,
     registry: &Registry,
     phase: &PhaseCell,
-    edge: Option<&RunningEdge>,
+    (edge, gateway): (Option<&RunningEdge>, &Arc<Gateway>),
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Admin>, SocketAddr, drain::DrainSignal), DaemonError> {
     let mut last = None;
@@ -411,7 +470,10 @@ fn start_admin(
         let options = ListenerOptions {
             name: "admin".to_owned(),
             tls: None,
+            switch: None,
+            proxy_protocol: None,
             connections_max: ADMIN_CONNECTIONS_MAX,
+            reuse_port: false,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),
@@ -431,6 +493,7 @@ fn start_admin(
                 let admin = Arc::new(Admin {
                     phase: phase.clone(),
                     registry: registry.clone(),
+                    gateway: Arc::clone(gateway),
                     connector: ArcSwapOption::empty(),
                     edge: edge.map(|edge| (edge.handle(), edge.address())),
                     config: ArcSwap::from_pointee(config.to_effective()),
@@ -451,24 +514,6 @@ fn start_admin(
         || DaemonError::Wiring("no address for the admin endpoint".to_owned()),
         DaemonError::Admin,
     ))
-}
-
-fn read_certificates(config: &Config) -> Result<Certificates, DaemonError> {
-    let pairs = config.tls.certificates.iter().map(|pair| (pair.cert.as_path(), pair.key.as_path()));
-    Certificates::read(pairs).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-        DaemonError::Certificates(lines.join("\n"))
-    })
-}
-
-/// Everything whose change is a reason to reload.
-fn watched_files(config: &Config) -> Vec<std::path::PathBuf> {
-    let mut files = config.sources.clone();
-    let edge = config.edge.iter().flat_map(|e| &e.certificate);
-    for pair in config.tls.certificates.iter().chain(edge) {
-        files.extend([pair.cert.clone(), pair.key.clone()]);
-    }
-    files
 }
 
 /// Admin connections at once: scrapers and a person.

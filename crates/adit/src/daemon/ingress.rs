@@ -1,0 +1,262 @@
+//! The ingress while the process runs: its providers, its certificates, what each entry point does with a connection.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use adit_config::dynamic::{Dynamic, TlsDynamic};
+use adit_config::{Config, DynamicFiles, EntryPointTransport, Ingress, Tunnel};
+use adit_proxy::listen::Switch;
+use adit_proxy::tcp::layer::TcpLayers;
+use adit_proxy::tcp::service::TcpServices;
+use adit_proxy::tcp::table::{TcpParts, TcpRouters};
+use adit_proxy::tls::options::TlsOptionSets;
+use adit_proxy::tls::{CertificateStore, Certificates};
+use adit_proxy::udp::{UdpRoute, UdpServices};
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::gateway::files::{Files, Look, Place};
+use crate::gateway::merge::{Part, merge};
+use crate::gateway::{Gateway, Generation, Inputs};
+
+/// The ingress of a process.
+pub(super) struct RunningIngress {
+    gateway: Arc<Gateway>,
+    store: Arc<CertificateStore>,
+    options: Arc<TlsOptionSets>,
+    files: Files,
+    /// By entry point; listeners hold the same.
+    switches: HashMap<String, Arc<ArcSwap<Switch>>>,
+    /// By UDP entry point; its listener holds the same.
+    udp_routes: HashMap<String, Arc<ArcSwapOption<UdpRoute>>>,
+    streams: Streams,
+    watched: Vec<PathBuf>,
+}
+
+/// A new generation with what belongs to it, not in force yet.
+struct Planned {
+    inputs: Inputs,
+    certificates: Certificates,
+    options: TlsOptionSets,
+    watched: Vec<PathBuf>,
+}
+
+/// What TCP and UDP routers refer to; kept so that unchanged parts keep their state.
+#[derive(Default)]
+struct Streams {
+    layers: TcpLayers,
+    tcp: TcpServices,
+    udp: UdpServices,
+}
+
+/// The TCP and UDP routers of all entry points.
+#[derive(Default)]
+struct Routes {
+    tcp: HashMap<String, TcpRouters>,
+    udp: HashMap<String, UdpRoute>,
+}
+
+impl RunningIngress {
+    /// Compiles what `config` and its files have.
+    pub(super) fn start(config: &Config, make_gateway: impl FnOnce(Generation) -> Gateway) -> Self {
+        let store = Arc::new(CertificateStore::default());
+        let mut files = Files::default();
+        let planned = plan(config, &mut files, &store, None);
+        let options = Arc::new(planned.options);
+        let mut ingress = Self {
+            gateway: Arc::new(make_gateway(Generation::compile(Inputs::default(), None))),
+            store,
+            options: Arc::clone(&options),
+            files,
+            switches: HashMap::new(),
+            udp_routes: HashMap::new(),
+            streams: Streams::default(),
+            watched: planned.watched,
+        };
+        ingress.take(config, planned.inputs, planned.certificates, options);
+        ingress
+    }
+
+    pub(super) fn store(&self) -> &Arc<CertificateStore> {
+        &self.store
+    }
+
+    pub(super) fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// What an entry point does with a connection.
+    pub(super) fn switch(&self, entry_point: &str) -> Option<Arc<ArcSwap<Switch>>> {
+        self.switches.get(entry_point).cloned()
+    }
+
+    /// Makes room for entry points that `config` adds, so that they can be bound before [`Self::reload`].
+    pub(super) fn reserve(&mut self, config: &Config) {
+        for name in config.entry_points.keys() {
+            self.switches
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(ArcSwap::from_pointee(Switch::http(Arc::clone(&self.options)))));
+        }
+    }
+
+    pub(super) fn watched(&self) -> &[PathBuf] {
+        &self.watched
+    }
+
+    /// Takes configuration and files as they are now; what is wrong in them is disabled alone.
+    pub(super) fn reload(&mut self, config: &Config) {
+        let planned = plan(config, &mut self.files, &self.store, Some(&self.options));
+        self.watched = planned.watched;
+        self.take(config, planned.inputs, planned.certificates, Arc::new(planned.options));
+    }
+
+    fn take(
+        &mut self,
+        config: &Config,
+        mut inputs: Inputs,
+        certificates: Certificates,
+        options: Arc<TlsOptionSets>,
+    ) {
+        self.store.swap(certificates);
+        self.options = options;
+        let previous = self.gateway.load();
+        let mut routes = self.streams.compile(config, &mut inputs, &self.options);
+        let generation = Generation::compile(inputs, Some(&previous));
+        report(&generation);
+        self.set_switches(config, &generation, &mut routes);
+        for (name, entry_point) in &config.entry_points {
+            if entry_point.transport == EntryPointTransport::Udp {
+                let cell = self.udp_routes.entry(name.clone()).or_default();
+                cell.store(routes.udp.remove(name).map(Arc::new));
+            }
+        }
+        self.gateway.store(generation);
+    }
+
+    /// What each entry point does with a connection; cells that listeners hold are changed in place.
+    fn set_switches(&mut self, config: &Config, generation: &Generation, routes: &mut Routes) {
+        let mut held = std::mem::take(&mut self.switches);
+        for name in config.entry_points.keys() {
+            let tcp = routes.tcp.remove(name).unwrap_or_default();
+            let switch = Switch {
+                plain: tcp.plain,
+                secure: tcp.secure,
+                hosts: generation.tls_hosts(name),
+                ..Switch::http(Arc::clone(&self.options))
+            };
+            let cell = match held.remove(name) {
+                Some(cell) => {
+                    cell.store(Arc::new(switch));
+                    cell
+                }
+                None => Arc::new(ArcSwap::from_pointee(switch)),
+            };
+            self.switches.insert(name.clone(), cell);
+        }
+    }
+
+    /// Where a UDP entry point's sessions go.
+    pub(super) fn udp_route(&self, entry_point: &str) -> Option<Arc<ArcSwapOption<UdpRoute>>> {
+        self.udp_routes.get(entry_point).cloned()
+    }
+}
+
+/// Reads the providers and puts their parts together.
+pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf>) {
+    let mut parts = vec![Part {
+        provider: "inline",
+        origin: config.sources.first().map(|path| path.display().to_string()).unwrap_or_default(),
+        dynamic: config.dynamic.clone(),
+    }];
+    let mut look = Look::default();
+    if let Some(provider) = &config.providers.file {
+        let place = match &provider.files {
+            DynamicFiles::File(path) => Place::File(path.clone()),
+            DynamicFiles::Directory(path) => Place::Folder(path.clone()),
+        };
+        look = files.look(&place);
+        if !provider.watch {
+            look.paths.clear();
+        }
+    }
+    parts.append(&mut look.parts);
+    let mut faults = look.faults;
+    let dynamic = merge(&parts, &mut faults);
+    let mut entry_points = config.entry_points.clone();
+    if serves_tunnel(config) {
+        // What comes through the tunnel has no listener, but the same routers.
+        let mut tunnel = adit_config::EntryPoint::new(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+        tunnel.as_default = true;
+        entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
+    }
+    let server = adit_proxy::forwarded::server_name();
+    let inputs = Inputs { dynamic, entry_points, server, faults, ..Inputs::default() };
+    (inputs, look.paths)
+}
+
+fn plan(
+    config: &Config,
+    files: &mut Files,
+    store: &Arc<CertificateStore>,
+    previous: Option<&Arc<TlsOptionSets>>,
+) -> Planned {
+    let (mut inputs, watched) = inputs(config, files);
+    let tls: &TlsDynamic = &inputs.dynamic.tls;
+    let (certificates, errors) = Certificates::compile(tls, Some(&store.load()));
+    let options = TlsOptionSets::compile(&tls.options, store, previous.map(|p| &**p));
+    let faults = errors.iter().map(ToString::to_string);
+    let option_faults = options.faults().map(|(name, why)| format!("TLS options {name}: {why}"));
+    let all: Vec<String> = faults.chain(option_faults).collect();
+    inputs.faults.extend(all);
+    Planned { inputs, certificates, options, watched }
+}
+
+impl Streams {
+    /// Compiles TCP and UDP; what is wrong goes into `inputs`, to be shown with the rest.
+    fn compile(&mut self, config: &Config, inputs: &mut Inputs, options: &TlsOptionSets) -> Routes {
+        let dynamic = &inputs.dynamic;
+        self.layers = TcpLayers::compile(&dynamic.tcp.middlewares, Some(&self.layers));
+        self.tcp = TcpServices::compile(&dynamic.tcp, Some(&self.tcp));
+        self.udp = UdpServices::compile(&dynamic.udp, Some(&self.udp));
+        let parts = TcpParts { layers: &self.layers, services: &self.tcp, options };
+        let mut routes = Routes::default();
+        let (mut tcp_faults, mut udp_faults) = (BTreeMap::new(), BTreeMap::new());
+        for (name, entry_point) in &config.entry_points {
+            if entry_point.transport == EntryPointTransport::Udp {
+                let (route, disabled) = self.udp.route(&dynamic.udp, name, entry_point.as_default);
+                udp_faults.extend(disabled);
+                routes.udp.extend(route.map(|route| (name.clone(), route)));
+            } else {
+                let routers = TcpRouters::compile(&dynamic.tcp, name, entry_point.as_default, parts);
+                tcp_faults.extend(routers.disabled.iter().map(|d| (d.name.clone(), d.reason.clone())));
+                routes.tcp.insert(name.clone(), routers);
+            }
+        }
+        (inputs.tcp_faults, inputs.udp_faults) = (tcp_faults, udp_faults);
+        routes
+    }
+}
+
+/// Says what is disabled and why, once a generation.
+fn report(generation: &Generation) {
+    for problem in generation.verdicts.problems() {
+        tracing::error!(reason = "disabled", "{problem}");
+    }
+    for warning in &generation.verdicts.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// The entry point of requests that come through the tunnel.
+pub(crate) const TUNNEL: &str = "tunnel";
+
+/// Whether routers answer what comes through the tunnel: it has no rules of its own.
+pub(super) fn serves_tunnel(config: &Config) -> bool {
+    let has_rules = |tunnel: &Tunnel| tunnel.ingress != Ingress::unavailable();
+    has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
+}
+
+/// Whether a configuration has anything for the ingress.
+pub(crate) fn has_ingress(config: &Config) -> bool {
+    config.providers.file.is_some() || config.dynamic != Dynamic::default()
+}

@@ -1,0 +1,38 @@
+//! Who answers a visitor: the ingress if one of its routers wants the request, else the edge where the entry point is its.
+
+use std::sync::Arc;
+
+use adit_proxy::message::{Request, Response, Service};
+use arc_swap::ArcSwap;
+
+use crate::edge_service::EdgeService;
+use crate::gateway::Gateway;
+
+/// All visitors' requests come here.
+#[derive(Debug)]
+pub(crate) struct Front {
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) edge: Option<Arc<EdgeService>>,
+    /// Entry points whose visitors the edge serves, with whether TLS is spoken there; swapped on reload.
+    pub(crate) public: Arc<ArcSwap<Vec<(String, bool)>>>,
+}
+
+impl Front {
+    /// The edge, if the visitor came in over one of its entry points, in the way that is spoken there.
+    fn edge_of(&self, request: &Request) -> Option<&EdgeService> {
+        let visitor = &request.visitor;
+        let public = self.public.load();
+        let is_public =
+            public.iter().any(|(name, tls)| **name == *visitor.entry_point && *tls == visitor.secure);
+        self.edge.as_deref().filter(|_| is_public)
+    }
+}
+
+impl Service for Front {
+    async fn call(&self, request: Request) -> Response {
+        match self.edge_of(&request) {
+            Some(edge) if !self.gateway.wants(&request) => edge.call(request).await,
+            _ => self.gateway.call(request).await,
+        }
+    }
+}

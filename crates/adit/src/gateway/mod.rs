@@ -1,0 +1,226 @@
+//! The ingress: entry point → router → middlewares → service, in Traefik's words.
+
+pub(crate) mod files;
+mod generation;
+pub(crate) mod merge;
+mod redirect;
+pub(crate) mod view;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::headers;
+use adit_proxy::message::{Request, Response, Service};
+use adit_proxy::middleware::{self, Ctx, Target};
+use arc_swap::ArcSwap;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+
+pub(crate) use self::generation::{Generation, Inputs, Served};
+use crate::access_log::AccessLog;
+use crate::answer::{Exchange, RequestMetrics};
+use crate::observe::probe::Probed;
+use crate::observe::traefik::{Names, TraefikMetrics};
+use crate::request_id::RequestIds;
+
+/// Answers the visitors of the ingress.
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    /// Routers, middlewares and services in force; swapped whole.
+    current: ArcSwap<Generation>,
+    ids: RequestIds,
+    metrics: RequestMetrics,
+    access_log: Option<AccessLog>,
+    traefik: Option<Arc<TraefikMetrics>>,
+}
+
+impl Gateway {
+    pub(crate) fn new(
+        first: Generation,
+        metrics: RequestMetrics,
+        access_log: Option<AccessLog>,
+        traefik: Option<Arc<TraefikMetrics>>,
+    ) -> Self {
+        Self { current: ArcSwap::from_pointee(first), ids: RequestIds::new(), metrics, access_log, traefik }
+    }
+
+    /// Traefik's metrics, where they are wanted.
+    pub(crate) fn traefik(&self) -> Option<&Arc<TraefikMetrics>> {
+        self.traefik.as_ref()
+    }
+
+    pub(crate) fn access_log(&self) -> Option<&AccessLog> {
+        self.access_log.as_ref()
+    }
+
+    /// What is in force.
+    pub(crate) fn load(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// Takes a new generation for requests that begin from now on.
+    pub(crate) fn store(&self, generation: Generation) {
+        if let Some(traefik) = &self.traefik {
+            traefik.configure(names(&generation.inputs));
+        }
+        self.current.store(Arc::new(generation));
+    }
+
+    /// True if one of our routers wants this request; others may be the edge's.
+    pub(crate) fn wants(&self, request: &Request) -> bool {
+        self.current.load().finds(request)
+    }
+
+    async fn answer(
+        &self,
+        generation: &Generation,
+        mut request: Request,
+        exchange: &mut Exchange,
+    ) -> Response {
+        let visitor = Arc::clone(&request.visitor);
+        let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
+        if let Some(tls) = &visitor.tls
+            && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
+        {
+            exchange.failed("misdirected");
+            observe(generation, &visitor.entry_point, None, exchange);
+            return plain(StatusCode::MISDIRECTED_REQUEST);
+        }
+        if !entry.tidy_fields(&mut request) {
+            exchange.failed("underscore_header");
+            observe(generation, &visitor.entry_point, None, exchange);
+            return plain(StatusCode::BAD_REQUEST);
+        }
+        let trusted = entry.policy.apply(&mut request);
+        if trusted
+            && exchange.is_observed()
+            && let Some(client) = forwarded_client(&entry.policy, &request)
+        {
+            exchange.asked_by(client);
+        }
+        let cleaned = match entry.clean(&mut request) {
+            Ok(cleaned) => cleaned,
+            Err(reason) => {
+                exchange.failed(reason);
+                observe(generation, &visitor.entry_point, None, exchange);
+                return plain(StatusCode::BAD_REQUEST);
+            }
+        };
+        let found = generation.decide(&request, &cleaned);
+        if let Some(redirect) = &entry.redirect
+            && !redirect.spares(&cleaned.path)
+            && found.is_none_or(|found| found.priority < redirect.priority)
+        {
+            exchange.answered_by("redirect@internal");
+            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.is_internal();
+            return redirect.answer(&request);
+        }
+        let Some(found) = found else {
+            exchange.failed("no_router");
+            observe(generation, &visitor.entry_point, None, exchange);
+            return not_found();
+        };
+        let served: &Served = &found.target;
+        exchange.answered_by(&served.name);
+        if exchange.is_observed() {
+            observe(generation, &visitor.entry_point, Some(&served.name), exchange);
+        }
+        let client: IpAddr = visitor.remote.ip().to_canonical();
+        let mut ctx =
+            Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
+        ctx.tls.clone_from(&visitor.tls);
+        ctx.append_forwarded_for = entry.policy.appends(trusted);
+        let probe = exchange.probe();
+        let probed = probe.as_deref().map(|probe| Probed { target: &*served.target, probe });
+        let target: &dyn Target = probed.as_ref().map_or(&*served.target as &dyn Target, |probed| probed);
+        let response = middleware::run(&served.chain, target, request, &mut ctx).await;
+        exchange.passed(&ctx);
+        response
+    }
+}
+
+impl Service for Gateway {
+    async fn call(&self, mut request: Request) -> Response {
+        let request_id = self.ids.make();
+        let mut exchange = Exchange::begin(&request, &request_id, &self.metrics, self.access_log.as_ref());
+        exchange.measure(&mut request, self.traefik.as_ref());
+        let generation = self.load();
+        let visitor = Arc::clone(&request.visitor);
+        let mut response = self.answer(&generation, request, &mut exchange).await;
+        if visitor.tls.is_some()
+            && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
+        {
+            response.headers.insert(header::ALT_SVC, value.clone());
+        }
+        exchange.finish_with(response)
+    }
+}
+
+/// Leaves a request out of log or metrics where its entry point does not want it there; its router's word goes before.
+fn observe(generation: &Generation, entry_point: &str, router: Option<&str>, exchange: &mut Exchange) {
+    let Some(settings) = generation.inputs.entry_points.get(entry_point) else { return };
+    let router = router.and_then(|name| generation.inputs.dynamic.http.routers.get(name));
+    let wanted = router.map(|router| router.observability).unwrap_or_default();
+    exchange.observe_only(
+        wanted.access_logs.unwrap_or(settings.access_logs),
+        wanted.metrics.unwrap_or(settings.metrics),
+    );
+}
+
+/// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
+fn forwarded_client(policy: &ForwardedPolicy, request: &Request) -> Option<IpAddr> {
+    let mut client = None;
+    for part in headers::forwarded_for(&request.headers)?.rsplit(',') {
+        let address: IpAddr = part.trim().parse().ok()?;
+        client = Some(address);
+        if !policy.insecure && !policy.trusted.iter().any(|net| net.contains(&address)) {
+            break;
+        }
+    }
+    client
+}
+
+/// Everything that metrics may be labelled with.
+fn names(inputs: &Inputs) -> Names {
+    let http = &inputs.dynamic.http;
+    Names {
+        entry_points: inputs.entry_points.keys().cloned().collect(),
+        routers: http.routers.iter().map(|(name, router)| (name.clone(), router.service.clone())).collect(),
+        services: http.services.keys().cloned().collect(),
+    }
+}
+
+/// Go's words for a path that nobody serves, which health checks and scripts compare.
+fn not_found() -> Response {
+    let mut response =
+        Response::text(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n");
+    response.headers.insert(NOSNIFF.0, NOSNIFF.1);
+    response
+}
+
+/// A refusal with its status' own words.
+fn plain(status: StatusCode) -> Response {
+    let text = format!("{}\n", status.canonical_reason().unwrap_or_default());
+    Response::text(status, "text/plain; charset=utf-8", text)
+}
+
+/// Replaces the target of a request, path and query.
+fn set_target(request: &mut Request, target: &str) -> bool {
+    let mut parts = std::mem::take(&mut request.uri).into_parts();
+    let Ok(path_and_query) = target.parse() else { return false };
+    parts.path_and_query = Some(path_and_query);
+    // Authority and scheme of an absolute form have done their work: the host is in `request.host`.
+    (parts.scheme, parts.authority) = (None, None);
+    match Uri::from_parts(parts) {
+        Ok(uri) => {
+            request.uri = uri;
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+const NOSNIFF: (HeaderName, HeaderValue) =
+    (HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));

@@ -1,0 +1,408 @@
+//! Requests counted under Traefik's metric names, which its dashboards are built on (`ingress-features.md §7.1`).
+//!
+//! Label values come from bounded sets: entry points, routers and services of the configuration, known methods, registered
+//! status codes. The handles of a label set are looked up once; after that a request costs one look into a small map.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use adit_config::Prometheus;
+use adit_proxy::message::Request;
+use adit_proxy::middleware::TlsInfo;
+use arc_swap::ArcSwap;
+use http::header::UPGRADE;
+use http::{HeaderMap, Method, StatusCode};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+/// All of it, for one process.
+#[derive(Debug)]
+pub(crate) struct TraefikMetrics {
+    entry_points: Option<Family>,
+    routers: Option<Family>,
+    services: Option<Family>,
+    retries: IntCounterVec,
+    reloads: IntCounter,
+    last_reload: IntGauge,
+    /// Whether answers of our own (`…@internal`) count.
+    pub(crate) add_internals: bool,
+}
+
+/// What one request was, in label values.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    method: usize,
+    protocol: usize,
+    tls: Option<Arc<TlsInfo>>,
+}
+
+/// How it went.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) duration: Duration,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+}
+
+/// Names of what is configured, for which label sets are kept.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) entry_points: HashSet<String>,
+    /// Name and service.
+    pub(crate) routers: HashSet<(String, String)>,
+    pub(crate) services: HashSet<String>,
+}
+
+/// The five metrics of one kind of object.
+#[derive(Debug)]
+struct Family {
+    requests: IntCounterVec,
+    requests_tls: IntCounterVec,
+    duration: HistogramVec,
+    received: IntCounterVec,
+    sent: IntCounterVec,
+    scopes: ArcSwap<HashMap<String, Arc<Scope>>>,
+}
+
+/// One object and the label sets it was seen with.
+#[derive(Debug)]
+struct Scope {
+    labels: Vec<String>,
+    series: ArcSwap<HashMap<Key, Arc<Series>>>,
+    series_tls: ArcSwap<HashMap<(&'static str, &'static str), IntCounter>>,
+}
+
+/// Status code, index of the method, index of the protocol.
+type Key = (u16, usize, usize);
+
+#[derive(Debug)]
+struct Series {
+    requests: IntCounter,
+    duration: Histogram,
+    received: IntCounter,
+    sent: IntCounter,
+}
+
+impl Asked {
+    pub(crate) fn of(request: &Request) -> Self {
+        Self {
+            method: METHODS
+                .iter()
+                .position(|known| *known == request.method.as_str())
+                .unwrap_or(METHODS.len() - 1),
+            protocol: protocol(request),
+            tls: request.visitor.tls.clone(),
+        }
+    }
+}
+
+impl TraefikMetrics {
+    /// Creates and registers what the configuration wants.
+    ///
+    /// # Errors
+    /// If the registry has them already.
+    pub(crate) fn new(
+        settings: &Prometheus,
+        add_internals: bool,
+        registry: &Registry,
+    ) -> prometheus::Result<Self> {
+        let buckets: Vec<f64> = settings.buckets.iter().map(Duration::as_secs_f64).collect();
+        let family = |wanted: bool, kind: &str, labels: &[&str]| {
+            wanted.then(|| Family::new(kind, labels, &buckets, registry)).transpose()
+        };
+        let metrics = Self {
+            entry_points: family(settings.entry_points_labels, "entrypoint", &["entrypoint"])?,
+            routers: family(settings.routers_labels, "router", &["router", "service"])?,
+            services: family(settings.services_labels, "service", &["service"])?,
+            retries: IntCounterVec::new(
+                Opts::new("traefik_service_retries_total", "Attempts after the first, by service"),
+                &["service"],
+            )?,
+            reloads: IntCounter::new("traefik_config_reloads_total", "Reloads of the configuration")?,
+            last_reload: IntGauge::new(
+                "traefik_config_last_reload_success",
+                "When the configuration was last taken, in seconds since 1970",
+            )?,
+            add_internals,
+        };
+        if metrics.has_services() {
+            registry.register(Box::new(metrics.retries.clone()))?;
+        }
+        registry.register(Box::new(metrics.reloads.clone()))?;
+        registry.register(Box::new(metrics.last_reload.clone()))?;
+        Ok(metrics)
+    }
+
+    pub(crate) fn has_services(&self) -> bool {
+        self.services.is_some()
+    }
+
+    /// A configuration was taken.
+    pub(crate) fn reloaded(&self) {
+        self.reloads.inc();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.last_reload.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Keeps label sets of what is configured; those of anything else are removed.
+    pub(crate) fn configure(&self, names: Names) {
+        if let Some(family) = &self.entry_points {
+            family.configure(names.entry_points.into_iter().map(|name| (name.clone(), vec![name])));
+        }
+        if let Some(family) = &self.routers {
+            let scopes = names.routers.into_iter().map(|(name, service)| (name.clone(), vec![name, service]));
+            family.configure(scopes);
+        }
+        if let Some(family) = &self.services {
+            for gone in family.scopes.load().keys().filter(|name| !names.services.contains(*name)) {
+                let _ = self.retries.remove_label_values(&[gone]);
+            }
+            family.configure(names.services.into_iter().map(|name| (name.clone(), vec![name])));
+        }
+    }
+
+    /// Counts an answer of an entry point.
+    pub(crate) fn entry_point(&self, name: &str, asked: &Asked, answered: Answered) {
+        if let Some(family) = &self.entry_points {
+            family.count(name, asked, answered);
+        }
+    }
+
+    /// Counts an answer of a router.
+    pub(crate) fn router(&self, name: &str, asked: &Asked, answered: Answered) {
+        if let Some(family) = &self.routers {
+            family.count(name, asked, answered);
+        }
+    }
+
+    /// Counts an answer of a service.
+    pub(crate) fn service(&self, name: &str, asked: &Asked, answered: Answered, retries: u32) {
+        let Some(family) = &self.services else { return };
+        if family.count(name, asked, answered) && retries > 0 {
+            self.retries.with_label_values(&[name]).inc_by(u64::from(retries));
+        }
+    }
+}
+
+impl Family {
+    fn new(kind: &str, labels: &[&str], buckets: &[f64], registry: &Registry) -> prometheus::Result<Self> {
+        let with = |own: &[&'static str]| -> Vec<String> {
+            own.iter().copied().chain(labels.iter().copied()).map(str::to_owned).collect()
+        };
+        let name = |what: &str| format!("traefik_{kind}_{what}");
+        let of = |what: &str, help: &str, own: &[&'static str]| {
+            let labels = with(own);
+            let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+            let counter = IntCounterVec::new(Opts::new(name(what), help), &labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            prometheus::Result::Ok(counter)
+        };
+        let options =
+            HistogramOpts::new(name("request_duration_seconds"), "From request head to end of answer")
+                .buckets(buckets.to_vec());
+        let duration_labels = with(&REQUEST_LABELS);
+        let duration_labels: Vec<&str> = duration_labels.iter().map(String::as_str).collect();
+        let duration = HistogramVec::new(options, &duration_labels)?;
+        registry.register(Box::new(duration.clone()))?;
+        Ok(Self {
+            requests: of("requests_total", "Requests answered", &REQUEST_LABELS)?,
+            requests_tls: of("requests_tls_total", "Requests over TLS", &["tls_version", "tls_cipher"])?,
+            duration,
+            received: of("requests_bytes_total", "Bytes of requests' content", &REQUEST_LABELS)?,
+            sent: of("responses_bytes_total", "Bytes of answers' content", &REQUEST_LABELS)?,
+            scopes: ArcSwap::default(),
+        })
+    }
+
+    fn configure(&self, wanted: impl Iterator<Item = (String, Vec<String>)>) {
+        let old = self.scopes.load_full();
+        let scopes: HashMap<String, Arc<Scope>> = wanted
+            .map(|(name, labels)| match old.get(&name).filter(|scope| scope.labels == labels) {
+                Some(scope) => (name, Arc::clone(scope)),
+                None => (name, Arc::new(Scope::new(labels))),
+            })
+            .collect();
+        for (name, scope) in &*old {
+            if scopes.get(name).is_none_or(|kept| !Arc::ptr_eq(kept, scope)) {
+                self.forget(scope);
+            }
+        }
+        self.scopes.store(Arc::new(scopes));
+    }
+
+    fn forget(&self, scope: &Scope) {
+        for key in scope.series.load().keys() {
+            let code = key.0.to_string();
+            let labels = scope.labels_of(&code, *key);
+            let _ = self.requests.remove_label_values(&labels);
+            let _ = self.duration.remove_label_values(&labels);
+            let _ = self.received.remove_label_values(&labels);
+            let _ = self.sent.remove_label_values(&labels);
+        }
+        for (version, cipher) in scope.series_tls.load().keys() {
+            let _ = self.requests_tls.remove_label_values(&scope.with(&[version, cipher]));
+        }
+    }
+
+    /// False if the object is not configured (any more).
+    fn count(&self, name: &str, asked: &Asked, answered: Answered) -> bool {
+        let scopes = self.scopes.load();
+        let Some(scope) = scopes.get(name) else { return false };
+        let key = (code(answered.status), asked.method, asked.protocol);
+        let known = scope.series.load().get(&key).cloned();
+        let series = known.unwrap_or_else(|| self.make_series(scope, key));
+        series.requests.inc();
+        series.duration.observe(answered.duration.as_secs_f64());
+        series.received.inc_by(answered.received);
+        series.sent.inc_by(answered.sent);
+        if let Some(tls) = &asked.tls {
+            let key = (tls.version, tls.cipher);
+            let known = scope.series_tls.load().get(&key).cloned();
+            known.unwrap_or_else(|| self.make_tls(scope, key)).inc();
+        }
+        true
+    }
+
+    /// A label set's first request.
+    fn make_series(&self, scope: &Scope, key: Key) -> Arc<Series> {
+        let code = key.0.to_string();
+        let labels = scope.labels_of(&code, key);
+        let series = Arc::new(Series {
+            requests: self.requests.with_label_values(&labels),
+            duration: self.duration.with_label_values(&labels),
+            received: self.received.with_label_values(&labels),
+            sent: self.sent.with_label_values(&labels),
+        });
+        scope.series.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            all.insert(key, Arc::clone(&series));
+            all
+        });
+        series
+    }
+
+    fn make_tls(&self, scope: &Scope, key: (&'static str, &'static str)) -> IntCounter {
+        let counter = self.requests_tls.with_label_values(&scope.with(&[key.0, key.1]));
+        scope.series_tls.rcu(|all| {
+            let mut all = HashMap::clone(all);
+            all.insert(key, counter.clone());
+            all
+        });
+        counter
+    }
+}
+
+impl Scope {
+    fn new(labels: Vec<String>) -> Self {
+        Self { labels, series: ArcSwap::default(), series_tls: ArcSwap::default() }
+    }
+
+    fn labels_of<'a>(&'a self, code: &'a str, key: Key) -> Vec<&'a str> {
+        self.with(&[code, METHODS[key.1], PROTOCOLS[key.2]])
+    }
+
+    fn with<'a>(&'a self, own: &[&'a str]) -> Vec<&'a str> {
+        own.iter().copied().chain(self.labels.iter().map(String::as_str)).collect()
+    }
+}
+
+/// A code that nobody registered counts as the first of its class, one without a class as 500 (RFC 9110 §15).
+fn code(status: u16) -> u16 {
+    let registered = StatusCode::from_u16(status).is_ok_and(|status| status.canonical_reason().is_some());
+    match status {
+        // The visitor went away; the tunnel is down.
+        499 | 530 => status,
+        _ if registered => status,
+        100..=599 => status / 100 * 100,
+        _ => 500,
+    }
+}
+
+fn protocol(request: &Request) -> usize {
+    let upgrades = |headers: &HeaderMap| {
+        headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    };
+    if request.upgrade.as_deref().is_some_and(|to| to.eq_ignore_ascii_case("websocket"))
+        || upgrades(&request.headers)
+    {
+        return 1;
+    }
+    let accept = request.headers.get(http::header::ACCEPT);
+    let is_stream = accept.is_some_and(|value| value.as_bytes() == b"text/event-stream");
+    if is_stream && request.method == Method::GET { 2 } else { 0 }
+}
+
+/// RFC 9110 §9, RFC 5789 and HTTP/2's preface; the last stands for all others, which are the visitor's to make up.
+const METHODS: [&str; 11] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "CONNECT",
+    "OPTIONS",
+    "TRACE",
+    "PATCH",
+    "PRI",
+    "EXTENSION_METHOD",
+];
+const PROTOCOLS: [&str; 3] = ["http", "websocket", "sse"];
+const REQUEST_LABELS: [&str; 3] = ["code", "method", "protocol"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Prometheus {
+        Prometheus { routers_labels: true, ..Prometheus::default() }
+    }
+
+    fn names(service: &str) -> Names {
+        Names {
+            entry_points: ["web".to_owned()].into(),
+            routers: [("r@file".to_owned(), service.to_owned())].into(),
+            services: [service.to_owned()].into(),
+        }
+    }
+
+    fn text(registry: &Registry) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap()
+    }
+
+    const ANSWERED: Answered =
+        Answered { status: 200, duration: Duration::from_millis(1), received: 3, sent: 5 };
+
+    #[test]
+    fn label_sets_of_what_is_gone_are_removed() {
+        let registry = Registry::new();
+        let metrics = TraefikMetrics::new(&settings(), false, &registry).unwrap();
+        let asked = Asked { method: METHODS.len() - 1, protocol: 0, tls: None };
+        metrics.configure(names("s@file"));
+        metrics.entry_point("web", &asked, ANSWERED);
+        metrics.router("r@file", &asked, ANSWERED);
+        metrics.service("s@file", &asked, ANSWERED, 2);
+        metrics.service("other@file", &asked, ANSWERED, 0);
+        let before = text(&registry);
+        for line in [
+            "traefik_entrypoint_requests_total{code=\"200\",entrypoint=\"web\",method=\"EXTENSION_METHOD\",protocol=\"http\"} 1",
+            "traefik_router_responses_bytes_total{code=\"200\",method=\"EXTENSION_METHOD\",protocol=\"http\",router=\"r@file\",service=\"s@file\"} 5",
+            "traefik_service_requests_bytes_total{code=\"200\",method=\"EXTENSION_METHOD\",protocol=\"http\",service=\"s@file\"} 3",
+            "traefik_service_retries_total{service=\"s@file\"} 2",
+        ] {
+            assert!(before.contains(line), "{line}\n{before}");
+        }
+        assert!(!before.contains("other@file"));
+        metrics.configure(names("t@file"));
+        let after = text(&registry);
+        assert!(!after.contains("s@file"), "{after}");
+        assert!(after.contains("entrypoint=\"web\""));
+    }
+
+    #[test]
+    fn codes_come_from_a_bounded_set() {
+        assert_eq!([200, 299, 499, 530, 799, 0].map(code), [200, 200, 499, 530, 500, 500]);
+    }
+}
