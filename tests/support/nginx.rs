@@ -53,6 +53,11 @@ impl Nginx {
         format!("http://{}", self.address)
     }
 
+    /// The server's own folder; what it serves lies below `files`.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     /// Puts a file where the server serves it.
     pub(crate) fn serve_file(&self, name: &str, content: impl AsRef<[u8]>) {
         self.folder.write(&format!("files/{name}"), content);
