@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::gateway::{Gateway, view};
 use crate::ingress::IngressState;
+use crate::listeners::Listening;
 use crate::phase::{Phase, PhaseCell};
 use crate::status_page;
 
@@ -35,7 +36,7 @@ pub(crate) struct Admin {
     /// Keys whose new values wait for a restart.
     pub(crate) restart_needed: ArcSwap<Vec<&'static str>>,
     /// Entry points: name, address, whether TLS.
-    pub listeners: ArcSwap<Vec<(String, std::net::SocketAddr, bool)>>,
+    pub listeners: ArcSwap<Vec<Listening>>,
     /// Where this endpoint listens.
     pub address: std::net::SocketAddr,
     /// When the process started.
@@ -127,8 +128,9 @@ impl Admin {
 
     fn entry_points(&self) -> Vec<Value> {
         let listeners = self.listeners.load();
-        let view = |(name, address, _): &(String, std::net::SocketAddr, bool)| json!({ "name": name, "address": address.to_string() });
-        listeners.iter().map(view).collect()
+        // Traefik has one entry a name: that of HTTP/3 goes with its TCP side.
+        let one = listeners.iter().filter(|at| at.scheme != "h3");
+        one.map(|at| json!({ "name": at.entry_point, "address": at.address.to_string() })).collect()
     }
 
     fn ready(&self) -> Response {
@@ -209,7 +211,10 @@ impl Admin {
             .listeners
             .load()
             .iter()
-            .map(|(name, address, tls)| json!({ "name": name, "address": address.to_string(), "tls": tls }))
+            .map(|at| {
+                let (name, address) = (&at.entry_point, at.address.to_string());
+                json!({ "name": name, "address": address, "scheme": at.scheme, "tls": at.scheme == "https" })
+            })
             .collect();
         let problem = self.reload_problem.load_full();
         json!({

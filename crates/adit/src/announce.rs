@@ -3,24 +3,20 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use adit_config::{Config, EntryPoint, EntryPointTransport, HostPattern, Service};
+use adit_config::{Config, HostPattern, Service};
+
+use crate::listeners::Listening;
 
 /// The text: what listens where, what serves what, and what to try next.
 pub(crate) fn text(
     config: &Config,
-    listeners: &[(String, SocketAddr, bool)],
+    listeners: &[Listening],
     edge: Option<SocketAddr>,
     admin: SocketAddr,
 ) -> String {
     let mut out = format!("adit {} is running\n\n", env!("CARGO_PKG_VERSION"));
-    for (name, address, tls) in listeners {
-        let is_udp = |entry_point: &EntryPoint| entry_point.transport == EntryPointTransport::Udp;
-        let scheme = match *tls {
-            true => "https",
-            false if config.entry_points.get(name).is_some_and(is_udp) => "udp",
-            false => "http",
-        };
-        let _ = writeln!(out, "  visitors    {scheme}://{address}  (entry point {name})");
+    for Listening { entry_point, address, scheme } in listeners {
+        let _ = writeln!(out, "  visitors    {scheme}://{address}  (entry point {entry_point})");
     }
     if let (Some(edge), Some(address)) = (&config.edge, edge) {
         let _ = writeln!(out, "  connectors  {address}  (QUIC)");
@@ -46,11 +42,12 @@ pub(crate) fn text(
 }
 
 /// Commands that work as they stand, if the sample origin is reachable from here.
-fn suggestions(config: &Config, listeners: &[(String, SocketAddr, bool)]) -> Option<String> {
+fn suggestions(config: &Config, listeners: &[Listening]) -> Option<String> {
     let edge = config.edge.as_ref()?;
     let tunnel = config.tunnel.as_ref()?;
     let serves_hello = tunnel.ingress.rules.iter().any(|rule| rule.service == Service::HelloWorld);
-    let (_, address, _) = listeners.iter().find(|(name, _, tls)| edge.public.contains(name) && !tls)?;
+    let clear = |at: &&Listening| edge.public.contains(&at.entry_point) && at.scheme == "http";
+    let address = listeners.iter().find(clear)?.address;
     let local = edge
         .tunnels
         .iter()

@@ -37,6 +37,16 @@ pub(crate) struct Listeners {
 /// What an entry point does with a connection, if the ingress decides it.
 pub(crate) type Switches<'a> = dyn Fn(&str) -> Option<Arc<ArcSwap<Switch>>> + 'a;
 
+/// A socket of an entry point, for people and the API.
+#[derive(Clone, Debug)]
+pub(crate) struct Listening {
+    pub(crate) entry_point: String,
+    /// With the port that the system chose for port 0.
+    pub(crate) address: SocketAddr,
+    /// `http`, `https`, `h3` or `udp`.
+    pub(crate) scheme: &'static str,
+}
+
 /// The configured address; where the port is for the system to choose, entry points are told apart by name.
 type Place = (SocketAddr, Option<String>);
 
@@ -270,11 +280,20 @@ impl Listeners {
         }
     }
 
-    /// Name, bound address and whether TLS.
-    pub(crate) fn addresses(&self) -> Vec<(String, SocketAddr, bool)> {
-        let tcp = self.running.values().map(|r| (r.name.clone(), r.address, r.settings.entry_point.tls));
-        let udp = self.udp.values().map(|udp| (udp.name.clone(), udp.address, false));
-        tcp.chain(udp).collect()
+    /// What listens where; an entry point with HTTP/3 is there twice.
+    pub(crate) fn addresses(&self) -> Vec<Listening> {
+        let tcp = self.running.values().map(|running| Listening {
+            entry_point: running.name.clone(),
+            address: running.address,
+            scheme: if running.settings.entry_point.tls { "https" } else { "http" },
+        });
+        let with = |udp: &RunningUdp, scheme| Listening {
+            entry_point: udp.name.clone(),
+            address: udp.address,
+            scheme,
+        };
+        let h3 = self.h3.values().map(|h3| with(h3, "h3"));
+        tcp.chain(h3).chain(self.udp.values().map(|udp| with(udp, "udp"))).collect()
     }
 
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.

@@ -53,10 +53,9 @@ fn html_ingress(body: &mut String, status: &Value) {
         });
         table(body, "Routers", &["name", "rule", "priority", "service", "entry points", "status"], rows);
     }
-    let entry_points = array(&status["entry_points"]).map(|e| {
-        vec![text(&e["name"]), text(&e["address"]), if e["tls"] == true { "TLS" } else { "clear" }.to_owned()]
-    });
-    table(body, "Entry points", &["name", "address", "transport"], entry_points);
+    let entry_points = array(&status["entry_points"])
+        .map(|e| ["name", "address", "scheme"].map(|key| text(&e[key])).to_vec());
+    table(body, "Entry points", &["name", "address", "protocol"], entry_points);
 }
 
 /// The connector, if there is one.
@@ -121,7 +120,7 @@ pub(crate) fn plain(status: &Value) -> String {
         raw(&status["uptime_seconds"])
     );
     for entry_point in array(&status["entry_points"]) {
-        let scheme = if entry_point["tls"] == true { "https" } else { "http" };
+        let scheme = raw(&entry_point["scheme"]);
         let _ = writeln!(
             out,
             "  entry point {}: {scheme}://{}",
@@ -220,6 +219,7 @@ fn raw(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Null => "–".to_owned(),
+        Value::Array(items) => items.iter().map(raw).collect::<Vec<_>>().join(", "),
         Value::Number(number) if number.is_f64() => format!("{:.1}", number.as_f64().unwrap_or_default()),
         other => other.to_string(),
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, Router};
-use adit_config::{EntryPoint, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointTransport, UnderscoreHeaders};
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers};
@@ -101,6 +101,7 @@ impl Generation {
         let (entries, specs) = compiler.entries();
         let (table, disabled) = RouterTable::build(specs);
         for fault in disabled {
+            verdicts.using.remove(&fault.name);
             verdicts.routers.insert(fault.name, fault.reason);
         }
         for shadow in table.shadows() {
@@ -279,7 +280,7 @@ impl Compiler<'_> {
         let prepended: Vec<String> = settings.middlewares.iter().map(|m| self.find_middleware(m)).collect();
         for (router_name, router) in routers {
             let here = match router.entry_points.is_empty() {
-                true => settings.as_default,
+                true => settings.as_default && settings.transport == EntryPointTransport::Tcp,
                 false => router.entry_points.iter().any(|wanted| wanted == name),
             };
             if !here || self.verdicts.routers.contains_key(*router_name) {
