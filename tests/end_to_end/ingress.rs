@@ -35,6 +35,11 @@ fn a_bad_file_and_a_bad_router_are_disabled_alone_and_say_why() {
     folder.write("dynamic/good.yml", router("good", "PathPrefix(`/good`)", &nginx.url()));
     folder.write("dynamic/bad.yml", "http:\n  routerz: {}\n");
     let odd = router("odd", "Path(`", &nginx.url());
+    folder.write(
+        "dynamic/stray.yml",
+        "tcp:\n  routers:\n    stray: { entryPoints: [ nowhere ], rule: \"HostSNI(`*`)\", service: s }\n  \
+         services:\n    s: { loadBalancer: { servers: [ { address: \"127.0.0.1:1\" } ] } }\n",
+    );
     folder.write("dynamic/odd.yml", odd);
     let mut adit = Adit::start_in(folder, "ingress", &configuration("directory: dynamic"));
     let web = adit.entry_point("web");
@@ -43,6 +48,7 @@ fn a_bad_file_and_a_bad_router_are_disabled_alone_and_say_why() {
     assert_eq!((missing.status, missing.text().as_str()), (404, "404 page not found\n"));
     let problems = adit.status()["problems"].to_string();
     assert!(problems.contains("bad.yml:2:3") && problems.contains("odd@file"), "{problems}");
+    assert!(problems.contains("stray@file") && problems.contains("nowhere"), "{problems}");
     // Mended, and taken by watching alone.
     let mended = router("odd", "Path(`/odd`)", &nginx.url());
     adit.folder().write("dynamic/odd.yml", mended);

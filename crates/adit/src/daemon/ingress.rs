@@ -232,6 +232,17 @@ impl Streams {
                 routes.tcp.insert(name.clone(), routers);
             }
         }
+        // Nobody above has seen these: no entry point of theirs exists.
+        let unknown = |names: &[String]| {
+            let missing = names.iter().find(|name| !config.entry_points.contains_key(*name));
+            missing.map(|name| format!("there is no entry point {name}"))
+        };
+        for (name, router) in &dynamic.tcp.routers {
+            tcp_faults.extend(unknown(&router.entry_points).map(|why| (name.clone(), why)));
+        }
+        for (name, router) in &dynamic.udp.routers {
+            udp_faults.extend(unknown(&router.entry_points).map(|why| (name.clone(), why)));
+        }
         (inputs.tcp_faults, inputs.udp_faults) = (tcp_faults, udp_faults);
         routes
     }
