@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 
+mod measure;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use measure::{cpu, milliseconds};
 use support::adit::Adit;
 use support::certificates::Certificates;
 use support::nginx::Nginx;
@@ -87,8 +89,6 @@ const WORKLOADS: &[Workload] = &[
     Workload { name: "h2+tls 1 MiB", path: "/1m", body: Load::H2load(1_500, 4, 4) },
 ];
 const ROUNDS: usize = 3;
-/// Clock ticks a second in /proc, the same on every Linux.
-const TICKS: f64 = 100.0;
 
 struct Sample {
     rate: f64,
@@ -223,22 +223,6 @@ fn proxies(origin: &Nginx, certificates: &Certificates) -> Vec<Proxy> {
     all
 }
 
-/// User and system time of a process in seconds (proc(5)).
-fn cpu(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
-    (ticks(11) + ticks(12)) / TICKS
-}
-
-/// `1.23ms`, `456.00us` or `1.20s`.
-fn milliseconds(text: &str) -> Option<f64> {
-    let scaled = |suffix: &str, scale: f64| Some(text.strip_suffix(suffix)?.parse::<f64>().ok()? * scale);
-    scaled("us", 0.001).or_else(|| scaled("ms", 1.0)).or_else(|| scaled("s", 1000.0))
-}
-
 fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    measure::median(samples.iter().map(of))
 }

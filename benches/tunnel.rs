@@ -6,9 +6,11 @@
 
 use std::process::{Command, Stdio};
 
+mod measure;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use measure::{cpu, milliseconds};
 use support::TempFolder;
 use support::adit::Adit;
 use support::nginx::Nginx;
@@ -132,14 +134,6 @@ impl Connector {
     }
 }
 
-/// User and system time of a process in seconds (proc(5)).
-fn cpu(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
-    (ticks(11) + ticks(12)) / TICKS
-}
-
 /// The most memory a process has had, in MiB.
 fn memory_peak(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
@@ -147,16 +141,8 @@ fn memory_peak(process: u32) -> f64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or_default() / 1024.0
 }
 
-/// `1.23ms`, `456.00us` or `1.20s`.
-fn milliseconds(text: &str) -> Option<f64> {
-    let scaled = |suffix: &str, scale: f64| Some(text.strip_suffix(suffix)?.parse::<f64>().ok()? * scale);
-    scaled("us", 0.001).or_else(|| scaled("ms", 1.0)).or_else(|| scaled("s", 1000.0))
-}
-
 fn median<const N: usize>(samples: &[[f64; N]], of: usize) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(|sample| sample[of]).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    measure::median(samples.iter().map(|sample| sample[of]))
 }
 
 const EDGE: &str = "state-dir: state\nentryPoints: { web: { address: \"127.0.0.1:0\" } }\nedge:\n  \
@@ -165,5 +151,3 @@ const EDGE: &str = "state-dir: state\nentryPoints: { web: { address: \"127.0.0.1
      hostnames: [ \"*.home.test\" ] }\nadmin: { address: \"127.0.0.1:0\" }\n";
 const GIB: u64 = 1 << 30;
 const ROUNDS: usize = 3;
-/// Clock ticks a second in /proc, the same on every Linux.
-const TICKS: f64 = 100.0;

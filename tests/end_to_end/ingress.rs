@@ -261,3 +261,24 @@ fn http3_is_offered_and_serves_the_same_routers() {
     assert_eq!(seen["status"], 200, "{seen}");
     assert_eq!(ask(&["other.test", "GET", "/", "0"])["status"], 404);
 }
+
+#[test]
+fn a_stopping_entry_point_still_accepts_for_its_grace_and_ping_says_so() {
+    if !require("nginx") || !require("curl") {
+        return;
+    }
+    let nginx = Nginx::start("location / { return 200 ok; }");
+    let configuration = format!(
+        "entryPoints:\n  web:\n    address: \"127.0.0.1:0\"\n    \
+         transport: {{ lifeCycle: {{ requestAcceptGraceTimeout: 3s, graceTimeOut: 5s }} }}\n\
+         admin: {{ address: \"127.0.0.1:0\" }}\n{}",
+        router("r", "PathPrefix(`/`)", &nginx.url())
+    );
+    let mut adit = Adit::start("ingress", &configuration);
+    let web = adit.entry_point("web");
+    assert_eq!(adit.get("/ping").status, 200);
+    adit.process().signal("TERM");
+    wait_for("a ping that says so", || (adit.get("/ping").status == 503).then_some(()));
+    assert_eq!(curl(web, "http://a.test/", &[]).text(), "ok");
+    assert_eq!(adit.process().wait().code(), Some(0));
+}

@@ -48,6 +48,14 @@ fn check_entry_points(config: &Config, sink: &Sink<'_>) {
     }
     let has_routers = config.providers.file.is_some() || config.dynamic != Dynamic::default();
     for (name, entry_point) in &config.entry_points {
+        if entry_point.reuse_port && entry_point.transport == EntryPointTransport::Udp {
+            let key = format!("entryPoints.{name}.reusePort");
+            sink.reject_at(
+                &key,
+                "",
+                "expected an entry point over TCP: sessions over UDP must stay with one process",
+            );
+        }
         if entry_point.http3.is_none() {
             continue;
         }

@@ -72,7 +72,7 @@ impl Service for Admin {
             "/api/status" => json_response(StatusCode::OK, &self.status()),
             "/ready" => self.ready(),
             "/healthcheck" => Response::text(StatusCode::OK, TEXT, "OK\n"),
-            "/ping" => Response::text(StatusCode::OK, TEXT, "OK"),
+            "/ping" => self.ping(),
             "/metrics" => self.metrics(),
             "/config" => self.config(),
             path if path.starts_with("/api/") => self.api(path),
@@ -131,6 +131,14 @@ impl Admin {
         // Traefik has one entry a name: that of HTTP/3 goes with its TCP side.
         let one = listeners.iter().filter(|at| at.scheme != "h3");
         one.map(|at| json!({ "name": at.entry_point, "address": at.address.to_string() })).collect()
+    }
+
+    /// Traefik's: a balancer takes us out of its pool as soon as we are stopping.
+    fn ping(&self) -> Response {
+        match self.phase.load() {
+            Phase::Starting | Phase::Ready => Response::text(StatusCode::OK, TEXT, "OK"),
+            _ => Response::text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "Service Unavailable"),
+        }
     }
 
     fn ready(&self) -> Response {

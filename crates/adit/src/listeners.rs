@@ -109,6 +109,11 @@ impl Leave {
     fn of(entry_point: &EntryPoint) -> Self {
         Self { accept: entry_point.request_accept_grace, finish: entry_point.grace_period }
     }
+
+    /// Without accepting any longer.
+    fn now(self) -> Self {
+        Self { accept: Duration::ZERO, ..self }
+    }
 }
 
 impl Listeners {
@@ -268,7 +273,7 @@ impl Listeners {
 
     fn leave_udp(&mut self, udp: RunningUdp) {
         tracing::info!(entry_point = %udp.name, address = %udp.address, "entry point closed");
-        self.leave_with(udp.leave, udp.address, udp.drain, udp.task);
+        self.leave_with(udp.leave.now(), udp.address, udp.drain, udp.task);
     }
 
     fn udp_options(&self, name: &str, idle_timeout: Duration, config: &Config) -> UdpOptions {
@@ -299,16 +304,18 @@ impl Listeners {
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.
     pub(crate) async fn drain(&mut self) {
         for (_, running) in std::mem::take(&mut self.running) {
-            self.leave(running);
+            let leave = Leave::of(&running.settings.entry_point);
+            self.leave_with(leave, running.address, running.drain, running.task);
         }
         for (_, udp) in std::mem::take(&mut self.udp).into_iter().chain(std::mem::take(&mut self.h3)) {
-            self.leave_udp(udp);
+            self.leave_with(udp.leave, udp.address, udp.drain, udp.task);
         }
         while self.leaving.join_next().await.is_some() {}
     }
 
+    /// Lets go of what a reload took away: at once, so that its address is free for the next.
     fn leave(&mut self, running: Running) {
-        let leave = Leave::of(&running.settings.entry_point);
+        let leave = Leave::of(&running.settings.entry_point).now();
         self.leave_with(leave, running.address, running.drain, running.task);
     }
 
