@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -87,6 +87,8 @@ struct Shared {
     wants_headers: bool,
     add_internals: bool,
     begun: AtomicU64,
+    /// Bytes of lines that wait for the writer.
+    waiting: AtomicUsize,
 }
 
 /// What the writer is told.
@@ -131,7 +133,18 @@ impl AccessLog {
         registry.register(Box::new(dropped.clone()))?;
         let out = open(settings.file_path.as_ref())?;
         let (orders, received) = sync_channel(QUEUE_LINES_MAX);
+        let fields = &settings.fields;
+        let wants_headers = fields.headers_default_mode != FieldMode::Drop
+            || fields.headers.values().any(|mode| *mode != FieldMode::Drop);
+        let shared = Arc::new(Shared {
+            filters: settings.filters.clone(),
+            wants_headers,
+            add_internals: settings.add_internals,
+            begun: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
+        });
         let mut writer = Writer {
+            shared: Arc::clone(&shared),
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
             path: settings.file_path.clone(),
             lines: Lines::new(settings),
@@ -143,21 +156,18 @@ impl AccessLog {
             .spawn(move || writer.run(&received))
             .map_err(AccessLogError::Thread)?;
         reopen_on_signal(orders.clone());
-        let fields = &settings.fields;
-        let wants_headers = fields.headers_default_mode != FieldMode::Drop
-            || fields.headers.values().any(|mode| *mode != FieldMode::Drop);
-        let shared = Shared {
-            filters: settings.filters.clone(),
-            wants_headers,
-            add_internals: settings.add_internals,
-            begun: AtomicU64::new(0),
-        };
-        Ok(Self { orders, dropped, shared: Arc::new(shared) })
+        Ok(Self { orders, dropped, shared })
     }
 
     /// Queues a line if the filters want it; drops and counts it if the writer is too far behind.
     pub(crate) fn write(&self, entry: Box<Entry>) {
-        if wants(&self.shared.filters, &entry) && self.orders.try_send(Order::Line(entry)).is_err() {
+        if !wants(&self.shared.filters, &entry) {
+            return;
+        }
+        let weight = entry.weight();
+        let fits = self.shared.waiting.fetch_add(weight, Ordering::Relaxed) + weight <= QUEUE_BYTES_MAX;
+        if !fits || self.orders.try_send(Order::Line(entry)).is_err() {
+            self.shared.waiting.fetch_sub(weight, Ordering::Relaxed);
             self.dropped.inc();
         }
     }
@@ -190,6 +200,7 @@ struct Writer {
     out: BufWriter<Box<dyn Write + Send>>,
     path: Option<PathBuf>,
     lines: Lines,
+    shared: Arc<Shared>,
     /// Lines not handed to the file yet.
     held: u32,
     held_max: u32,
@@ -206,6 +217,7 @@ impl Writer {
             };
             match order {
                 Ok(Order::Line(entry)) => {
+                    self.shared.waiting.fetch_sub(entry.weight(), Ordering::Relaxed);
                     if self.held == 0 {
                         let wait = if self.held_max == 0 { Duration::ZERO } else { HOLD_TIME_MAX };
                         flush_at = Instant::now() + wait;
@@ -254,6 +266,14 @@ fn reopen_on_signal(orders: SyncSender<Order>) {
     });
 }
 
+impl Entry {
+    /// About how many bytes it holds.
+    fn weight(&self) -> usize {
+        let fields = self.headers.iter().flatten().map(|(name, value)| name.as_str().len() + value.len());
+        size_of::<Self>() + self.path.len() + self.host.len() + self.user.len() + fields.sum::<usize>()
+    }
+}
+
 /// All requests if there is no filter, else those that any filter wants.
 fn wants(filters: &AccessLogFilters, entry: &Entry) -> bool {
     let AccessLogFilters { status_codes, retry_attempts, duration_min } = filters;
@@ -279,8 +299,10 @@ fn open_append(path: &PathBuf) -> Result<File, AccessLogError> {
         .map_err(|source| AccessLogError::Open { path: path.clone(), source })
 }
 
-/// Lines waiting for the writer, about 8 MiB without headers; beyond that they are dropped and counted.
+/// Lines waiting for the writer; beyond that, or [`QUEUE_BYTES_MAX`], they are dropped and counted.
 const QUEUE_LINES_MAX: usize = 8192;
+/// What those lines may hold: visitors choose how long their paths and headers are.
+const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// What is written at once while lines are held.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Lines are held no longer, however few there are.
