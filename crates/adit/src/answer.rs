@@ -15,7 +15,10 @@ use crate::observe::traefik::{Answered, Asked, TraefikMetrics};
 
 /// Counts what public listeners answer.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestMetrics {
+pub(crate) struct RequestMetrics(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
     in_flight: IntGauge,
     /// By first digit of the status; looked up once, not for each request.
     answered: [IntCounter; 5],
@@ -61,7 +64,7 @@ impl RequestMetrics {
             &["class"],
         )?;
         registry.register(Box::new(answered.clone()))?;
-        let metrics = Self {
+        let metrics = Counters {
             in_flight: IntGauge::new("adit_requests_in_flight", "Requests being answered")?,
             answered: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| answered.with_label_values(&[class])),
             failed: IntCounterVec::new(
@@ -79,17 +82,17 @@ impl RequestMetrics {
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.failed.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
-        Ok(metrics)
+        Ok(Self(Arc::new(metrics)))
     }
 
     /// Counts a failure under its name.
     pub(crate) fn failed(&self, reason: &str) {
-        self.failed.with_label_values(&[reason]).inc();
+        self.0.failed.with_label_values(&[reason]).inc();
     }
 
     /// Requests being answered now.
     pub(crate) fn in_flight(&self) -> i64 {
-        self.in_flight.get()
+        self.0.in_flight.get()
     }
 }
 
@@ -101,7 +104,7 @@ impl Exchange {
         metrics: &RequestMetrics,
         log: Option<&AccessLog>,
     ) -> Self {
-        metrics.in_flight.inc();
+        metrics.0.in_flight.inc();
         let entry = log.map(|log| {
             Box::new(Entry {
                 count: log.count(),
@@ -240,7 +243,7 @@ impl Exchange {
     /// Wraps the answer so that its end is seen.
     pub(crate) fn finish_with(mut self, response: Response) -> Response {
         let class = usize::from(response.status.as_u16() / 100).clamp(1, 5) - 1;
-        self.metrics.answered[class].inc();
+        self.metrics.0.answered[class].inc();
         self.status = response.status.as_u16();
         if let (Some(entry), Some(log)) = (&mut self.entry, &self.log)
             && log.wants_headers()
@@ -263,9 +266,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.metrics.in_flight.dec();
+        self.metrics.0.in_flight.dec();
         let duration = self.began.elapsed();
-        self.metrics.duration.observe(duration.as_secs_f64());
+        self.metrics.0.duration.observe(duration.as_secs_f64());
         // The visitor left before there was an answer.
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
         let received = self.probe.as_ref().map_or(0, |probe| probe.received());
