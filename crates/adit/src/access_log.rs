@@ -52,12 +52,12 @@ pub(crate) struct Entry {
     pub(crate) origin_bytes: u64,
     /// Fields of request, server's answer and answer; empty unless the log wants any.
     pub(crate) headers: [HeaderMap; 3],
-    /// Which route or tunnel answered; empty if none.
-    pub route: String,
-    /// Name of the service; empty if none.
-    pub(crate) service: String,
-    /// The server that was asked last; empty if none.
-    pub(crate) service_url: String,
+    /// Which route or tunnel answered.
+    pub route: Option<Arc<str>>,
+    /// Name of the service.
+    pub(crate) service: Option<Arc<str>>,
+    /// The server that was asked last.
+    pub(crate) service_url: Option<Arc<str>>,
     /// What the server answered.
     pub(crate) origin_status: Option<u16>,
     /// How long it took to its head.
@@ -65,9 +65,9 @@ pub(crate) struct Entry {
     /// Attempts after the first.
     pub(crate) retries: u32,
     /// The user a middleware let in, or refused.
-    pub(crate) user: String,
+    pub(crate) user: Option<Box<str>>,
     /// Where the visitor came in.
-    pub(crate) entry_point: String,
+    pub(crate) entry_point: Arc<str>,
     /// The visitor's TLS session.
     pub(crate) tls: Option<Arc<adit_proxy::middleware::TlsInfo>>,
     /// True if the visitor's hop is encrypted.
@@ -276,7 +276,11 @@ impl Entry {
     /// About how many bytes it holds.
     fn weight(&self) -> usize {
         let fields = self.headers.iter().flatten().map(|(name, value)| name.as_str().len() + value.len());
-        size_of::<Self>() + self.path.len() + self.host.len() + self.user.len() + fields.sum::<usize>()
+        size_of::<Self>()
+            + self.path.len()
+            + self.host.len()
+            + self.user.as_ref().map_or(0, |user| user.len())
+            + fields.sum::<usize>()
     }
 }
 

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::access_log::{AccessLog, Entry};
+use crate::gateway::Observed;
 use crate::observe::probe::Probe;
 use crate::observe::traefik::{Answered, Asked, TraefikMetrics};
 
@@ -126,14 +127,14 @@ impl Exchange {
                 version: request.version,
                 status: 0,
                 bytes: 0,
-                route: String::new(),
-                service: String::new(),
-                service_url: String::new(),
+                route: None,
+                service: None,
+                service_url: None,
                 origin_status: None,
                 origin_duration: None,
                 retries: 0,
-                user: String::new(),
-                entry_point: request.visitor.entry_point.to_string(),
+                user: None,
+                entry_point: Arc::clone(&request.visitor.entry_point),
                 tls: request.visitor.tls.clone(),
                 secure: request.visitor.secure,
                 reason: "",
@@ -180,11 +181,11 @@ impl Exchange {
     }
 
     /// Leaves the request out of the log or Traefik's metrics.
-    pub(crate) fn observe_only(&mut self, in_log: bool, in_metrics: bool) {
-        if !in_log {
+    pub(crate) fn observe_only(&mut self, wanted: Observed) {
+        if !wanted.in_log {
             self.entry = None;
         }
-        if !in_metrics {
+        if !wanted.in_metrics {
             self.measured = None;
         }
     }
@@ -193,7 +194,7 @@ impl Exchange {
     pub(crate) fn is_internal(&mut self) {
         let in_log = self.log.as_ref().is_some_and(AccessLog::adds_internals);
         let in_metrics = self.measured.as_ref().is_some_and(|measured| measured.metrics.add_internals);
-        self.observe_only(in_log, in_metrics);
+        self.observe_only(Observed { in_log, in_metrics });
     }
 
     /// Says whose request it is, where a trusted hop told.
@@ -204,9 +205,9 @@ impl Exchange {
     }
 
     /// Says who answered.
-    pub(crate) fn answered_by(&mut self, route: &str) {
+    pub(crate) fn answered_by(&mut self, route: &Arc<str>) {
         if let Some(entry) = &mut self.entry {
-            route.clone_into(&mut entry.route);
+            entry.route = Some(Arc::clone(route));
         }
     }
 
@@ -223,12 +224,12 @@ impl Exchange {
         }
         if let Some(entry) = &mut self.entry {
             let log = &ctx.log;
-            entry.service = log.service.as_deref().unwrap_or_default().to_owned();
-            entry.service_url = log.service_url.as_deref().unwrap_or_default().to_owned();
+            entry.service.clone_from(&log.service);
+            entry.service_url.clone_from(&log.service_url);
             entry.origin_status = log.origin_status.map(|status| status.as_u16());
             entry.origin_duration = log.origin_duration;
             entry.retries = log.retries;
-            entry.user = log.user.as_deref().unwrap_or_default().to_owned();
+            entry.user.clone_from(&log.user);
         }
     }
 

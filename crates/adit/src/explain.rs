@@ -106,6 +106,7 @@ impl Asked {
             secure: self.secure,
             entry_point: Arc::from(entry_point),
             tls: None,
+            address: adit_proxy::message::AddressText::default(),
         };
         Request {
             method: self.method.clone(),
@@ -141,8 +142,8 @@ impl Asked {
             entry_point,
             tls: self.secure,
             host: &request.host,
-            path: &cleaned.path,
-            query: &cleaned.query,
+            path: cleaned.path(&request),
+            query: cleaned.query(&request),
             method: &request.method,
             headers: &request.headers,
             peer: self.from.to_canonical(),
@@ -151,7 +152,8 @@ impl Asked {
         let winner = verdicts.iter().find(|verdict| verdict.outcome == RouterOutcome::Wins);
         let winner = winner.map(|verdict| verdict.router);
         let redirect = entry.redirect.as_ref().filter(|redirect| {
-            !redirect.spares(&cleaned.path) && winner.is_none_or(|winner| winner.priority < redirect.priority)
+            !redirect.spares(cleaned.path(&request))
+                && winner.is_none_or(|winner| winner.priority < redirect.priority)
         });
         if let Some(redirect) = redirect {
             explained["router"] = json!({ "name": "redirect@internal", "priority": redirect.priority });

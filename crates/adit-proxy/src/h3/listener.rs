@@ -163,6 +163,7 @@ impl Accepted {
             secure: true,
             entry_point: Arc::clone(&self.entry_point),
             tls: Some(Arc::new(tls_info(&connection))),
+            address: crate::message::AddressText::default(),
         };
         super::connection::serve(connection, service, Arc::new(visitor), &self.options, &self.drain).await;
     }

@@ -241,6 +241,7 @@ impl Accepted {
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
             tls,
+            address: crate::message::AddressText::default(),
         });
         let (is_h2, start) = match io.alpn() {
             Some(protocol) => (protocol == b"h2", ahead),

@@ -173,8 +173,14 @@ impl Plan {
 
 pub fn request(path: &str) -> Request {
     let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    let visitor =
-        Visitor { remote: nobody, local: nobody, secure: false, entry_point: "web".into(), tls: None };
+    let visitor = Visitor {
+        remote: nobody,
+        local: nobody,
+        secure: false,
+        entry_point: "web".into(),
+        tls: None,
+        address: adit_proxy::message::AddressText::default(),
+    };
     Request {
         method: Method::GET,
         uri: path.parse().unwrap(),

@@ -1,5 +1,6 @@
 //! One generation of the ingress: everything compiled, ready to be swapped in.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use adit_proxy::tls::hosts::{TlsHostRule, TlsHosts};
 use adit_proxy::tls::options::DEFAULT_OPTIONS;
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
+use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
 use super::redirect::Redirect;
@@ -56,10 +58,22 @@ pub(crate) struct Entry {
     settings: EntryPoint,
 }
 
-/// A request's target in the forms that routing needs; what is forwarded stands in the request itself.
+/// A request's target in the forms that rules compare, where they differ from what stands in the request itself.
+#[derive(Default)]
 pub(crate) struct Cleaned {
-    pub(crate) path: String,
-    pub(crate) query: String,
+    path: Option<String>,
+    query: Option<String>,
+}
+
+impl Cleaned {
+    /// The path for rules.
+    pub(crate) fn path<'a>(&'a self, request: &'a Request) -> &'a str {
+        self.path.as_deref().unwrap_or(request.uri.path())
+    }
+
+    pub(crate) fn query<'a>(&'a self, request: &'a Request) -> &'a str {
+        self.query.as_deref().or(request.uri.query()).unwrap_or_default()
+    }
 }
 
 /// A router ready to serve on one entry point.
@@ -68,6 +82,15 @@ pub(crate) struct Served {
     pub(crate) name: Arc<str>,
     pub(crate) chain: Chain,
     pub(crate) target: Arc<Node>,
+    /// Whether its requests are logged and counted.
+    pub(crate) observed: Observed,
+}
+
+/// Whether requests are seen from outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observed {
+    pub(crate) in_log: bool,
+    pub(crate) in_metrics: bool,
 }
 
 impl Generation {
@@ -145,8 +168,7 @@ impl Generation {
     pub(crate) fn finds(&self, request: &Request) -> bool {
         let Some(entry) = self.entry(&request.visitor.entry_point) else { return false };
         let Ok(path) = path::normalize(request.uri.path(), entry.settings.sanitize_path) else { return true };
-        let query = request.uri.query().unwrap_or_default();
-        let cleaned = Cleaned { path: path.routing_path.into_owned(), query: query.to_owned() };
+        let cleaned = Cleaned { path: Some(path.routing_path.into_owned()), query: None };
         entry.redirect.is_some() || self.decide(request, &cleaned).is_some()
     }
 
@@ -155,8 +177,8 @@ impl Generation {
             entry_point: &request.visitor.entry_point,
             tls: request.visitor.secure,
             host: &request.host,
-            path: &cleaned.path,
-            query: &cleaned.query,
+            path: cleaned.path(request),
+            query: cleaned.query(request),
             method: &request.method,
             headers: &request.headers,
             peer: request.visitor.remote.ip().to_canonical(),
@@ -176,6 +198,9 @@ impl Entry {
         let raw = request.uri.path();
         path::check_encoded(raw, &self.settings.encoded_characters).map_err(|refusal| refusal.reason())?;
         let path = path::normalize(raw, self.settings.sanitize_path).map_err(|refusal| refusal.reason())?;
+        if is_normal(&request.uri, &path, self.settings.encode_query_semicolons) {
+            return Ok(Cleaned::default());
+        }
         let (mut target, routing_path) = (path.upstream_path.into_owned(), path.routing_path.into_owned());
         let mut routing_query = String::new();
         if let Some(query) = request.uri.query() {
@@ -188,7 +213,12 @@ impl Entry {
         {
             return Err("bad_path");
         }
-        Ok(Cleaned { path: routing_path, query: routing_query })
+        Ok(Cleaned { path: Some(routing_path), query: Some(routing_query) })
+    }
+
+    /// For requests that no router answers.
+    pub(crate) fn observed(&self) -> Observed {
+        Observed { in_log: self.settings.access_logs, in_metrics: self.settings.metrics }
     }
 
     /// Deletes or refuses fields with an underscore; false = refused.
@@ -206,6 +236,19 @@ impl Entry {
         }
         true
     }
+}
+
+/// True if a target is sent and compared as it came, which costs nothing.
+fn is_normal(uri: &Uri, path: &path::Normalized<'_>, encode_semicolons: bool) -> bool {
+    let is_path_normal =
+        matches!((&path.upstream_path, &path.routing_path), (Cow::Borrowed(_), Cow::Borrowed(_)));
+    let has_path = uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/'));
+    is_path_normal
+        && has_path
+        && uri.query().is_none_or(|query| {
+            let query = path::normalize_query(query, encode_semicolons);
+            matches!((query.upstream, query.routing), (Cow::Borrowed(_), Cow::Borrowed(_)))
+        })
 }
 
 struct Compiler<'a> {
@@ -288,7 +331,16 @@ impl Compiler<'_> {
             }
             let names = [prepended.as_slice(), &router.middlewares].concat();
             let served = match (self.chain(router_name, &names), self.services.node(&router.service)) {
-                (Ok(chain), Ok(target)) => Served { name: Arc::from(router_name.as_str()), chain, target },
+                (Ok(chain), Ok(target)) => Served {
+                    name: Arc::from(router_name.as_str()),
+                    chain,
+                    target,
+                    // The router's word goes before the entry point's.
+                    observed: Observed {
+                        in_log: router.observability.access_logs.unwrap_or(settings.access_logs),
+                        in_metrics: router.observability.metrics.unwrap_or(settings.metrics),
+                    },
+                },
                 (Err(why), _) | (_, Err(why)) => {
                     self.verdicts.routers.insert((*router_name).clone(), why);
                     continue;

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
-pub(crate) use self::generation::{Generation, Inputs, Served};
+pub(crate) use self::generation::{Generation, Inputs, Observed, Served};
 use crate::access_log::AccessLog;
 use crate::answer::{Exchange, RequestMetrics};
 use crate::observe::probe::Probed;
@@ -84,12 +84,12 @@ impl Gateway {
             && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
         {
             exchange.failed("misdirected");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return plain(StatusCode::MISDIRECTED_REQUEST);
         }
         if !entry.tidy_fields(&mut request) {
             exchange.failed("underscore_header");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return plain(StatusCode::BAD_REQUEST);
         }
         let trusted = entry.policy.apply(&mut request);
@@ -103,30 +103,28 @@ impl Gateway {
             Ok(cleaned) => cleaned,
             Err(reason) => {
                 exchange.failed(reason);
-                observe(generation, &visitor.entry_point, None, exchange);
+                exchange.observe_only(entry.observed());
                 return plain(StatusCode::BAD_REQUEST);
             }
         };
         let found = generation.decide(&request, &cleaned);
         if let Some(redirect) = &entry.redirect
-            && !redirect.spares(&cleaned.path)
+            && !redirect.spares(cleaned.path(&request))
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
-            exchange.answered_by("redirect@internal");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.answered_by(&Arc::from("redirect@internal"));
+            exchange.observe_only(entry.observed());
             exchange.is_internal();
             return redirect.answer(&request);
         }
         let Some(found) = found else {
             exchange.failed("no_router");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return not_found();
         };
         let served: &Served = &found.target;
         exchange.answered_by(&served.name);
-        if exchange.is_observed() {
-            observe(generation, &visitor.entry_point, Some(&served.name), exchange);
-        }
+        exchange.observe_only(served.observed);
         let client: IpAddr = visitor.remote.ip().to_canonical();
         let mut ctx =
             Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
@@ -156,17 +154,6 @@ impl Service for Gateway {
         }
         exchange.finish_with(response)
     }
-}
-
-/// Leaves a request out of log or metrics where its entry point does not want it there; its router's word goes before.
-fn observe(generation: &Generation, entry_point: &str, router: Option<&str>, exchange: &mut Exchange) {
-    let Some(settings) = generation.inputs.entry_points.get(entry_point) else { return };
-    let router = router.and_then(|name| generation.inputs.dynamic.http.routers.get(name));
-    let wanted = router.map(|router| router.observability).unwrap_or_default();
-    exchange.observe_only(
-        wanted.access_logs.unwrap_or(settings.access_logs),
-        wanted.metrics.unwrap_or(settings.metrics),
-    );
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.

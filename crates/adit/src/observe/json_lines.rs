@@ -135,14 +135,21 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
         Field::ClientHost => put(line, format_args!("\"{}\"", entry.client)),
         Field::ClientAddr => put(line, format_args!("\"{}\"", entry.peer)),
         Field::ClientPort => put(line, format_args!("\"{}\"", entry.peer.port())),
-        Field::ClientUsername => json_text(line, if entry.user.is_empty() { "-" } else { &entry.user }),
+        Field::ClientUsername => {
+            json_text(line, entry.user.as_deref().filter(|user| !user.is_empty()).unwrap_or("-"))
+        }
         Field::EntryPoint => json_text(line, &entry.entry_point),
         Field::RequestId => json_text(line, &entry.request_id),
-        Field::RouterName => return json_some(line, &entry.route),
-        Field::ServiceName => return json_some(line, &entry.service),
-        Field::ServiceUrl => return json_some(line, &entry.service_url),
+        Field::RouterName => return json_some(line, entry.route.as_deref().unwrap_or_default()),
+        Field::ServiceName => return json_some(line, entry.service.as_deref().unwrap_or_default()),
+        Field::ServiceUrl => return json_some(line, entry.service_url.as_deref().unwrap_or_default()),
         Field::ServiceAddr => {
-            let address = entry.service_url.split_once("://").map_or("", |(_, rest)| rest);
+            let address = entry
+                .service_url
+                .as_deref()
+                .unwrap_or_default()
+                .split_once("://")
+                .map_or("", |(_, rest)| rest);
             return json_some(line, address.split(['/', '?']).next().unwrap_or_default());
         }
         Field::Reason => return json_some(line, entry.reason),

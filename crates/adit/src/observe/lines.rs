@@ -105,9 +105,10 @@ impl Lines {
         };
         address(line, self.columns.client, entry);
         line.extend_from_slice(b" - ");
-        match entry.user.contains(' ') {
-            true => column(line, self.columns.user, &entry.user.replace(' ', "\\x20")),
-            false => column(line, self.columns.user, &entry.user),
+        let user = entry.user.as_deref().unwrap_or_default();
+        match user.contains(' ') {
+            true => column(line, self.columns.user, &user.replace(' ', "\\x20")),
+            false => column(line, self.columns.user, user),
         }
         line.extend_from_slice(b" [");
         match self.columns.start {
@@ -136,9 +137,9 @@ impl Lines {
         line.push(b' ');
         number(line, self.columns.count, entry.count);
         line.extend_from_slice(b" \"");
-        column(line, self.columns.router, &entry.route);
+        column(line, self.columns.router, entry.route.as_deref().unwrap_or_default());
         line.extend_from_slice(b"\" \"");
-        column(line, self.columns.server, &entry.service_url);
+        column(line, self.columns.server, entry.service_url.as_deref().unwrap_or_default());
         line.extend_from_slice(b"\" ");
         let milliseconds = u64::try_from(entry.duration.as_millis()).unwrap_or(u64::MAX);
         number(line, true, if self.columns.duration { milliseconds } else { 0 });
@@ -170,7 +171,7 @@ impl Lines {
             false => line.push(b'-'),
         }
         for (keep, text) in [
-            (columns.router, entry.route.as_str()),
+            (columns.router, entry.route.as_deref().unwrap_or_default()),
             (columns.request_id, entry.request_id.as_str()),
             (columns.reason, entry.reason),
         ] {
@@ -287,14 +288,14 @@ mod tests {
             received: 3,
             origin_bytes: 20,
             headers: [headers, HeaderMap::new(), HeaderMap::new()],
-            route: "r@file".to_owned(),
-            service: "s@file".to_owned(),
-            service_url: "http://10.0.0.1:80/".to_owned(),
+            route: Some("r@file".into()),
+            service: Some("s@file".into()),
+            service_url: Some("http://10.0.0.1:80/".into()),
             origin_status: Some(201),
             origin_duration: Some(Duration::from_millis(10)),
             retries: 1,
-            user: String::new(),
-            entry_point: "web".to_owned(),
+            user: None,
+            entry_point: "web".into(),
             tls: None,
             secure: true,
             reason: "",
