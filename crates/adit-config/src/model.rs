@@ -119,6 +119,8 @@ pub struct Tunnel {
     pub disable_pmtu_discovery: bool,
     /// Which origin answers what.
     pub ingress: Ingress,
+    /// Where routers answer what comes in: names of entry points that stand for the tunnel where no listener has them.
+    pub entry_points: Vec<String>,
     /// TCP and UDP flows routed by address.
     pub warp_routing: WarpRouting,
     /// Flags explicitly set, as pushed to the edge with the ingress rules (`tunnel-protocol.md §3.7`).
@@ -349,6 +351,7 @@ impl Tunnel {
             ingress,
             warp_routing: WarpRouting::default(),
             pushed_flags: BTreeMap::new(),
+            entry_points: ["web", "websecure"].map(str::to_owned).to_vec(),
         }
     }
 }

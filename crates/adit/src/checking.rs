@@ -240,7 +240,7 @@ impl Check<'_> {
                 self.warn("http.routers", &router.name, ".rule", reason);
             }
         }
-        for reason in generation.hosts.warnings() {
+        for reason in generation.tls_warnings() {
             let named = generation.table.routers().iter().find(|router| {
                 let is_host = |host: &String| reason.starts_with(&format!("host {host} "));
                 reason.starts_with(&format!("router {} ", router.name))
@@ -264,6 +264,7 @@ fn bad_rules(dynamic: &Dynamic) -> BTreeMap<String, (String, String)> {
         is_internal: false,
         entry_points: Vec::new(),
         tls: false,
+        any_scheme: false,
         target: (),
     });
     let (_, disabled) = RouterTable::build(specs);

@@ -190,7 +190,11 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
-    let inputs = Inputs { dynamic, entry_points, server, faults, ..Inputs::default() };
+    let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
+        (true, Some(tunnel)) => tunnel.entry_points.clone(),
+        _ => Vec::new(),
+    };
+    let inputs = Inputs { dynamic, entry_points, server, faults, tunnel_names, ..Inputs::default() };
     (inputs, look.paths)
 }
 
@@ -208,6 +212,7 @@ fn plan(
     let option_faults = options.faults().map(|(name, why)| format!("TLS options {name}: {why}"));
     let all: Vec<String> = faults.chain(option_faults).collect();
     inputs.faults.extend(all);
+    inputs.tls_options = Some(options.stamps());
     Planned { inputs, certificates, options, watched }
 }
 

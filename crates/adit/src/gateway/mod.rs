@@ -80,13 +80,6 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        if let Some(tls) = &visitor.tls
-            && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
-        {
-            exchange.failed("misdirected");
-            exchange.observe_only(entry.observed());
-            return plain(StatusCode::MISDIRECTED_REQUEST);
-        }
         if !entry.tidy_fields(&mut request) {
             exchange.failed("underscore_header");
             exchange.observe_only(entry.observed());
@@ -122,6 +115,13 @@ impl Gateway {
             exchange.observe_only(entry.observed());
             return not_found();
         };
+        if let Some(tls) = &visitor.tls
+            && entry.misdirects(found, tls, &request.host)
+        {
+            exchange.failed("misdirected");
+            exchange.observe_only(entry.observed());
+            return plain(StatusCode::MISDIRECTED_REQUEST);
+        }
         let served: &Served = &found.target;
         exchange.answered_by(&served.name);
         exchange.observe_only(served.observed);

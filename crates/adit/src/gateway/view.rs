@@ -18,6 +18,8 @@ pub(crate) struct Verdicts {
     pub(crate) tcp_routers: BTreeMap<String, String>,
     /// UDP routers that are not served.
     pub(crate) udp_routers: BTreeMap<String, String>,
+    /// Routers that are served, but not everywhere, with the reasons.
+    pub(crate) partial: BTreeMap<String, Vec<String>>,
     /// Router → entry points it is on.
     pub(crate) using: BTreeMap<String, Vec<String>>,
     /// Worth a look, but served.
@@ -62,7 +64,11 @@ fn router_view(name: &str, router: &Router, verdicts: &Verdicts) -> Value {
         "rule": router.rule,
         "priority": priority,
         "service": router.service,
-        "status": if verdicts.routers.contains_key(name) { "disabled" } else { "enabled" },
+        "status": match (verdicts.routers.contains_key(name), verdicts.partial.contains_key(name)) {
+            (true, _) => "disabled",
+            (false, true) => "warning",
+            (false, false) => "enabled",
+        },
     });
     if !router.middlewares.is_empty() {
         view["middlewares"] = json!(router.middlewares);
@@ -72,6 +78,8 @@ fn router_view(name: &str, router: &Router, verdicts: &Verdicts) -> Value {
     }
     if let Some(why) = verdicts.routers.get(name) {
         view["error"] = json!([why]);
+    } else if let Some(reasons) = verdicts.partial.get(name) {
+        view["error"] = json!(reasons);
     }
     view
 }
