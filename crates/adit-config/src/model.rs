@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, Metrics, Position, Providers, Secret,
-    TunnelCredentials, TunnelId, dynamic::Dynamic,
+    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, InternalServices, Metrics, Position,
+    Providers, Secret, TunnelCredentials, TunnelId, dynamic::Dynamic,
 };
 
 /// The whole checked configuration of one process.
@@ -31,6 +31,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// Exporters of metrics beside the admin endpoint (`metrics`).
     pub metrics: Metrics,
+    /// Our own services that routers may name.
+    pub internals: InternalServices,
     /// Where further dynamic configuration comes from (`providers`).
     pub providers: Providers,
     /// Routers, services, middlewares and TLS written in this file (`http`, `tcp`, `udp`, `tls`), and the warnings of the

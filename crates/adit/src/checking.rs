@@ -170,6 +170,7 @@ impl Check<'_> {
             Blueprint {
                 services: &http.services,
                 transports: &http.servers_transports,
+                internal: &inputs.internal.targets(),
                 chains: &|user, names, resolve| layers.chain(user, names, resolve),
             },
             None,
@@ -210,7 +211,10 @@ impl Check<'_> {
             let service = match router.service.is_empty() {
                 // Where reading has found a fault, that fault says more.
                 true => router.fault.is_none().then(|| "names no service".to_owned()),
-                false => unusable("service", &router.service, &http.services, &verdicts.services),
+                false => match generation.inputs.internal.targets().remove(&router.service) {
+                    Some(own) => own.err(),
+                    None => unusable("service", &router.service, &http.services, &verdicts.services),
+                },
             };
             reasons.extend(service.map(|reason| (".service".to_owned(), reason)));
             let wanted = router.tls.as_ref().and_then(|tls| tls.options.as_ref());

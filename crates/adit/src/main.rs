@@ -11,6 +11,7 @@ mod access_log;
 mod admin;
 mod announce;
 mod answer;
+mod api;
 mod certificates;
 mod checking;
 mod cli;

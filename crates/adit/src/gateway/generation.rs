@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, Router};
 use adit_config::{EntryPoint, EntryPointTransport, UnderscoreHeaders};
+use adit_proxy::body::Body;
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers, TlsInfo};
@@ -17,6 +18,7 @@ use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
+use super::internal::Internal;
 use super::redirect::Redirect;
 use super::set_target;
 use super::view::Verdicts;
@@ -41,6 +43,8 @@ pub(crate) struct Inputs {
     pub(crate) tls_options: Option<BTreeMap<String, Result<Stamp, String>>>,
     /// Names of entry points that stand for the tunnel (`tunnel.entry-points`).
     pub(crate) tunnel_names: Vec<String>,
+    /// Our own services.
+    pub(crate) internal: Internal,
 }
 
 impl Inputs {
@@ -135,6 +139,12 @@ impl Generation {
             faults: inputs.faults.clone(),
             tcp_routers: inputs.tcp_faults.clone(),
             udp_routers: inputs.udp_faults.clone(),
+            defaults: inputs
+                .entry_points
+                .iter()
+                .filter(|(_, at)| at.as_default && at.transport == EntryPointTransport::Tcp)
+                .map(|(name, _)| name.clone())
+                .collect(),
             ..Verdicts::default()
         };
         let http = &inputs.dynamic.http;
@@ -143,6 +153,7 @@ impl Generation {
             Blueprint {
                 services: &http.services,
                 transports: &http.servers_transports,
+                internal: &inputs.internal.targets(),
                 chains: &|user, names, resolve| layers.chain(user, names, resolve),
             },
             previous.map(|p| &p.services),
@@ -206,12 +217,30 @@ impl Generation {
         self.entries.get(name)
     }
 
-    /// True if a router of ours wants the request as it came.
+    /// True if a router or redirect of ours answers the request, or if it is to be refused: decided on what
+    /// [`super::Gateway`] will see, so that no spelling chooses who answers.
     pub(crate) fn finds(&self, request: &Request) -> bool {
         let Some(entry) = self.entry(&request.visitor.entry_point) else { return false };
-        let Ok(path) = path::normalize(request.uri.path(), entry.settings.sanitize_path) else { return true };
-        let cleaned = Cleaned { path: Some(path.routing_path.into_owned()), query: None };
-        entry.redirect.is_some() || self.decide(request, &cleaned).is_some()
+        let mut seen = Request {
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            version: request.version,
+            host: request.host.clone(),
+            headers: request.headers.clone(),
+            body: Body::empty(),
+            upgrade: request.upgrade.clone(),
+            visitor: Arc::clone(&request.visitor),
+        };
+        if !entry.tidy_fields(&mut seen) {
+            return true;
+        }
+        entry.policy.apply(&mut seen);
+        let Ok(cleaned) = entry.clean(&mut seen) else { return true };
+        let redirects = entry
+            .redirect
+            .as_ref()
+            .is_some_and(|redirect| !redirect.spares(cleaned.path(&seen)) && !redirect.is_done(&seen));
+        redirects || self.decide(&seen, &cleaned).is_some()
     }
 
     pub(crate) fn decide(&self, request: &Request, cleaned: &Cleaned) -> Option<&Compiled<Served>> {

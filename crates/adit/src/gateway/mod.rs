@@ -2,9 +2,11 @@
 
 pub(crate) mod files;
 mod generation;
+pub(crate) mod internal;
 pub(crate) mod merge;
 mod redirect;
 pub(crate) mod view;
+pub(crate) mod view_streams;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -103,6 +105,7 @@ impl Gateway {
         let found = generation.decide(&request, &cleaned);
         if let Some(redirect) = &entry.redirect
             && !redirect.spares(cleaned.path(&request))
+            && !redirect.is_done(&request)
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
             exchange.answered_by(&Arc::from("redirect@internal"));
