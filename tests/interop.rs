@@ -6,3 +6,9 @@ mod support;
 mod grpc;
 #[path = "interop/ingress.rs"]
 mod ingress;
+#[path = "interop/relay.rs"]
+mod relay;
+#[path = "interop/shapes.rs"]
+mod shapes;
+#[path = "interop/smuggling.rs"]
+mod smuggling;

@@ -16,6 +16,7 @@ pub(crate) mod certificates;
 pub(crate) mod connector;
 pub(crate) mod curl;
 pub(crate) mod edge;
+pub(crate) mod haproxy;
 pub(crate) mod load;
 pub(crate) mod nginx;
 pub(crate) mod origin;

@@ -224,6 +224,10 @@ impl ChunkedDecoder {
             Some(at) => (line[..at].trim_ascii_end(), line.len() - at),
             None => (line, 0),
         };
+        // RFC 9112 §7.1.1: a token or quoted string, neither of which holds control characters.
+        if line.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err(BodyError::Chunked);
+        }
         self.overhead += extension;
         if digits.is_empty() || digits.len() > 15 || self.overhead > EXTENSION_BYTES_MAX {
             return Err(BodyError::Chunked);
@@ -338,6 +342,7 @@ mod tests {
             b"\r\n4\r\nWiki\r\n0\r\n\r\n",
             b" 4\r\nWiki\r\n0\r\n\r\n",
             b"fffffffffffffffff\r\n",
+            b"4;a=\0\r\nWiki\r\n0\r\n\r\n",
             b"4\r\nWiki\r\n0\r\nBad Name: 1\r\n\r\n",
         ] {
             assert!(decode_all(wire, 64).is_err(), "{:?}", String::from_utf8_lossy(wire));
