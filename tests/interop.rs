@@ -4,6 +4,8 @@ mod support;
 
 #[path = "interop/grpc.rs"]
 mod grpc;
+#[path = "interop/h2_shapes.rs"]
+mod h2_shapes;
 #[path = "interop/ingress.rs"]
 mod ingress;
 #[path = "interop/relay.rs"]

@@ -6,6 +6,7 @@ use http::{Method, StatusCode, Version};
 use thiserror::Error;
 
 use crate::body::{BodyError, Length};
+use crate::headers;
 
 /// How a message's content is delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -254,8 +255,7 @@ impl ChunkedDecoder {
         let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| BodyError::Trailers)?;
         let value =
             HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| BodyError::Trailers)?;
-        // RFC 9110 §6.5.1: a trailer must not frame, route or authenticate.
-        if !FORBIDDEN_TRAILERS.contains(&name) {
+        if headers::may_trail(&name) {
             trailers.append(name, value);
         }
         Ok(())
@@ -285,16 +285,6 @@ const EXTENSION_BYTES_MAX: usize = 16 * 1024;
 const TRAILER_BYTES_MAX: usize = 16 * 1024;
 /// Fields in a trailer section.
 const TRAILER_FIELDS_MAX: usize = 64;
-const FORBIDDEN_TRAILERS: [HeaderName; 8] = [
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::HOST,
-    header::AUTHORIZATION,
-    header::CONNECTION,
-    header::COOKIE,
-    header::SET_COOKIE,
-    header::CONTENT_TYPE,
-];
 
 #[cfg(test)]
 mod tests {
