@@ -14,3 +14,5 @@ mod relay;
 mod shapes;
 #[path = "interop/smuggling.rs"]
 mod smuggling;
+#[path = "interop/websocket.rs"]
+mod websocket;

@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn trailers_keep_what_ends_a_call_and_lose_what_would_steer_it() {
         let mut trailers = HeaderMap::new();
-        for name in ["grpc-status", "content-length", "host", "transfer-encoding", "x-forwarded-for", "expect"] {
+        for name in
+            ["grpc-status", "content-length", "host", "transfer-encoding", "x-forwarded-for", "expect"]
+        {
             trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
         let left = tidy_trailers(trailers);
