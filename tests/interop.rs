@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "interop/floods.rs"]
+mod floods;
 #[path = "interop/grpc.rs"]
 mod grpc;
 #[path = "interop/h2_shapes.rs"]
@@ -14,5 +16,7 @@ mod relay;
 mod shapes;
 #[path = "interop/smuggling.rs"]
 mod smuggling;
+#[path = "interop/watch.rs"]
+mod watch;
 #[path = "interop/websocket.rs"]
 mod websocket;

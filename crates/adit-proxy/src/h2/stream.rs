@@ -89,6 +89,7 @@ pub(super) struct Outgoing {
 }
 
 /// How sending ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SendFailure {
     /// The other end reset the stream or the connection is gone.
     Peer,
