@@ -14,6 +14,8 @@ mod ingress;
 mod relay;
 #[path = "interop/shapes.rs"]
 mod shapes;
+#[path = "interop/slow.rs"]
+mod slow;
 #[path = "interop/smuggling.rs"]
 mod smuggling;
 #[path = "interop/watch.rs"]
