@@ -15,6 +15,8 @@ use crate::support::{PATIENCE, project_root};
 pub(crate) struct Ingress {
     /// Inside of `entryPoints.web` beside the address.
     pub(crate) entry_point: String,
+    /// Whether there is an entry point `plain` in the clear beside it.
+    pub(crate) plain: bool,
     /// URL of the only server.
     pub(crate) server: String,
     /// Sections of the file beside entry points, router and service.
@@ -25,7 +27,7 @@ impl Ingress {
     /// In the clear, on a port that the system chooses.
     pub(crate) fn to(server: &str) -> Self {
         let entry_point = "address: \"127.0.0.1:0\"".to_owned();
-        Self { entry_point, server: server.to_owned(), more: String::new() }
+        Self { entry_point, plain: false, server: server.to_owned(), more: String::new() }
     }
 
     /// With TLS on the entry point.
@@ -48,9 +50,10 @@ impl Ingress {
 
     #[track_caller]
     pub(crate) fn start(self) -> Adit {
-        let Self { entry_point, server, more } = self;
+        let Self { entry_point, plain, server, more } = self;
+        let plain = if plain { "  plain: { address: \"127.0.0.1:0\" }\n" } else { "" };
         let configuration = format!(
-            "entryPoints:\n  web: {{ {entry_point} }}\nadmin: {{ address: \"127.0.0.1:0\" }}\n{more}\
+            "entryPoints:\n  web: {{ {entry_point} }}\n{plain}admin: {{ address: \"127.0.0.1:0\" }}\n{more}\
              http:\n  routers:\n    r: {{ rule: \"PathPrefix(`/`)\", service: s }}\n  services:\n    \
              s: {{ loadBalancer: {{ servers: [ {{ url: \"{server}\" }} ], serversTransport: t }} }}\n  \
              serversTransports:\n    t: {{ insecureSkipVerify: true }}\n"
