@@ -18,6 +18,8 @@ mod shapes;
 mod slow;
 #[path = "interop/smuggling.rs"]
 mod smuggling;
+#[path = "interop/tls.rs"]
+mod tls;
 #[path = "interop/watch.rs"]
 mod watch;
 #[path = "interop/websocket.rs"]
