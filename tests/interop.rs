@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "interop/features.rs"]
+mod features;
 #[path = "interop/floods.rs"]
 mod floods;
 #[path = "interop/grpc.rs"]

@@ -44,7 +44,7 @@ struct Ends {
 
 impl Accepted {
     pub(super) async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
-        let _open = self.shared.options.metrics.connection();
+        let _open = self.shared.options.metrics.connection(&self.shared.name);
         let Ok(local) = stream.local_addr() else { return };
         if stream.set_nodelay(true).is_err() {
             return;
