@@ -71,6 +71,7 @@ impl Retry {
         let mut attempt = 1;
         loop {
             ctx.outcome = Outcome::Unasked;
+            let began = Instant::now();
             let response = next.run(copy(&request, body), ctx).await;
             let has_failed = (self.on_network_error && ctx.outcome == Outcome::Unsent)
                 || (by_status && self.statuses.contains(response.status));
@@ -80,11 +81,12 @@ impl Retry {
             }
             // What the failed attempt has not read is the next one's.
             let Some(again) = replay.attempt() else { return response };
+            let status = response.status;
             drop(response);
             body = again;
             let interval = self.interval(attempt);
             attempt += 1;
-            ctx.log.retries += 1;
+            ctx.replaced(status, began);
             tracing::debug!(router = %ctx.router, attempt, outcome = ?ctx.outcome, "request is tried again");
             if !interval.is_zero() {
                 sleep(interval).await;

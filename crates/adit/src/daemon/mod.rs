@@ -119,6 +119,9 @@ impl Daemon {
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
         let traefik = traefik(&config, &registry)?;
+        if traefik.is_some() {
+            registry.register(Box::new(proxy_metrics.open_connections()))?;
+        }
         let ingress = RunningIngress::start(&config, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
         });
