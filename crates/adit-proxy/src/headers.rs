@@ -49,6 +49,21 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes what frames and routes a message: whoever writes it out writes these himself, and a second word about them,
+/// as a middleware may have put there, would let its content be read as another message (RFC 9112 §11.2).
+pub fn remove_framing(headers: &mut HeaderMap) {
+    for name in &FRAMING {
+        headers.remove(name);
+    }
+}
+
+/// Whether a field frames or routes a message, or concerns one connection only: not for others to set.
+pub(crate) fn is_of_the_hop(name: &HeaderName) -> bool {
+    FRAMING.contains(name)
+        || matches!(*name, header::CONNECTION | header::TE)
+        || HOP_BY_HOP.iter().any(|hop| name == hop)
+}
+
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
 pub fn keep_te_trailers(headers: &mut HeaderMap) {
     if !headers.contains_key(header::TE) {
@@ -131,6 +146,7 @@ fn is_internal(name: &str) -> bool {
 /// `X-Forwarded-For`.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+const FRAMING: [HeaderName; 3] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST];
 const HOP_BY_HOP: [&str; 7] = [
     "keep-alive",
     "proxy-connection",

@@ -163,6 +163,7 @@ impl Origin {
     pub async fn send_once(&self, request: &mut Request) -> Result<Response, ForwardError> {
         headers::remove_hop_by_hop(&mut request.headers);
         headers::keep_te_trailers(&mut request.headers);
+        headers::remove_framing(&mut request.headers);
         if let Some(host) = &self.host_header {
             // The application still needs to know what the visitor asked for.
             if let Ok(original) = HeaderValue::from_str(&request.host) {

@@ -19,7 +19,7 @@ use super::headers::field_name;
 use super::peek::collect;
 use super::{Around, BoxFuture, Ctx, Next, go_url, reply};
 use crate::body::{Body, BodyError, Length};
-use crate::headers::{X_FORWARDED_FOR, remove_hop_by_hop};
+use crate::headers::{X_FORWARDED_FOR, is_of_the_hop, remove_hop_by_hop};
 use crate::message::{Request, Response};
 
 /// `forwardAuth`.
@@ -206,9 +206,10 @@ impl ForwardAuth {
         Response { status, headers, body: Body::full(content) }
     }
 
-    /// Puts what the server says about the visitor in place of what the visitor says.
+    /// Puts what the server says about the visitor in place of what the visitor says. What frames the server's answer says
+    /// nothing about the visitor, whatever is listed.
     fn admit(&self, request: &mut HeaderMap, answer: &HeaderMap) {
-        for name in &self.response_fields {
+        for name in self.response_fields.iter().filter(|name| !is_of_the_hop(name)) {
             request.remove(name);
             for value in answer.get_all(name) {
                 request.append(name, value.clone());
@@ -216,7 +217,7 @@ impl ForwardAuth {
         }
         let Some(regex) = &self.response_fields_regex else { return };
         // Patterns are written against names as Go spells them.
-        let fits = |name: &HeaderName| regex.is_match(&canonical(name.as_str()));
+        let fits = |name: &HeaderName| !is_of_the_hop(name) && regex.is_match(&canonical(name.as_str()));
         let claimed: Vec<HeaderName> = request.keys().filter(|name| fits(name)).cloned().collect();
         for name in claimed {
             request.remove(name);

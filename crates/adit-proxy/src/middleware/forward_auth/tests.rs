@@ -226,3 +226,25 @@ async fn the_server_sees_the_content_if_it_is_to_and_only_up_to_the_limit() {
     let (response, ctx) = through(&config, &target, asked("abcd")).await;
     assert_eq!((response.status.as_u16(), ctx.log.refusal), (401, Some("forward_auth_body_too_large")));
 }
+
+#[tokio::test]
+async fn what_frames_the_servers_answer_does_not_frame_the_request() {
+    let server = AuthServer::answering(
+        "HTTP/1.1 200 OK\r\nHost: evil\r\nRemote-User: alice\r\nUpgrade: x\r\nContent-Length: 0\r\n\
+         Connection: close\r\n\r\n",
+    )
+    .await;
+    let by_name = dynamic::ForwardAuth {
+        auth_response_headers: ["Content-Length", "Host", "Upgrade", "Remote-User"].map(str::to_owned).into(),
+        ..server.config()
+    };
+    let by_pattern =
+        dynamic::ForwardAuth { auth_response_headers_regex: Some(".*".to_owned()), ..server.config() };
+    for config in [by_name, by_pattern] {
+        let target = Echo::default();
+        through(&config, &target, request("/")).await;
+        let seen = target.seen();
+        let names: Vec<_> = seen.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["remote-user"]);
+    }
+}
