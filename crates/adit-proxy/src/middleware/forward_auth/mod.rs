@@ -16,11 +16,11 @@ use regex::Regex;
 
 use self::server::{Answer, AskError, Server};
 use super::headers::field_name;
-use super::peek::collect;
 use super::{Around, BoxFuture, Ctx, Next, go_url, reply};
 use crate::body::{Body, BodyError, Length};
 use crate::headers::{X_FORWARDED_FOR, is_of_the_hop, remove_hop_by_hop};
 use crate::message::{Request, Response};
+use crate::service::{KeepError, keep_whole};
 
 /// `forwardAuth`.
 pub(super) struct ForwardAuth {
@@ -35,6 +35,8 @@ pub(super) struct ForwardAuth {
     user_field: Option<HeaderName>,
     forward_body: bool,
     body_bytes_max: u64,
+    /// That is [`BODY_BYTES_MAX`], not what the operator said.
+    is_own_limit: bool,
     answer_bytes_max: u64,
     keeps_location: bool,
     keeps_method: bool,
@@ -64,6 +66,7 @@ impl ForwardAuth {
             user_field: user_field.map(|name| field_name(&name)).transpose()?,
             forward_body: config.forward_body,
             body_bytes_max: config.body_bytes_max.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX),
+            is_own_limit: config.body_bytes_max.is_none_or(|max| max > BODY_BYTES_MAX),
             answer_bytes_max: config
                 .response_body_bytes_max
                 .unwrap_or(ANSWER_BYTES_MAX)
@@ -78,10 +81,7 @@ impl ForwardAuth {
     async fn guard(&self, mut request: Request, ctx: &mut Ctx, next: Next<'_>) -> Response {
         let body = match self.take_body(&mut request).await {
             Ok(body) => body,
-            Err(BodyError::TooLarge) => {
-                return refuse(ctx, "forward_auth_body_too_large", StatusCode::UNAUTHORIZED);
-            }
-            Err(_) => return refuse(ctx, "forward_auth_body_broken", StatusCode::INTERNAL_SERVER_ERROR),
+            Err(error) => return self.refuse_body(error, ctx),
         };
         let method = if self.keeps_method { request.method.clone() } else { Method::GET };
         let headers = self.question_headers(&request, ctx);
@@ -125,17 +125,32 @@ impl ForwardAuth {
     }
 
     /// The content for the server, if it is to see it; the request keeps it.
-    async fn take_body(&self, request: &mut Request) -> Result<Body, BodyError> {
+    async fn take_body(&self, request: &mut Request) -> Result<Body, KeepError> {
         if !self.forward_body || request.body.length() == Length::Raw {
             return Ok(Body::empty());
         }
         if matches!(request.body.length(), Length::Known(bytes) if bytes > self.body_bytes_max) {
-            return Err(BodyError::TooLarge);
+            return Err(KeepError::Body(BodyError::TooLarge));
         }
         let body = std::mem::replace(&mut request.body, Body::empty());
-        let content = collect(body, self.body_bytes_max).await?;
+        let content = keep_whole(body, self.body_bytes_max).await?;
         request.body = Body::full(content.clone());
         Ok(Body::full(content))
+    }
+
+    /// The operator's limit is a refusal of the visitor, as Traefik has it; our own says what it is.
+    fn refuse_body(&self, error: KeepError, ctx: &mut Ctx) -> Response {
+        let (reason, status) = match error {
+            KeepError::NoRoom => ("forward_auth_bodies_full", StatusCode::SERVICE_UNAVAILABLE),
+            KeepError::Body(BodyError::TooLarge) if self.is_own_limit => {
+                ("forward_auth_body_over_cap", StatusCode::PAYLOAD_TOO_LARGE)
+            }
+            KeepError::Body(BodyError::TooLarge) => {
+                ("forward_auth_body_too_large", StatusCode::UNAUTHORIZED)
+            }
+            KeepError::Body(_) => ("forward_auth_body_broken", StatusCode::INTERNAL_SERVER_ERROR),
+        };
+        refuse(ctx, reason, status)
     }
 
     fn question_headers(&self, request: &Request, ctx: &Ctx) -> HeaderMap {
@@ -294,7 +309,8 @@ fn canonical(name: &str) -> String {
     name.chars().map(spell).collect()
 }
 
-/// What a request's body may hold at most where the operator sets no limit; it is kept until the server has answered.
+/// What a request's body may hold at most, whatever the operator's limit; it is kept until the upstream has it, and counts
+/// against [`crate::service::ALL_KEPT_BYTES_MAX`]: whoever sends it is not known yet.
 const BODY_BYTES_MAX: u64 = 16 << 20;
 /// The same for the server's answer, which is a page at most.
 const ANSWER_BYTES_MAX: u64 = 8 << 20;
