@@ -20,7 +20,7 @@ use super::{Around, BoxFuture, Ctx, Next, go_url, reply};
 use crate::body::{Body, BodyError, Length};
 use crate::headers::{X_FORWARDED_FOR, is_of_the_hop, remove_hop_by_hop};
 use crate::message::{Request, Response};
-use crate::service::{KeepError, keep_whole};
+use crate::service::replay::{KeepError, keep_whole};
 
 /// `forwardAuth`.
 pub(super) struct ForwardAuth {
@@ -145,9 +145,7 @@ impl ForwardAuth {
             KeepError::Body(BodyError::TooLarge) if self.is_own_limit => {
                 ("forward_auth_body_over_cap", StatusCode::PAYLOAD_TOO_LARGE)
             }
-            KeepError::Body(BodyError::TooLarge) => {
-                ("forward_auth_body_too_large", StatusCode::UNAUTHORIZED)
-            }
+            KeepError::Body(BodyError::TooLarge) => ("forward_auth_body_too_large", StatusCode::UNAUTHORIZED),
             KeepError::Body(_) => ("forward_auth_body_broken", StatusCode::INTERNAL_SERVER_ERROR),
         };
         refuse(ctx, reason, status)
@@ -310,7 +308,7 @@ fn canonical(name: &str) -> String {
 }
 
 /// What a request's body may hold at most, whatever the operator's limit; it is kept until the upstream has it, and counts
-/// against [`crate::service::ALL_KEPT_BYTES_MAX`]: whoever sends it is not known yet.
+/// against [`crate::service::replay::ALL_KEPT_BYTES_MAX`]: whoever sends it is not known yet.
 const BODY_BYTES_MAX: u64 = 16 << 20;
 /// The same for the server's answer, which is a page at most.
 const ANSWER_BYTES_MAX: u64 = 8 << 20;

@@ -225,6 +225,11 @@ async fn the_server_sees_the_content_if_it_is_to_and_only_up_to_the_limit() {
     assert_eq!(target.seen_content(), ["abc"]);
     let (response, ctx) = through(&config, &target, asked("abcd")).await;
     assert_eq!((response.status.as_u16(), ctx.log.refusal), (401, Some("forward_auth_body_too_large")));
+    let unlimited = dynamic::ForwardAuth { body_bytes_max: None, ..config };
+    let mut large = request("/");
+    large.body = Body::stream(Silent, Length::Known((16 << 20) + 1));
+    let (response, ctx) = through(&unlimited, &target, large).await;
+    assert_eq!((response.status.as_u16(), ctx.log.refusal), (413, Some("forward_auth_body_over_cap")));
 }
 
 #[tokio::test]
@@ -246,5 +251,18 @@ async fn what_frames_the_servers_answer_does_not_frame_the_request() {
         let seen = target.seen();
         let names: Vec<_> = seen.headers.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["remote-user"]);
+    }
+}
+
+/// A visitor that has announced content and sends none.
+struct Silent;
+
+impl crate::body::BodySource for Silent {
+    fn poll_chunks(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+        _out: &mut crate::body::Batch,
+    ) -> std::task::Poll<Result<bool, BodyError>> {
+        std::task::Poll::Pending
     }
 }
