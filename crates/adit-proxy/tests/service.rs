@@ -94,7 +94,7 @@ async fn a_server_that_cannot_be_reached_is_made_up_for_by_another() {
 async fn servers_see_the_visitors_host_address_and_nothing_made_up() {
     let a = Origin::start("a").await;
     let services = Plan::default().servers("s", &[&format!("{}/base", a.url())]).compile(None);
-    let mut asking = request("/a%2Fb?x=1;y=2");
+    let mut asking = request("/a%2Fb?x=1&y=2");
     asking.headers.insert("connection", "keep-alive, x-hop".parse().unwrap());
     asking.headers.insert("x-hop", "1".parse().unwrap());
     asking.headers.insert("te", "trailers, deflate".parse().unwrap());
