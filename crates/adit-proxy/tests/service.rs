@@ -512,3 +512,36 @@ impl adit_proxy::body::BodySource for Nothing {
         std::task::Poll::Pending
     }
 }
+
+#[tokio::test]
+async fn only_announced_trailers_of_a_visitor_reach_a_server() {
+    let a = Origin::start("a").await;
+    let services = Plan::default().servers("s", &[&a.url()]).compile(None);
+    let mut asking = request("/");
+    asking.method = Method::POST;
+    asking.headers.insert("trailer", "X-Sum, X-Never".parse().unwrap());
+    asking.body = Body::stream(Trailed, Length::Unknown);
+    ask(&services, "s", asking).await;
+    assert!(a.asked()[0].ends_with("0\r\nX-Sum: 1\r\n\r\n"), "{:?}", a.asked());
+    assert!(a.asked()[0].contains("\r\nTrailer: X-Sum, X-Never\r\n"), "{:?}", a.asked());
+}
+
+/// Content whose sender says more behind it than it has announced.
+struct Trailed;
+
+impl adit_proxy::body::BodySource for Trailed {
+    fn poll_chunks(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+        out: &mut adit_proxy::body::Batch,
+    ) -> std::task::Poll<Result<bool, adit_proxy::body::BodyError>> {
+        out.push_back("content".into());
+        std::task::Poll::Ready(Ok(false))
+    }
+
+    fn take_trailers(&mut self) -> Option<http::HeaderMap> {
+        let fields = [("x-sum", "1"), ("remote-user", "root")];
+        let fields = fields.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        Some(http::HeaderMap::from_iter(fields))
+    }
+}

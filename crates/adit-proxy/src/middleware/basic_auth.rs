@@ -127,7 +127,7 @@ impl Around for BasicAuth {
         let user = credentials.user.clone();
         ctx.log.user = Some(user.as_str().into());
         if self.is_known(&user, credentials.fingerprint(&self.key)) {
-            self.admission.apply(&mut request.headers, &user);
+            self.admission.apply(&mut request, &user);
             return next.run(request, ctx);
         }
         Box::pin(async move {
@@ -144,7 +144,7 @@ impl Around for BasicAuth {
                     return busy;
                 }
             }
-            self.admission.apply(&mut request.headers, &user);
+            self.admission.apply(&mut request, &user);
             next.run(request, ctx).await
         })
     }

@@ -52,6 +52,9 @@ impl ForwardAuth {
         let mut request_fields = names(&config.auth_request_headers)?;
         if !request_fields.is_empty() && config.trust_forward_header == Some(true) {
             request_fields.extend(CLAIMS.iter().cloned());
+            // A name that is listed as well would have its lines sent twice.
+            request_fields.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            request_fields.dedup();
         }
         let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         let regex = text(&config.auth_response_headers_regex);
@@ -103,7 +106,7 @@ impl ForwardAuth {
             ctx.refused("forward_auth_refused");
             return self.refusal(answer, &request);
         }
-        self.admit(&mut request.headers, &answer.headers);
+        self.admit(&mut request, &answer.headers);
         let mut response = next.run(request, ctx).await;
         self.add_cookies(&mut response.headers, &answer.headers);
         response
@@ -221,7 +224,12 @@ impl ForwardAuth {
 
     /// Puts what the server says about the visitor in place of what the visitor says. What frames the server's answer says
     /// nothing about the visitor, whatever is listed.
-    fn admit(&self, request: &mut HeaderMap, answer: &HeaderMap) {
+    fn admit(&self, request: &mut Request, answer: &HeaderMap) {
+        if !self.response_fields.is_empty() || self.response_fields_regex.is_some() {
+            // Where the visitor could say it again.
+            request.body.limit_trailers(Vec::new());
+        }
+        let request = &mut request.headers;
         for name in self.response_fields.iter().filter(|name| !is_of_the_hop(name)) {
             request.remove(name);
             for value in answer.get_all(name) {

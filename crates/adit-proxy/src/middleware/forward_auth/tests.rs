@@ -148,6 +148,15 @@ async fn forwarded_fields_follow_the_operators_trust() {
     assert!(
         trusted.contains("x-forwarded-for: 1.2.3.4, 127.0.0.1") && trusted.contains("x-forwarded-port: 443")
     );
+    let listed = dynamic::ForwardAuth {
+        trust_forward_header: Some(true),
+        auth_request_headers: ["X-Forwarded-For", "X-Forwarded-Proto"].map(str::to_owned).into(),
+        ..server.config()
+    };
+    through(&listed, &Echo::default(), asked()).await;
+    let told = server.asked();
+    assert!(told.contains("x-forwarded-for: 1.2.3.4, 127.0.0.1\r\n"), "no line twice: {told}");
+    assert_eq!(told.matches("x-forwarded-proto:").count(), 1, "{told}");
     let distrusted = told_with(Some(false)).await;
     assert!(distrusted.contains("x-forwarded-uri: /in") && !distrusted.contains("x-forwarded-prefix"));
     assert!(
