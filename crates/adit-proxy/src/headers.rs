@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::body::Length;
+
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // One look at each name instead of a lookup for each that may be there: most messages have one of them or none.
@@ -25,11 +27,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         return;
     }
     if connection {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .map(<[u8]>::trim_ascii)
+        let named: Vec<HeaderName> = list(headers, &header::CONNECTION)
             .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
             .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
@@ -47,6 +45,39 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if te {
         keep_te_trailers(headers);
     }
+}
+
+/// The members of a field that is a list, all its lines (RFC 9110 §5.6.1).
+pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// [`remove_hop_by_hop`] for a message whose trailers are passed on: then what announces them is too.
+pub(crate) fn remove_hop_by_hop_but_trailer(headers: &mut HeaderMap, length: Length) {
+    let announced: Vec<HeaderValue> = match length {
+        Length::Unknown => headers.get_all(header::TRAILER).iter().cloned().collect(),
+        Length::Known(_) | Length::Raw => Vec::new(),
+    };
+    remove_hop_by_hop(headers);
+    for line in announced {
+        headers.append(header::TRAILER, line);
+    }
+}
+
+/// Removes what frames and routes a message: whoever writes it out writes these himself, and a second word about them,
+/// as a middleware may have put there, would let its content be read as another message (RFC 9112 §11.2).
+pub fn remove_framing(headers: &mut HeaderMap) {
+    for name in &FRAMING {
+        headers.remove(name);
+    }
+}
+
+/// Whether a field frames or routes a message, or concerns one connection only: not for others to set.
+pub(crate) fn is_of_the_hop(name: &HeaderName) -> bool {
+    FRAMING.contains(name)
+        || matches!(*name, header::CONNECTION | header::TE)
+        || HOP_BY_HOP.iter().any(|hop| name == hop)
 }
 
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
@@ -146,6 +177,7 @@ fn is_internal(name: &str) -> bool {
 /// `X-Forwarded-For`.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+const FRAMING: [HeaderName; 3] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST];
 const HOP_BY_HOP: [&str; 7] = [
     "keep-alive",
     "proxy-connection",

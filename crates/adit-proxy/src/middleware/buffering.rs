@@ -70,8 +70,10 @@ impl Buffering {
         let replay = Replay::new(body, Some(self.request_memory_bytes_max), Overflow::Forget);
         let Some(mut body) = replay.attempt() else { return next.run(request, ctx).await };
         let mut attempt = 1;
+        let path_is_empty = ctx.path_is_empty;
         loop {
             let began = Instant::now();
+            ctx.path_is_empty = path_is_empty;
             let response = next.run(copy(&request, body), ctx).await;
             let is_wanted =
                 condition.holds(&mut |question| question.answer(&request.method, attempt, response.status));

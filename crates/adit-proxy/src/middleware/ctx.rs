@@ -29,6 +29,9 @@ pub struct Ctx {
     /// Whether the target is to append `client` to `X-Forwarded-For` when it forwards; middlewares still see the list
     /// as it came in, which is what `ipStrategy.depth` counts on.
     pub append_forwarded_for: bool,
+    /// True if a middleware has left nothing of the path: the request has `/` because it must have something, and the
+    /// next one that rewrites it begins with nothing. Whoever sends a request more than once puts it back.
+    pub path_is_empty: bool,
     /// How far the last attempt came; the target sets it, `retry` reads it.
     pub outcome: Outcome,
     /// Fields of the access log that only the chain and the target know.
@@ -116,6 +119,7 @@ impl Ctx {
             tls: None,
             router,
             append_forwarded_for: true,
+            path_is_empty: false,
             outcome: Outcome::default(),
             log: LogFields::default(),
         }

@@ -69,9 +69,11 @@ impl Retry {
         let replay = Replay::new(body, bytes_max, Overflow::Forget);
         let Some(mut body) = replay.attempt() else { return next.run(request, ctx).await };
         let mut attempt = 1;
+        let path_is_empty = ctx.path_is_empty;
         loop {
             ctx.outcome = Outcome::Unasked;
             let began = Instant::now();
+            ctx.path_is_empty = path_is_empty;
             let response = next.run(copy(&request, body), ctx).await;
             let has_failed = (self.on_network_error && ctx.outcome == Outcome::Unsent)
                 || (by_status && self.statuses.contains(response.status));

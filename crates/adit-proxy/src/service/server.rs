@@ -6,7 +6,7 @@ use std::time::Instant;
 use adit_config::dynamic::{PassiveHealthCheck, Server as Settings};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 
 use super::balancer::Member;
@@ -14,6 +14,7 @@ use super::state::ServerState;
 use super::url::ServerUrl;
 use crate::forwarded;
 use crate::h2::websocket;
+use crate::headers;
 use crate::message::{Request, Response};
 use crate::middleware::{Ctx, Outcome};
 use crate::origin::{ForwardError, Origin};
@@ -147,8 +148,23 @@ impl Addressed {
         if request.upgrade.as_deref() == Some("websocket") {
             complete_handshake(&mut request.method, &mut request.headers);
         }
+        limit_trailers(request);
         Self { host: std::mem::take(&mut request.host), uri: keep.then(|| request.uri.clone()) }
     }
+}
+
+/// Lets only announced trailers through (RFC 9110 §6.6.2): there are servers that treat them as headers, and nobody looks
+/// at them on the way. gRPC announces nothing.
+fn limit_trailers(request: &mut Request) {
+    let is_grpc = request
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if request.body.is_replayable() || is_grpc {
+        return;
+    }
+    let names = headers::list(&request.headers, &header::TRAILER);
+    request.body.limit_trailers(names.filter_map(|name| HeaderName::from_bytes(name).ok()).collect());
 }
 
 /// RFC 8441 §5: over HTTP/2 a WebSocket has neither key nor `GET`; towards an HTTP/1.1 server it needs both.
