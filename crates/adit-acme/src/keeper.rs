@@ -1,0 +1,331 @@
+//! One resolver while the process runs: what is wanted, what is there, what is due.
+//!
+//! ```text
+//! wanted ──┐                    due?                      ok
+//! storage ─┴─► held ─► publish ──────► lock ─► order ───────────► storage ─► held …
+//!                         ▲                      │ error
+//!                         └── rest (≤ POLL) ◄────┴─ wait that grows
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use adit_config::{AcmeChallenge, CertificateResolver};
+use tokio::sync::watch;
+
+use crate::account::Path;
+use crate::client::Seen;
+use crate::dns::{Dns, TxtRecord};
+use crate::error::AcmeError;
+use crate::order::Order;
+use crate::schedule;
+use crate::service::Parts;
+use crate::status::{CertificateState, CertificateStatus};
+use crate::store::{Fingerprint, Issued, Lock, Section, Store};
+use crate::wanted::{self, Wanted};
+
+/// The task of one resolver.
+pub(crate) struct Keeper {
+    name: String,
+    /// Tells this task's certificates from those of one that had the name before.
+    id: u64,
+    resolver: CertificateResolver,
+    /// Closed = to end.
+    wanted: watch::Receiver<Vec<Wanted>>,
+    parts: Arc<Parts>,
+    store: Store,
+    /// What the storage had when it was read last.
+    section: Section,
+    fingerprint: Option<Fingerprint>,
+    store_problem: Option<AcmeError>,
+    /// Issued, and could not be written yet.
+    unsaved: Vec<(Vec<String>, Issued)>,
+    attempts: HashMap<Vec<String>, Attempt>,
+}
+
+/// What was tried for one set of names.
+#[derive(Clone, Debug)]
+struct Attempt {
+    failures: u32,
+    next: SystemTime,
+    error: AcmeError,
+}
+
+impl Keeper {
+    /// Reads the storage, so that what is there is shown to the first visitor already.
+    pub(crate) fn new(
+        (name, id): (&str, u64),
+        resolver: CertificateResolver,
+        wanted: watch::Receiver<Vec<Wanted>>,
+        parts: Arc<Parts>,
+    ) -> Self {
+        let store = Store::new(&resolver.storage);
+        let mut keeper = Self {
+            name: name.to_owned(),
+            id,
+            resolver,
+            wanted,
+            parts,
+            store,
+            section: Section::default(),
+            fingerprint: None,
+            store_problem: None,
+            unsaved: Vec::new(),
+            attempts: HashMap::new(),
+        };
+        keeper.read_store();
+        keeper.publish();
+        keeper
+    }
+
+    /// Keeps certificates until nobody wants the resolver any more.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            self.attempts.retain(|names, _| wanted.iter().any(|wanted| wanted.names == *names));
+            if self.store.fingerprint() != self.fingerprint || self.store_problem.is_some() {
+                self.read_store();
+            }
+            self.publish();
+            let due = wanted.iter().min_by_key(|wanted| self.due(wanted));
+            let now = SystemTime::now();
+            let next = match due {
+                Some(due) if self.store_problem.is_none() && self.due(due) <= now => {
+                    self.attempt(due).await;
+                    // However it ended: something else may be due, or this again after a wait.
+                    now + Duration::from_millis(1)
+                }
+                Some(due) => self.due(due),
+                None => now + POLL_INTERVAL,
+            };
+            let pause = next.duration_since(now).unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                changed = self.wanted.changed() => if changed.is_err() { break },
+            }
+        }
+    }
+
+    fn read_store(&mut self) {
+        let fingerprint = self.store.fingerprint();
+        match self.store.load(&self.name) {
+            Ok(section) => (self.section, self.store_problem) = (section, None),
+            Err(error) => {
+                if self.store_problem.is_none() {
+                    let (resolver, reason) = (&self.name, error.reason());
+                    tracing::error!(%resolver, reason, %error, "no certificates are ordered");
+                    self.parts.metrics.ordered(resolver, reason);
+                }
+                self.store_problem = Some(error);
+            }
+        }
+        self.fingerprint = fingerprint;
+    }
+
+    /// The best certificate for what is wanted, that of the configured CA first.
+    fn held(&self, wanted: &Wanted) -> Option<&Issued> {
+        let now = SystemTime::now();
+        let all = self.section.certificates.iter().chain(self.unsaved.iter().map(|(_, issued)| issued));
+        all.filter(|issued| {
+            issued.not_after > now && wanted.names.iter().all(|name| wanted::covers(&issued.names, name))
+        })
+        .max_by_key(|issued| (self.is_ours(issued), issued.not_after))
+    }
+
+    fn is_ours(&self, issued: &Issued) -> bool {
+        issued.directory.as_ref().is_none_or(|directory| *directory == self.resolver.directory)
+    }
+
+    /// When something is to be done about a certificate.
+    fn due(&self, wanted: &Wanted) -> SystemTime {
+        let renewal = self.held(wanted).filter(|issued| self.is_ours(issued)).map(|issued| {
+            let planned = self.resolver.certificates_duration;
+            schedule::renew_at(issued.not_before, issued.not_after, planned)
+        });
+        let earliest = renewal.unwrap_or(SystemTime::UNIX_EPOCH);
+        self.attempts.get(&wanted.names).map_or(earliest, |attempt| attempt.next.max(earliest))
+    }
+
+    /// Orders, unless another process does or has done it.
+    async fn attempt(&mut self, wanted: &Wanted) {
+        let lock = match self.store.try_lock() {
+            Ok(Some(lock)) => lock,
+            Ok(None) => {
+                tracing::debug!(resolver = %self.name, "another process or resolver orders");
+                tokio::time::sleep(LOCK_INTERVAL).await;
+                return;
+            }
+            Err(error) => return self.failed(wanted, error, None),
+        };
+        self.save_rest(&lock);
+        // Somebody else may have got it while we waited for the lock.
+        self.read_store();
+        if self.store_problem.is_some() || self.due(wanted) > SystemTime::now() {
+            return;
+        }
+        let (names, resolver) = (wanted.names.join(", "), self.name.clone());
+        tracing::info!(%resolver, %names, "ordering a certificate");
+        let seen = Arc::new(Seen::default());
+        match self.order(wanted, &lock, &seen).await {
+            Ok(issued) => {
+                tracing::info!(%resolver, %names, "certificate issued");
+                self.parts.metrics.ordered(&resolver, "issued");
+                self.attempts.remove(&wanted.names);
+                self.unsaved.push((wanted.names.clone(), issued));
+                self.save_rest(&lock);
+                self.read_store();
+            }
+            Err(AcmeError::Cancelled) => {}
+            Err(error) => self.failed(wanted, error, seen.take_retry_after()),
+        }
+    }
+
+    /// Certificates that could not be written are used all the same, and written as soon as that works.
+    fn save_rest(&mut self, lock: &Lock) {
+        while let Some((names, issued)) = self.unsaved.first() {
+            if let Err(error) = self.store.save_certificate(lock, &self.name, (names, issued)) {
+                let (resolver, reason) = (&self.name, error.reason());
+                tracing::error!(%resolver, reason, %error, "a certificate is in use but cannot be kept");
+                self.parts.metrics.ordered(resolver, reason);
+                return;
+            }
+            self.unsaved.remove(0);
+        }
+    }
+
+    async fn order(&self, wanted: &Wanted, lock: &Lock, seen: &Arc<Seen>) -> Result<Issued, AcmeError> {
+        let records = Mutex::new(Vec::new());
+        let mut gone = self.wanted.clone();
+        let ended = async { while gone.changed().await.is_ok() {} };
+        let result = tokio::select! {
+            result = tokio::time::timeout(ORDER_TIMEOUT, self.exchange(wanted, lock, (seen, &records))) => {
+                result.unwrap_or(Err(AcmeError::Timeout("completed")))
+            }
+            () = ended => Err(AcmeError::Cancelled),
+        };
+        self.clear(&records).await;
+        result
+    }
+
+    async fn exchange(
+        &self,
+        wanted: &Wanted,
+        lock: &Lock,
+        (seen, records): (&Arc<Seen>, &Mutex<Vec<TxtRecord>>),
+    ) -> Result<Issued, AcmeError> {
+        let transport = (self.parts.transport)(&self.resolver).map_err(AcmeError::Trust)?;
+        let path = Path { resolver: &self.resolver, transport, seen: Arc::clone(seen) };
+        let order = Order {
+            resolver: &self.resolver,
+            names: &wanted.names,
+            challenges: &self.parts.challenges,
+            seen,
+            records,
+        };
+        if let Some(account) = path.open(self.section.account.as_ref()).await? {
+            match order.obtain(&account).await {
+                // The CA was set up anew, or the account was removed there.
+                Err(AcmeError::AccountGone(why)) => {
+                    tracing::warn!(resolver = %self.name, %why, "the account is gone, registering a new one");
+                }
+                result => return result,
+            }
+        }
+        let account = path.create(&self.store, lock, &self.name).await?;
+        order.obtain(&account).await
+    }
+
+    /// Removes the order's records from DNS, however it ended.
+    async fn clear(&self, records: &Mutex<Vec<TxtRecord>>) {
+        let AcmeChallenge::Dns(settings) = &self.resolver.challenge else { return };
+        let records = std::mem::take(&mut *records.lock().unwrap_or_else(PoisonError::into_inner));
+        let removing = async {
+            for record in &records {
+                if let Err(error) = Dns::new(settings).remove(record).await {
+                    tracing::warn!(resolver = %self.name, reason = "dns_cleanup", %error, "a record stays in DNS");
+                }
+            }
+        };
+        if tokio::time::timeout(CLEAR_TIMEOUT, removing).await.is_err() {
+            tracing::warn!(resolver = %self.name, reason = "dns_cleanup", "records stay in DNS");
+        }
+    }
+
+    fn failed(&mut self, wanted: &Wanted, error: AcmeError, retry_after: Option<SystemTime>) {
+        let failures = self.attempts.get(&wanted.names).map_or(0, |attempt| attempt.failures) + 1;
+        let now = SystemTime::now();
+        let wait = schedule::wait(error.retry(), failures, rand::random());
+        let next = retry_after.map_or(now + wait, |at| at.max(now + wait));
+        let (resolver, names, reason) = (&self.name, wanted.names.join(", "), error.reason());
+        let next_seconds = next.duration_since(now).unwrap_or_default().as_secs();
+        tracing::error!(%resolver, %names, reason, %error, failures, next_seconds, "no certificate");
+        self.parts.metrics.ordered(resolver, reason);
+        self.attempts.insert(wanted.names.clone(), Attempt { failures, next, error });
+    }
+
+    /// Hands on what there is, and says how things stand.
+    fn publish(&self) {
+        let wanted = self.wanted.borrow().clone();
+        let mut statuses = Vec::with_capacity(wanted.len());
+        let mut usable: Vec<&Issued> = Vec::new();
+        for wanted in &wanted {
+            let held = self.held(wanted);
+            usable.extend(held.filter(|held| !usable.iter().any(|other| other.chain == held.chain)));
+            statuses.push(self.status(wanted, held));
+        }
+        let count = |state| statuses.iter().filter(|status| status.state == state).count();
+        let states = [CertificateState::Valid, CertificateState::Waiting, CertificateState::Failed];
+        if !self.parts.publish(&self.name, self.id, usable.into_iter().cloned().collect()) {
+            return;
+        }
+        self.parts.metrics.states(&self.name, states.map(|state| (state.name(), count(state))));
+        let first = statuses.iter().filter_map(|status| status.not_after).min();
+        self.parts.metrics.first_expiry(&self.name, first);
+        self.parts.board.set(&self.name, statuses);
+    }
+
+    fn status(&self, wanted: &Wanted, held: Option<&Issued>) -> CertificateStatus {
+        let attempt = self.attempts.get(&wanted.names);
+        let error = self.store_problem.as_ref().or(attempt.map(|attempt| &attempt.error));
+        let state = match (held, error) {
+            (Some(_), _) => CertificateState::Valid,
+            (None, Some(_)) => CertificateState::Failed,
+            (None, None) => CertificateState::Waiting,
+        };
+        let next = Some(self.due(wanted)).filter(|due| *due > SystemTime::UNIX_EPOCH);
+        CertificateStatus {
+            resolver: self.name.clone(),
+            names: wanted.names.clone(),
+            state,
+            not_after: held.map(|held| held.not_after),
+            next,
+            problem: error.map(|error| (error.reason(), error.to_string())),
+        }
+    }
+}
+
+/// The storage is looked at this often, so that what another process got is shown soon.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Between two looks at a lock that somebody else has.
+const LOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// 100 names validated one after the other by a slow CA, or a DNS server whose secondaries are slow; then the lock is
+/// given back to others.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// A process that stops does not wait longer for its name server.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A resolver as a configuration file would give it.
+    pub(crate) fn resolver(challenge: &str) -> CertificateResolver {
+        let text = format!(
+            "entryPoints: {{ web: {{ address: \":80\" }} }}\n\
+             certificatesResolvers: {{ le: {{ acme: {{ {challenge} }} }} }}\n"
+        );
+        let config = adit_config::Config::from_yaml(&text, "adit.yaml").unwrap();
+        config.tls.resolvers["le"].clone()
+    }
+}
