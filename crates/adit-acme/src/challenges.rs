@@ -7,6 +7,7 @@ use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use crate::error::AcmeError;
 use crate::metrics::Metrics;
@@ -131,12 +132,14 @@ fn challenge_config(name: &str, digest: &[u8]) -> Result<Arc<ServerConfig>, Stri
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let certificate = params.self_signed(&key).map_err(|error| error.to_string())?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    // Not `with_single_cert`: that reads the certificate, whose critical extension means nothing to it.
+    let key = aws_lc_rs::sign::any_supported_type(&key).map_err(|error| error.to_string())?;
+    let shown = CertifiedKey::new(vec![certificate.der().clone()], key);
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key)
-        .map_err(|error| error.to_string())?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = vec![ACME_TLS_1.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

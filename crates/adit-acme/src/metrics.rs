@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Counters of ACME; labels are names of resolvers (from the configuration) and of outcomes.
 #[derive(Clone, Debug)]
@@ -62,9 +62,10 @@ impl Metrics {
     }
 
     pub(crate) fn first_expiry(&self, resolver: &str, end: Option<SystemTime>) {
-        let gauge: Gauge = self.first_expiry.with_label_values(&[resolver]);
-        let seconds = end.and_then(|end| end.duration_since(UNIX_EPOCH).ok());
-        gauge.set(seconds.unwrap_or_default().as_secs_f64());
+        match end.and_then(|end| end.duration_since(UNIX_EPOCH).ok()) {
+            Some(end) => self.first_expiry.with_label_values(&[resolver]).set(end.as_secs_f64()),
+            None => drop(self.first_expiry.remove_label_values(&[resolver])),
+        }
     }
 
     /// Forgets a resolver that the configuration no longer has; its orders stay counted.

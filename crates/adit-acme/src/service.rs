@@ -124,7 +124,7 @@ impl Acme {
     }
 
     /// Ends all orders and waits until what they have set elsewhere is removed.
-    pub async fn stop(mut self) {
+    pub async fn stop(&mut self) {
         self.running.clear();
         let _ = tokio::time::timeout(STOP_TIMEOUT, async { while self.tasks.join_next().await.is_some() {} })
             .await;

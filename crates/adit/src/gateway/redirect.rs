@@ -32,7 +32,7 @@ impl Redirect {
 
     /// ACME's http-01 challenges are answered where they are asked, or no certificate could ever be had.
     pub(crate) fn spares(&self, path: &str) -> bool {
-        path.starts_with("/.well-known/acme-challenge/")
+        path.starts_with(super::CHALLENGE_PATH)
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Response {
