@@ -16,9 +16,11 @@ pub(crate) mod certificates;
 pub(crate) mod connector;
 pub(crate) mod curl;
 pub(crate) mod edge;
+pub(crate) mod knot;
 pub(crate) mod load;
 pub(crate) mod nginx;
 pub(crate) mod origin;
+pub(crate) mod pebble;
 pub(crate) mod process;
 pub(crate) mod visitor;
 

@@ -1,6 +1,7 @@
 //! Challenges that wait for the CA's look: tokens of http-01, certificates of tls-alpn-01.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
@@ -11,18 +12,20 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
 use crate::error::AcmeError;
 use crate::metrics::Metrics;
+use crate::shared::{Answers, Files, Written};
 
 /// The answers to all challenges of this process; shared by every generation of the configuration.
 #[derive(Debug)]
 pub struct Challenges {
     pending: Mutex<Pending>,
+    /// Those of processes that share a storage with this one.
+    others: Mutex<Files>,
     metrics: Metrics,
 }
 
 #[derive(Default)]
 struct Pending {
-    /// Token → key authorization.
-    http: HashMap<String, String>,
+    answers: Answers,
     /// Server name → a configuration that does nothing but show the challenge's certificate.
     tls: HashMap<String, Arc<ServerConfig>>,
 }
@@ -43,28 +46,70 @@ enum Key {
 impl Challenges {
     /// None pending.
     pub fn new(metrics: Metrics) -> Self {
-        Self { pending: Mutex::default(), metrics }
+        Self { pending: Mutex::default(), others: Mutex::default(), metrics }
     }
 
     /// The content for `/.well-known/acme-challenge/<token>` if that token is pending (RFC 8555 §8.3).
     pub fn http_answer(&self, path: &str) -> Option<String> {
-        let token = path.strip_prefix(HTTP_PATH)?;
-        let answer = self.lock().http.get(token).cloned()?;
+        let answer = self.find_http(path)?;
         self.metrics.answered("http-01");
         Some(answer)
     }
 
     /// Whether that path belongs to a token that is pending.
     pub fn has_http_answer(&self, path: &str) -> bool {
-        path.strip_prefix(HTTP_PATH).is_some_and(|token| self.lock().http.contains_key(token))
+        self.find_http(path).is_some()
+    }
+
+    fn find_http(&self, path: &str) -> Option<String> {
+        let token = path.strip_prefix(HTTP_PATH)?;
+        let ours = self.lock().answers.http.get(token).cloned();
+        ours.or_else(|| self.of_others().iter().find_map(|answers| answers.http.get(token).cloned()))
     }
 
     /// The TLS settings for an `acme-tls/1` handshake with that name, if its challenge is pending (RFC 8737).
     pub fn tls_answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
         let name = server_name.trim_end_matches('.').to_ascii_lowercase();
-        let answer = self.lock().tls.get(&name).cloned()?;
+        let ours = self.lock().tls.get(&name).cloned();
+        let answer = ours.or_else(|| {
+            let digest = self.of_others().iter().find_map(|answers| answers.tls.get(&name).cloned())?;
+            challenge_config(&name, &digest).ok()
+        })?;
         self.metrics.answered("tls-alpn-01");
         Some(answer)
+    }
+
+    /// Looks at what the processes with these storages are asked for, too.
+    pub(crate) fn share_with(&self, storages: impl IntoIterator<Item = PathBuf>) {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).set(storages);
+    }
+
+    fn of_others(&self) -> Vec<Arc<Answers>> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).answers()
+    }
+
+    /// Lets the other processes answer these as well, as long as the result is held.
+    pub(crate) fn write(&self, presented: &[Presented], storage: &Path) -> Option<Written> {
+        let mut answers = Answers::default();
+        let pending = self.lock();
+        for presented in presented {
+            match &presented.key {
+                Key::Http(token) => {
+                    let known = pending.answers.http.get_key_value(token);
+                    answers.http.extend(known.map(|(token, answer)| (token.clone(), answer.clone())));
+                }
+                Key::Tls(name) => {
+                    let known = pending.answers.tls.get_key_value(name);
+                    answers.tls.extend(known.map(|(name, digest)| (name.clone(), digest.clone())));
+                }
+            }
+        }
+        drop(pending);
+        if answers == Answers::default() {
+            return None;
+        }
+        let written = answers.write(storage);
+        written.inspect_err(|error| tracing::warn!(%error, "only this process can answer challenges")).ok()
     }
 
     pub(crate) fn present_http(
@@ -74,7 +119,7 @@ impl Challenges {
     ) -> Result<Presented, AcmeError> {
         let mut pending = self.lock();
         self.make_room(&pending)?;
-        pending.http.insert(token.to_owned(), authorization.to_owned());
+        pending.answers.http.insert(token.to_owned(), authorization.to_owned());
         self.count(&pending);
         Ok(Presented { challenges: Arc::clone(self), key: Key::Http(token.to_owned()) })
     }
@@ -84,19 +129,20 @@ impl Challenges {
         let mut pending = self.lock();
         self.make_room(&pending)?;
         pending.tls.insert(name.to_owned(), config);
+        pending.answers.tls.insert(name.to_owned(), digest.to_vec());
         self.count(&pending);
         Ok(Presented { challenges: Arc::clone(self), key: Key::Tls(name.to_owned()) })
     }
 
     fn make_room(&self, pending: &Pending) -> Result<(), AcmeError> {
-        match pending.http.len() + pending.tls.len() < PENDING_MAX {
+        match pending.answers.http.len() + pending.tls.len() < PENDING_MAX {
             true => Ok(()),
             false => Err(AcmeError::TooManyChallenges),
         }
     }
 
     fn count(&self, pending: &Pending) {
-        self.metrics.pending(pending.http.len() + pending.tls.len());
+        self.metrics.pending(pending.answers.http.len() + pending.tls.len());
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -108,8 +154,11 @@ impl Drop for Presented {
     fn drop(&mut self) {
         let mut pending = self.challenges.lock();
         match &self.key {
-            Key::Http(token) => drop(pending.http.remove(token)),
-            Key::Tls(name) => drop(pending.tls.remove(name)),
+            Key::Http(token) => drop(pending.answers.http.remove(token)),
+            Key::Tls(name) => {
+                pending.tls.remove(name);
+                pending.answers.tls.remove(name);
+            }
         }
         self.challenges.count(&pending);
     }
@@ -117,7 +166,10 @@ impl Drop for Presented {
 
 impl std::fmt::Debug for Pending {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pending").field("http", &self.http.len()).field("tls", &self.tls.len()).finish()
+        f.debug_struct("Pending")
+            .field("http", &self.answers.http.len())
+            .field("tls", &self.tls.len())
+            .finish()
     }
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Keeper {
     store: Store,
     /// What the storage had when it was read last.
     section: Section,
+    /// Places in it.
+    by_name: HashMap<String, Vec<usize>>,
     fingerprint: Option<Fingerprint>,
     store_problem: Option<AcmeError>,
     /// Issued, and could not be written yet.
@@ -69,6 +71,7 @@ impl Keeper {
             parts,
             store,
             section: Section::default(),
+            by_name: HashMap::new(),
             fingerprint: None,
             store_problem: None,
             unsaved: Vec::new(),
@@ -79,11 +82,13 @@ impl Keeper {
         keeper
     }
 
-    /// Keeps certificates until nobody wants the resolver any more.
-    pub(crate) async fn run(mut self) {
+    /// Keeps certificates until nobody wants the resolver any more. Orders begin once `open` says that challenges can be
+    /// answered.
+    pub(crate) async fn run(mut self, mut open: watch::Receiver<bool>) {
+        let _ = open.wait_for(|open| *open).await;
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            self.attempts.retain(|names, _| wanted.iter().any(|wanted| wanted.names == *names));
+            self.forget_attempts(&wanted);
             if self.store.fingerprint() != self.fingerprint || self.store_problem.is_some() {
                 self.read_store();
             }
@@ -107,10 +112,22 @@ impl Keeper {
         }
     }
 
+    /// Names that are not wanted for a moment keep their wait: a configuration that comes and goes must not order each time.
+    fn forget_attempts(&mut self, wanted: &[Wanted]) {
+        let now = SystemTime::now();
+        let waits = self.attempts.len() < ATTEMPTS_MAX;
+        self.attempts.retain(|names, attempt| {
+            (waits && attempt.next > now) || wanted.iter().any(|wanted| wanted.names == *names)
+        });
+    }
+
     fn read_store(&mut self) {
         let fingerprint = self.store.fingerprint();
         match self.store.load(&self.name) {
-            Ok(section) => (self.section, self.store_problem) = (section, None),
+            Ok(section) => {
+                self.by_name = by_name(&section.certificates);
+                (self.section, self.store_problem) = (section, None);
+            }
             Err(error) => {
                 if self.store_problem.is_none() {
                     let (resolver, reason) = (&self.name, error.reason());
@@ -126,11 +143,18 @@ impl Keeper {
     /// The best certificate for what is wanted, that of the configured CA first.
     fn held(&self, wanted: &Wanted) -> Option<&Issued> {
         let now = SystemTime::now();
-        let all = self.section.certificates.iter().chain(self.unsaved.iter().map(|(_, issued)| issued));
-        all.filter(|issued| {
-            issued.not_after > now && wanted.names.iter().all(|name| wanted::covers(&issued.names, name))
-        })
-        .max_by_key(|issued| (self.is_ours(issued), issued.not_after))
+        // Whatever covers all names covers the first.
+        let first = wanted.names.first()?;
+        let parent = first.split_once('.').map(|(_, parent)| format!("*.{parent}"));
+        let places =
+            [Some(first), parent.as_ref()].into_iter().flatten().filter_map(|name| self.by_name.get(name));
+        let stored = places.flatten().map(|index| &self.section.certificates[*index]);
+        stored
+            .chain(self.unsaved.iter().map(|(_, issued)| issued))
+            .filter(|issued| {
+                issued.not_after > now && wanted.names.iter().all(|name| wanted::covers(&issued.names, name))
+            })
+            .max_by_key(|issued| (self.is_ours(issued), issued.not_after))
     }
 
     fn is_ours(&self, issued: &Issued) -> bool {
@@ -305,6 +329,18 @@ impl Keeper {
     }
 }
 
+fn by_name(certificates: &[Issued]) -> HashMap<String, Vec<usize>> {
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (index, issued) in certificates.iter().enumerate() {
+        for name in &issued.names {
+            places.entry(name.clone()).or_default().push(index);
+        }
+    }
+    places
+}
+
+/// Sets of names whose last failure is remembered after they are no longer wanted, about 1 KiB each.
+const ATTEMPTS_MAX: usize = 2000;
 /// The storage is looked at this often, so that what another process got is shown soon.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two looks at a lock that somebody else has.
@@ -325,7 +361,8 @@ pub(crate) mod tests {
             "entryPoints: {{ web: {{ address: \":80\" }} }}\n\
              certificatesResolvers: {{ le: {{ acme: {{ {challenge} }} }} }}\n"
         );
-        let config = adit_config::Config::from_yaml(&text, "adit.yaml").unwrap();
+        let no_files = |_: &std::path::Path| Err("no file".to_owned());
+        let config = adit_config::Config::parse(&text, "adit.yaml", &no_files).unwrap();
         config.tls.resolvers["le"].clone()
     }
 }

@@ -19,6 +19,7 @@ mod metrics;
 mod order;
 mod schedule;
 mod service;
+mod shared;
 mod status;
 mod store;
 mod wanted;

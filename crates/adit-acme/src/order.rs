@@ -59,7 +59,8 @@ impl Order<'_> {
         if order.state().status == OrderStatus::Ready {
             return Ok(());
         }
-        let _presented = self.present(order).await?;
+        let presented = self.present(order).await?;
+        let _written = self.challenges.write(&presented, &self.resolver.storage);
         if let AcmeChallenge::Dns(settings) = &self.resolver.challenge {
             let records = self.records.lock().unwrap_or_else(PoisonError::into_inner).clone();
             Dns::new(settings).wait_visible(&records).await?;

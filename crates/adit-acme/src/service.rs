@@ -42,6 +42,7 @@ pub struct Acme {
     running: BTreeMap<String, Running>,
     tasks: JoinSet<()>,
     next_id: u64,
+    open: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -85,13 +86,25 @@ impl Parts {
 impl Acme {
     /// None yet.
     pub fn new(parts: Arc<Parts>) -> Self {
-        Self { parts, running: BTreeMap::new(), tasks: JoinSet::new(), next_id: 0 }
+        Self {
+            parts,
+            running: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            next_id: 0,
+            open: watch::Sender::new(false),
+        }
+    }
+
+    /// Lets orders begin: from now on challenges can be asked for.
+    pub fn open(&self) {
+        self.open.send_replace(true);
     }
 
     /// Takes what is wanted now. Resolvers that did not change go on with what they do; others are started or ended. To be
     /// called inside a runtime.
     pub fn apply(&mut self, resolvers: &BTreeMap<String, CertificateResolver>, wanted: &[Wanted]) {
         while self.tasks.try_join_next().is_some() {}
+        self.parts.challenges.share_with(resolvers.values().map(|resolver| resolver.storage.clone()));
         let gone: Vec<String> =
             self.running.keys().filter(|name| !resolvers.contains_key(*name)).cloned().collect();
         for name in gone {
@@ -119,7 +132,7 @@ impl Acme {
         let (sender, receiver) = watch::channel(mine);
         let identity = (name, self.next_id);
         let keeper = Keeper::new(identity, resolver.clone(), receiver, Arc::clone(&self.parts));
-        self.tasks.spawn(keeper.run());
+        self.tasks.spawn(keeper.run(self.open.subscribe()));
         self.running.insert(name.to_owned(), Running { resolver: resolver.clone(), wanted: sender });
     }
 

@@ -154,9 +154,7 @@ impl Store {
 
     /// `None` if there is no file.
     pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
-        let metadata = fs::metadata(&self.path).ok()?;
-        let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Some(Fingerprint { inode: metadata.ino(), bytes: metadata.len(), modified })
+        fingerprint(&self.path)
     }
 
     /// What a resolver has; nothing if there is no file yet.
@@ -278,7 +276,15 @@ impl Store {
     }
 }
 
-fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
+/// `None` if there is no file.
+pub(crate) fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let metadata = fs::metadata(path).ok()?;
+    let modified = (metadata.mtime(), metadata.mtime_nsec());
+    Some(Fingerprint { inode: metadata.ino(), bytes: metadata.len(), modified })
+}
+
+/// Writes a new file that only we may read, down to the disk.
+pub(crate) fn write_synced(path: &Path, text: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -56,6 +56,8 @@ pub struct Certificates {
     address: HashMap<IpAddr, Arc<LoadedCertificate>>,
     /// Where no name matches.
     default: Option<Arc<LoadedCertificate>>,
+    /// A name of the certificate to obtain as the default, where none is configured.
+    generated: Option<String>,
     /// What is shown where not even a default is configured.
     made: Option<Arc<LoadedCertificate>>,
 }
@@ -150,6 +152,8 @@ impl Certificates {
         }
         let default = tls.stores.get(DEFAULT_STORE).and_then(|store| store.default_certificate.as_ref());
         certificates.default = default.and_then(|pair| load_or_keep(pair, previous, &mut errors));
+        let generated = tls.stores.get(DEFAULT_STORE).and_then(|store| store.default_generated_cert.as_ref());
+        certificates.generated = generated.map(|generated| generated.domain.main.to_ascii_lowercase());
         certificates.made = previous.and_then(|previous| previous.made.clone()).or_else(|| {
             let made = make_default();
             if let Err(reason) = &made {
@@ -236,6 +240,12 @@ impl CertificateStore {
         change(&mut parts);
         let mut all = parts.configured.clone();
         parts.obtained.iter().for_each(|loaded| all.add(loaded));
+        if all.default.is_none()
+            && let Some(name) = &all.generated
+        {
+            let is_it = |loaded: &&Arc<LoadedCertificate>| loaded.names.contains(name);
+            all.default = parts.obtained.iter().find(is_it).map(Arc::clone);
+        }
         // Under the lock, or an older state could overtake a newer one.
         self.current.store(Arc::new(all));
     }
@@ -418,6 +428,13 @@ mod tests {
         assert!(store.is_configured("b.test") && !store.is_configured("a.test"));
         store.swap_obtained(Vec::new());
         assert_eq!((names("a.test"), names("b.test")), (None, Some(2)));
+        let domain = adit_config::dynamic::Domain { main: "D.test".to_owned(), sans: Vec::new() };
+        let generated = adit_config::dynamic::DefaultGeneratedCert { resolver: "le".to_owned(), domain };
+        let default = TlsStore { default_generated_cert: Some(generated), ..TlsStore::default() };
+        let tls = TlsDynamic { stores: [("default".to_owned(), default)].into(), ..TlsDynamic::default() };
+        store.swap(Certificates::compile(&tls, None).0);
+        store.swap_obtained(vec![obtained("d.test")]);
+        assert_eq!(names_shown(&store.load(), Some("zzz.test"), false).unwrap(), ["d.test"]);
     }
 
     #[test]

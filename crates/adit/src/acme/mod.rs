@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use serde_json::{Value, json};
 
 use self::transport::CaTransport;
-pub(crate) use self::wanted::{TcpHosts, wanted};
+pub(crate) use self::wanted::{TcpHosts, Unwanted, wanted};
 
 /// What the parts of the process that serve visitors read.
 #[derive(Clone, Debug)]

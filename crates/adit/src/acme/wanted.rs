@@ -1,10 +1,13 @@
 //! Which certificates routers, entry points and stores want (ingress-features.md §5).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use adit_acme::Wanted;
 use adit_config::dynamic::Domain;
 use adit_config::{AcmeChallenge, CertificateResolver, Config, HostPattern};
+use adit_proxy::tcp::route::TcpRoute;
+use adit_route::tcp::TcpRouter;
 
 use crate::gateway::Generation;
 
@@ -12,14 +15,30 @@ use crate::gateway::Generation;
 #[derive(Debug, Default)]
 pub(crate) struct WantedCertificates {
     pub(crate) list: Vec<Wanted>,
-    /// A line each; whoever wants it is served all the same, with the certificate that fits or the default one.
-    pub(crate) warnings: Vec<String>,
+    /// Whoever wants it is served all the same, with the certificate that fits or the default one.
+    pub(crate) warnings: Vec<Unwanted>,
+}
+
+/// Why somebody gets no certificate.
+#[derive(Debug)]
+pub(crate) struct Unwanted {
+    pub(crate) who: Who,
+    pub(crate) why: String,
+}
+
+/// Who asks for a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Who {
+    /// Key of its kind in the configuration, such as `http.routers`.
+    pub(crate) kind: &'static str,
+    pub(crate) name: String,
 }
 
 /// A router below HTTP with the names of its rule.
-pub(crate) struct TcpHosts<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) hosts: &'a [String],
+#[derive(Debug)]
+pub(crate) struct TcpHosts {
+    pub(crate) name: String,
+    pub(crate) hosts: Vec<String>,
 }
 
 /// Everything that is wanted on all entry points. Names for which there is a certificate already (`is_configured`) are left
@@ -27,7 +46,7 @@ pub(crate) struct TcpHosts<'a> {
 pub(crate) fn wanted(
     config: &Config,
     generation: &Generation,
-    tcp: &[TcpHosts<'_>],
+    tcp: &[TcpHosts],
     is_configured: &dyn Fn(&str) -> bool,
 ) -> WantedCertificates {
     let mut collector = Collector {
@@ -50,7 +69,7 @@ pub(crate) fn wanted(
 /// One certificate that somebody asks for.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Wish {
-    who: String,
+    who: Who,
     resolver: String,
     names: Vec<String>,
     /// By `domains`, not by a rule.
@@ -64,18 +83,24 @@ struct Collector<'a> {
     found: WantedCertificates,
 }
 
+impl TcpHosts {
+    pub(crate) fn of(router: &TcpRouter<Arc<TcpRoute>>) -> Self {
+        Self { name: router.target.name.to_string(), hosts: router.hosts().to_vec() }
+    }
+}
+
 impl Collector<'_> {
     fn take(&mut self, wish: &Wish) {
         let Wish { who, resolver: name, names, .. } = wish;
         let Some(resolver) = self.resolvers.get(name) else {
-            return self.warn(format!(
-                "{who} names the certificate resolver {name}, which does not exist: the certificate that fits is \
-                 shown, or the default one"
-            ));
+            let why = format!(
+                "there is no certificate resolver {name}: the certificate that fits is shown, or the default one"
+            );
+            return self.warn(who, why);
         };
         if names.is_empty() {
             return self
-                .warn(format!("{who}: no name to get a certificate for: write `Host(…)` or `tls.domains`"));
+                .warn(who, "no name to get a certificate for: write `Host(…)` or `tls.domains`".to_owned());
         }
         let is_there = |name: &&String| {
             (self.is_configured)(name) || self.found.list.iter().any(|wanted| wanted.covers(name))
@@ -86,37 +111,43 @@ impl Collector<'_> {
         }
         let count = self.counts.entry(name.clone()).or_default();
         if *count >= CERTIFICATES_MAX {
-            return self.warn(format!("{who}: {name} has {CERTIFICATES_MAX} certificates already"));
+            return self.warn(who, format!("resolver {name} has {CERTIFICATES_MAX} certificates already"));
         }
         match Wanted::new((name, resolver), missing) {
             Ok(wanted) => {
                 *count += 1;
                 self.found.list.push(wanted);
             }
-            Err(why) => self.warn(format!("{who}: {why}")),
+            Err(why) => self.warn(who, why),
         }
     }
 
-    fn warn(&mut self, warning: String) {
-        self.found.warnings.push(warning);
+    fn warn(&mut self, who: &Who, why: String) {
+        self.found.warnings.push(Unwanted { who: who.clone(), why });
     }
 }
 
-fn wishes(config: &Config, generation: &Generation, tcp: &[TcpHosts<'_>]) -> BTreeSet<Wish> {
+impl std::fmt::Display for Unwanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {}", self.who.kind, self.who.name, self.why)
+    }
+}
+
+fn wishes(config: &Config, generation: &Generation, tcp: &[TcpHosts]) -> BTreeSet<Wish> {
     let mut all = BTreeSet::new();
     of_http(generation, &mut all);
     for router in tcp {
-        let written = generation.inputs.dynamic.tcp.routers.get(router.name).and_then(|r| r.tls.as_ref());
+        let written = generation.inputs.dynamic.tcp.routers.get(&router.name).and_then(|r| r.tls.as_ref());
         // Where TLS is not ours to end, neither is the certificate.
         let Some(tls) = written.filter(|tls| !tls.passthrough) else { continue };
-        let who = format!("TCP router {}", router.name);
-        add(&mut all, (who, tls.cert_resolver.as_ref()), &tls.domains, || router.hosts.to_vec());
+        let who = who("tcp.routers", &router.name);
+        add(&mut all, (who, tls.cert_resolver.as_ref()), &tls.domains, || router.hosts.clone());
     }
     of_entry_points(config, &mut all);
     for (name, store) in &generation.inputs.dynamic.tls.stores {
         let Some(generated) = &store.default_generated_cert else { continue };
         let domains = std::slice::from_ref(&generated.domain);
-        add(&mut all, (format!("store {name}"), Some(&generated.resolver)), domains, Vec::new);
+        add(&mut all, (who("tls.stores", name), Some(&generated.resolver)), domains, Vec::new);
     }
     all
 }
@@ -128,7 +159,7 @@ fn of_http(generation: &Generation, all: &mut BTreeSet<Wish>) {
         let entry_point = router.entry_points.first().and_then(|name| inputs.entry_points.get(name));
         let tls = written.or_else(|| entry_point.and_then(|settings| settings.router_tls.as_ref()));
         let Some(tls) = tls else { continue };
-        let who = format!("router {}", router.name);
+        let who = who("http.routers", &router.name);
         add(all, (who, tls.cert_resolver.as_ref()), &tls.domains, || router.hosts().to_vec());
     }
 }
@@ -139,7 +170,7 @@ fn of_entry_points(config: &Config, all: &mut BTreeSet<Wish>) {
         let Some(tls) = &entry_point.router_tls else { continue };
         let resolver = tls.cert_resolver.as_ref();
         if !tls.domains.is_empty() {
-            add(all, (format!("entry point {name}"), resolver), &tls.domains, Vec::new);
+            add(all, (who("entryPoints", name), resolver), &tls.domains, Vec::new);
             continue;
         }
         let Some(edge) = config.edge.as_ref().filter(|edge| edge.public.contains(name)) else { continue };
@@ -153,17 +184,21 @@ fn of_entry_points(config: &Config, all: &mut BTreeSet<Wish>) {
                 {
                     continue;
                 }
-                let who = format!("tunnel {}", tunnel.name);
+                let who = who("edge.tunnels", &tunnel.name);
                 add(all, (who, resolver), &[], || vec![host.to_string()]);
             }
         }
     }
 }
 
+fn who(kind: &'static str, name: &str) -> Who {
+    Who { kind, name: name.to_owned() }
+}
+
 /// One certificate for each of the domains, or one for the names of the rule.
 fn add(
     all: &mut BTreeSet<Wish>,
-    (who, resolver): (String, Option<&String>),
+    (who, resolver): (Who, Option<&String>),
     domains: &[Domain],
     of_rule: impl FnOnce() -> Vec<String>,
 ) {
@@ -201,12 +236,16 @@ mod tests {
         let head = "entryPoints:\n  web: { address: ':80' }\n  safe: { address: ':443' }\n\
              certificatesResolvers:\n  le: { acme: { tlsChallenge: {} } }\n  dns: { acme: { dnsChallenge: { \
              provider: rfc2136, rfc2136: { nameserver: ns.test } } } }\n";
-        let config = Config::from_yaml(&format!("{head}{text}"), "adit.yaml").unwrap();
+        let config = Config::parse(&format!("{head}{text}"), "adit.yaml", &no_files).unwrap();
         let (inputs, _) = inputs(&config, &mut Files::default());
         let generation = Generation::compile(inputs, None);
         let found = wanted(&config, &generation, &[], &|name| configured.contains(&name));
         let list = found.list.iter().map(|wanted| format!("{}:{}", wanted.resolver, wanted.names.join("+")));
-        (list.collect(), found.warnings)
+        (list.collect(), found.warnings.iter().map(ToString::to_string).collect())
+    }
+
+    fn no_files(_: &std::path::Path) -> Result<Vec<u8>, String> {
+        Err("no file".to_owned())
     }
 
     fn routers(lines: &str) -> String {
@@ -242,7 +281,7 @@ mod tests {
         let (list, warnings) = of(&text, &[]);
         assert!(list.is_empty(), "{list:?}");
         let all = warnings.join("\n");
-        assert!(all.contains("nope, which does not exist") && all.contains("write `Host(…)`"), "{all}");
+        assert!(all.contains("no certificate resolver nope") && all.contains("write `Host(…)`"), "{all}");
         assert!(all.contains("need `dnsChallenge`"), "{all}");
     }
 }

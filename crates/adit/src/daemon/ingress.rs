@@ -133,7 +133,7 @@ impl RunningIngress {
         let mut generation = Generation::compile(inputs, Some(&previous));
         let wanted =
             acme::wanted(config, &generation, &tcp_hosts(&routes), &|name| self.store.is_configured(name));
-        generation.verdicts.warnings.extend(wanted.warnings);
+        generation.verdicts.warnings.extend(wanted.warnings.iter().map(ToString::to_string));
         report(&generation);
         self.set_switches(config, &generation, &mut routes);
         for (name, entry_point) in &config.entry_points {
@@ -144,6 +144,11 @@ impl RunningIngress {
         }
         self.gateway.store(generation);
         self.acme.apply(&config.tls.resolvers, &wanted.list);
+    }
+
+    /// Lets orders begin: the entry points listen.
+    pub(super) fn open_orders(&self) {
+        self.acme.open();
     }
 
     /// Ends orders that are under way.
@@ -268,9 +273,9 @@ impl Streams {
 }
 
 /// The names of TCP routers with TLS, by router.
-fn tcp_hosts(routes: &Routes) -> Vec<TcpHosts<'_>> {
+fn tcp_hosts(routes: &Routes) -> Vec<TcpHosts> {
     let routers = routes.tcp.values().flat_map(|routers| routers.secure.routers());
-    routers.map(|router| TcpHosts { name: &router.target.name, hosts: router.hosts() }).collect()
+    routers.map(|router| TcpHosts::of(router)).collect()
 }
 
 /// Says what is disabled and why, once a generation.

@@ -138,6 +138,7 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
+        ingress.open_orders();
         let connector = match &config.tunnel {
             Some(tunnel) => {
                 let reach = reach(tunnel, edge.as_ref())?;
