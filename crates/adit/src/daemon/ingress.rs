@@ -275,7 +275,7 @@ impl Streams {
 /// The names of TCP routers with TLS, by router.
 fn tcp_hosts(routes: &Routes) -> Vec<TcpHosts> {
     let routers = routes.tcp.values().flat_map(|routers| routers.secure.routers());
-    routers.map(|router| TcpHosts::of(router)).collect()
+    routers.map(TcpHosts::of).collect()
 }
 
 /// Says what is disabled and why, once a generation.
