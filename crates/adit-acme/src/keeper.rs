@@ -19,6 +19,7 @@ use crate::client::Seen;
 use crate::dns::{Dns, TxtRecord};
 use crate::error::AcmeError;
 use crate::order::Order;
+use crate::renewal::Renewals;
 use crate::schedule;
 use crate::service::Parts;
 use crate::status::{CertificateState, CertificateStatus};
@@ -44,6 +45,7 @@ pub(crate) struct Keeper {
     /// Issued, and could not be written yet.
     unsaved: Vec<(Vec<String>, Issued)>,
     attempts: HashMap<Vec<String>, Attempt>,
+    renewals: Renewals,
 }
 
 /// What was tried for one set of names.
@@ -76,6 +78,7 @@ impl Keeper {
             store_problem: None,
             unsaved: Vec::new(),
             attempts: HashMap::new(),
+            renewals: Renewals::default(),
         };
         keeper.read_store();
         keeper.publish();
@@ -101,7 +104,11 @@ impl Keeper {
                     // However it ended: something else may be due, or this again after a wait.
                     now + Duration::from_millis(1)
                 }
-                Some(due) => self.due(due),
+                Some(due) => {
+                    let due = self.due(due);
+                    self.ask_renewals(&wanted).await;
+                    due
+                }
                 None => now + POLL_INTERVAL,
             };
             let pause = next.duration_since(now).unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL);
@@ -165,10 +172,48 @@ impl Keeper {
     fn due(&self, wanted: &Wanted) -> SystemTime {
         let renewal = self.held(wanted).filter(|issued| self.is_ours(issued)).map(|issued| {
             let planned = self.resolver.certificates_duration;
-            schedule::renew_at(issued.not_before, issued.not_after, planned)
+            let scheduled = schedule::renew_at(issued.not_before, issued.not_after, planned);
+            self.renewals.renew_at(issued).map_or(scheduled, |advised| advised.min(scheduled))
         });
         let earliest = renewal.unwrap_or(SystemTime::UNIX_EPOCH);
         self.attempts.get(&wanted.names).map_or(earliest, |attempt| attempt.next.max(earliest))
+    }
+
+    /// Asks the CA when it wants certificates renewed; a CA that cannot say so is left alone for a while.
+    async fn ask_renewals(&mut self, wanted: &[Wanted]) {
+        let now = SystemTime::now();
+        let mut renewals = std::mem::take(&mut self.renewals);
+        let in_use: Vec<&Issued> = wanted
+            .iter()
+            .filter_map(|wanted| self.held(wanted))
+            .filter(|issued| self.is_ours(issued))
+            .collect();
+        renewals.retain(&in_use);
+        let due: Vec<&Issued> = in_use.into_iter().filter(|issued| renewals.is_due(issued, now)).collect();
+        if let (Some(first), None) = (due.first(), &self.store_problem) {
+            let asking = async {
+                let transport = (self.parts.transport)(&self.resolver).map_err(AcmeError::Trust)?;
+                let path = Path { resolver: &self.resolver, transport, seen: Arc::default() };
+                let Some(account) = path.open(self.section.account.as_ref()).await? else {
+                    return Err(AcmeError::AccountGone("there is none yet".to_owned()));
+                };
+                for issued in due.iter().take(ASKED_MAX) {
+                    renewals.ask(&account, issued).await?;
+                }
+                Ok::<(), AcmeError>(())
+            };
+            let asked = tokio::select! {
+                asked = asking => asked,
+                () = ended(self.wanted.clone()) => Ok(()),
+            };
+            if let Err(error) = asked {
+                tracing::debug!(resolver = %self.name, %error, "the CA does not say when to renew");
+                if renewals.is_due(first, now) {
+                    renewals.failed(first.renewal_id.as_deref().unwrap_or_default(), now, false);
+                }
+            }
+        }
+        self.renewals = renewals;
     }
 
     /// Orders, unless another process does or has done it.
@@ -220,13 +265,11 @@ impl Keeper {
 
     async fn order(&self, wanted: &Wanted, lock: &Lock, seen: &Arc<Seen>) -> Result<Issued, AcmeError> {
         let records = Mutex::new(Vec::new());
-        let mut gone = self.wanted.clone();
-        let ended = async { while gone.changed().await.is_ok() {} };
         let result = tokio::select! {
             result = tokio::time::timeout(ORDER_TIMEOUT, self.exchange(wanted, lock, (seen, &records))) => {
                 result.unwrap_or(Err(AcmeError::Timeout("completed")))
             }
-            () = ended => Err(AcmeError::Cancelled),
+            () = ended(self.wanted.clone()) => Err(AcmeError::Cancelled),
         };
         self.clear(&records).await;
         result
@@ -243,6 +286,7 @@ impl Keeper {
         let order = Order {
             resolver: &self.resolver,
             names: &wanted.names,
+            replaces: self.held(wanted).and_then(|held| self.renewals.replaces(held)),
             challenges: &self.parts.challenges,
             seen,
             records,
@@ -329,6 +373,11 @@ impl Keeper {
     }
 }
 
+/// Returns when nobody wants the resolver any more.
+async fn ended(mut wanted: watch::Receiver<Vec<Wanted>>) {
+    while wanted.changed().await.is_ok() {}
+}
+
 fn by_name(certificates: &[Issued]) -> HashMap<String, Vec<usize>> {
     let mut places: HashMap<String, Vec<usize>> = HashMap::new();
     for (index, issued) in certificates.iter().enumerate() {
@@ -348,6 +397,8 @@ const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// 100 names validated one after the other by a slow CA, or a DNS server whose secondaries are slow; then the lock is
 /// given back to others.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Certificates that the CA is asked about in a row, each by a request of its own.
+const ASKED_MAX: usize = 50;
 /// A process that stops does not wait longer for its name server.
 const CLEAR_TIMEOUT: Duration = Duration::from_secs(5);
 

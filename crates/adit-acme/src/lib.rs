@@ -17,6 +17,7 @@ mod keeper;
 mod key;
 mod metrics;
 mod order;
+mod renewal;
 mod schedule;
 mod service;
 mod shared;

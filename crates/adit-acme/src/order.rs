@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use adit_config::{AcmeChallenge, CertificateResolver};
 use instant_acme::{
-    Account, AuthorizationStatus, ChallengeHandle, ChallengeType, Error, Identifier, NewOrder, OrderStatus,
-    RetryPolicy,
+    Account, AuthorizationStatus, CertificateIdentifier, ChallengeHandle, ChallengeType, Error, Identifier,
+    NewOrder, OrderStatus, RetryPolicy,
 };
 use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
@@ -23,6 +23,8 @@ use crate::{key, wanted};
 pub(crate) struct Order<'a> {
     pub(crate) resolver: &'a CertificateResolver,
     pub(crate) names: &'a [String],
+    /// The certificate that this one takes the place of, if the CA wants to know.
+    pub(crate) replaces: Option<CertificateIdentifier<'static>>,
     pub(crate) challenges: &'a Arc<Challenges>,
     pub(crate) seen: &'a Seen,
     /// Records that were set in DNS: whoever ends or drops the order removes them.
@@ -33,11 +35,7 @@ impl Order<'_> {
     /// Orders, shows that the names are ours, and returns the certificate.
     pub(crate) async fn obtain(&self, account: &Account) -> Result<Issued, AcmeError> {
         let identifiers: Vec<Identifier> = self.names.iter().map(|name| identifier(name)).collect();
-        let mut wish = NewOrder::new(&identifiers);
-        if let Some(profile) = &self.resolver.profile {
-            wish = wish.profile(profile);
-        }
-        let mut order = account.new_order(&wish).await?;
+        let mut order = self.place(account, &identifiers).await?;
         let validated = self.validate(&mut order).await;
         if let Err(error) = validated {
             // Pending authorizations count against the account; the CA forgets them only after days.
@@ -53,6 +51,27 @@ impl Order<'_> {
         };
         let chain = self.preferred(account, chain).await;
         self.check(chain, request.key_pem)
+    }
+
+    /// Says what it replaces if that is known; a CA that does not like that gets the same wish without.
+    async fn place(
+        &self,
+        account: &Account,
+        identifiers: &[Identifier],
+    ) -> Result<instant_acme::Order, AcmeError> {
+        let wish = || match &self.resolver.profile {
+            Some(profile) => NewOrder::new(identifiers).profile(profile),
+            None => NewOrder::new(identifiers),
+        };
+        if let Some(replaces) = &self.replaces {
+            match account.new_order(&wish().replaces(replaces.clone())).await.map_err(AcmeError::from) {
+                Err(AcmeError::Refused(why)) => {
+                    tracing::debug!(%why, "ordering without naming the certificate replaced");
+                }
+                order => return order,
+            }
+        }
+        Ok(account.new_order(&wish()).await?)
     }
 
     async fn validate(&self, order: &mut instant_acme::Order) -> Result<(), AcmeError> {

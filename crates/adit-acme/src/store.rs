@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use instant_acme::CertificateIdentifier;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Map, Value, json};
@@ -37,6 +38,8 @@ pub struct Issued {
     pub not_before: SystemTime,
     /// End of validity.
     pub not_after: SystemTime,
+    /// How the CA's renewal information names it (RFC 9773 §4.1).
+    pub(crate) renewal_id: Option<String>,
     /// Whose it is; absent in what Traefik has written.
     pub(crate) directory: Option<String>,
     chain_pem: String,
@@ -100,6 +103,7 @@ impl Issued {
             names,
             not_before: at(validity.not_before.timestamp()),
             not_after: at(validity.not_after.timestamp()),
+            renewal_id: CertificateIdentifier::try_from(leaf).ok().map(|id| id.to_string()),
             directory: None,
             key_pem: Arc::new(key_pem),
             chain_pem,
