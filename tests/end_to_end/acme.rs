@@ -3,14 +3,17 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::support::adit::Adit;
 use crate::support::curl::curl;
 use crate::support::knot::{KEY, Knot};
 use crate::support::pebble::{EXTERNAL_KEY, Pebble, PebbleOptions};
-use crate::support::{TempFolder, free_tcp_port, require, wait_for};
+use crate::support::{TempFolder, free_tcp_port, note, require, wait_for};
 
 fn have(programs: &[&str]) -> bool {
     programs.iter().all(|program| require(program))
@@ -51,7 +54,10 @@ fn certificates(adit: &Adit) -> Vec<Value> {
 
 /// Whether curl is content with the certificate of `host`.
 fn is_trusted(pebble: &Pebble, address: SocketAddr, host: &str) -> bool {
-    let root = pebble.root();
+    is_trusted_by(&pebble.root(0), address, host)
+}
+
+fn is_trusted_by(root: &Path, address: SocketAddr, host: &str) -> bool {
     let seen = curl(address, &format!("https://{host}/"), &["--cacert", &root.display().to_string()]);
     assert!(seen.exit == Some(60) || seen.exit == Some(0), "{seen:?}");
     seen.exit == Some(0)
@@ -73,16 +79,19 @@ fn certificates_come_by_http_01_and_tls_alpn_01_and_outlive_a_restart() {
         router("a", "Host(`a.test`) || Host(`b.test`)", "files"),
         router("c", "Host(`c.test`)", "names"),
         "    d: { rule: \"Host(`d.test`)\", service: s, tls: {} }\n".to_owned(),
+        router("e", "Host(`127.0.0.1`)", "files"),
     ];
     let configuration = configuration(&pebble, &resolvers, &routers.concat());
     let adit = Adit::start("acme", &configuration);
     let (web, safe) = (adit.entry_point("web"), adit.entry_point("websecure"));
-    let all = wait_until_valid(&adit, 2);
+    let all = wait_until_valid(&adit, 3);
     assert_eq!(all[0]["names"], serde_json::json!(["a.test", "b.test"]));
-    for (host, expected) in [("a.test", true), ("b.test", true), ("c.test", true), ("d.test", false)] {
+    for (host, expected) in
+        [("a.test", true), ("b.test", true), ("c.test", true), ("d.test", false), ("127.0.0.1", true)]
+    {
         assert_eq!(is_trusted(&pebble, safe, host), expected, "{host}");
     }
-    assert_eq!(adit.metric("adit_acme_orders_total{resolver=\"files\",result=\"issued\"}"), 1.0);
+    assert_eq!(adit.metric("adit_acme_orders_total{resolver=\"files\",result=\"issued\"}"), 2.0);
     assert!(adit.metric("adit_acme_challenges_answered_total{type=\"tls-alpn-01\"}") >= 1.0);
     assert_eq!(adit.metric("adit_acme_challenges_pending"), 0.0);
     // A token that is not ours is the routers', here nobody's, and is not redirected.
@@ -96,9 +105,9 @@ fn certificates_come_by_http_01_and_tls_alpn_01_and_outlive_a_restart() {
     assert_eq!(adit.stop(), Some(0));
 
     let adit = Adit::start("acme", &configuration);
-    assert_eq!(certificates(&adit).iter().filter(|c| c["state"] == "valid").count(), 2, "at once");
+    assert_eq!(certificates(&adit).iter().filter(|c| c["state"] == "valid").count(), 3, "at once");
     assert!(is_trusted(&pebble, adit.entry_point("websecure"), "b.test"));
-    assert_eq!(pebble.issued(), 2, "nothing was ordered again");
+    assert_eq!(pebble.issued(), 3, "nothing was ordered again");
 }
 
 #[test]
@@ -240,4 +249,109 @@ fn what_the_ca_refuses_is_named_and_tried_again_later() {
         let all = certificates(&adit);
         (all.len() == 1 && all[0]["names"][0] == "g.test" && all[0]["reason"] == "validation").then_some(())
     });
+}
+
+#[test]
+fn the_preferred_chain_is_chosen_among_those_that_the_ca_offers() {
+    if !have(&["pebble", "curl"]) {
+        return;
+    }
+    let pebble = Pebble::start(&PebbleOptions::default());
+    let (first, second) = (pebble.root(0), pebble.root(1));
+    let text = fs::read(&second).expect("the root was written");
+    let (_, pem) = x509_parser::pem::parse_x509_pem(&text).expect("the root is PEM");
+    let parsed = pem.parse_x509().expect("the root is a certificate");
+    let name = parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
+    let resolvers = format!(
+        "  le: {{ acme: {{ {}, keyType: RSA2048, preferredChain: \"{}\", tlsChallenge: {{}} }} }}\n",
+        pebble.resolver(),
+        name.expect("the root has a name")
+    );
+    let adit = Adit::start("acme", &configuration(&pebble, &resolvers, &router("a", "Host(`a.test`)", "le")));
+    wait_until_valid(&adit, 1);
+    let safe = adit.entry_point("websecure");
+    assert!(is_trusted_by(&second, safe, "a.test") && !is_trusted_by(&first, safe, "a.test"));
+}
+
+#[test]
+fn an_order_that_a_stop_cuts_short_leaves_nothing_behind() {
+    if !have(&["pebble", "curl", "knotd"]) {
+        return;
+    }
+    let knot = Knot::start();
+    let pebble = Pebble::start(&PebbleOptions { dns: Some(knot.address()), ..PebbleOptions::default() });
+    let storage = TempFolder::new("storage");
+    let resolvers = format!(
+        "  le:\n    acme:\n      {{ storage: {}/acme.json, {}, dnsChallenge: {{ provider: rfc2136, propagation: {{ \
+         delayBeforeChecks: 10m }}, rfc2136: {{ nameserver: \"{}\", zone: dns.test, tsigKey: adit., tsigSecret: {KEY} }} }} }}\n",
+        storage.path().display(),
+        pebble.resolver(),
+        knot.address()
+    );
+    let adit =
+        Adit::start("acme", &configuration(&pebble, &resolvers, &router("a", "Host(`a.dns.test`)", "le")));
+    wait_for("the record", || knot.has("_acme-challenge.a").then_some(()));
+    assert_eq!(adit.stop(), Some(0));
+    assert!(!knot.has("_acme-challenge.a"), "{}", knot.output());
+    let text = fs::read(storage.path().join("acme.json")).expect("the account was kept");
+    let stored: Value = serde_json::from_slice(&text).expect("the storage is whole");
+    assert!(stored["le"]["adit"]["account"].is_object());
+    let left: Vec<_> =
+        fs::read_dir(storage.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "the storage and its lock: {left:?}");
+}
+
+#[test]
+fn the_edge_gets_certificates_for_the_hosts_of_its_tunnels() {
+    if !have(&["pebble", "curl"]) {
+        return;
+    }
+    let pebble = Pebble::start(&PebbleOptions::default());
+    let configuration = format!(
+        "state-dir: state\nentryPoints:\n  safe: {{ address: \"127.0.0.1:{}\", http: {{ tls: {{ certResolver: le }} }} }}\n\
+         certificatesResolvers: {{ le: {{ acme: {{ {}, tlsChallenge: {{}} }} }} }}\n\
+         edge:\n  listen: \"127.0.0.1:0\"\n  public: [ safe ]\n  tunnels:\n    - {{ name: home, id: {}, \
+         secret: \"{}\", hostnames: [ a.home.test, \"*.b.test\" ] }}\nadmin: {{ address: \"127.0.0.1:0\" }}\n",
+        pebble.tls_port,
+        pebble.resolver(),
+        crate::TUNNEL_ID,
+        crate::SECRET
+    );
+    let adit = Adit::start("acme", &configuration);
+    wait_until_valid(&adit, 1);
+    let root = pebble.root(0).display().to_string();
+    let seen = curl(adit.entry_point("safe"), "https://a.home.test/", &["--cacert", &root]);
+    assert_eq!((seen.exit, seen.status), (Some(0), 530), "{seen:?}");
+}
+
+#[test]
+fn a_certificate_that_the_ca_wants_renewed_is_renewed_early() {
+    if !have(&["pebble", "curl"]) {
+        return;
+    }
+    let pebble = Pebble::start(&PebbleOptions::default());
+    if !pebble.has_renewal_information() {
+        // Debian's is older; nothing that could be installed would change that.
+        return note("skipped: this `pebble` has no renewal information (RFC 9773, since 2.6)");
+    }
+    let storage = TempFolder::new("storage");
+    let file = storage.path().join("acme.json");
+    let resolvers = format!(
+        "  le: {{ acme: {{ storage: {}, {}, tlsChallenge: {{}} }} }}\n",
+        file.display(),
+        pebble.resolver()
+    );
+    let configuration = configuration(&pebble, &resolvers, &router("a", "Host(`a.test`)", "le"));
+    let adit = Adit::start("acme", &configuration);
+    wait_until_valid(&adit, 1);
+    assert_eq!(adit.stop(), Some(0));
+    let stored: Value = serde_json::from_slice(&fs::read(&file).unwrap()).expect("the storage is whole");
+    let chain = stored["le"]["Certificates"][0]["certificate"].as_str().expect("a chain");
+    let chain = String::from_utf8(STANDARD.decode(chain).expect("base64")).expect("PEM");
+    let window = r#"{"suggestedWindow":{"start":"2020-01-01T00:00:00Z","end":"2020-01-02T00:00:00Z"}}"#;
+    pebble.set_renewal_information(&chain, window);
+    let adit = Adit::start("acme", &configuration);
+    wait_for("the early renewal", || (pebble.issued() == 2).then_some(()));
+    wait_until_valid(&adit, 1);
+    assert!(is_trusted(&pebble, adit.entry_point("websecure"), "a.test"));
 }

@@ -73,6 +73,7 @@ impl Pebble {
             .env("PEBBLE_VA_NOSLEEP", "1")
             .env("PEBBLE_WFE_NONCEREJECT", "10")
             .env("PEBBLE_AUTHZREUSE", "0");
+        command.env("PEBBLE_ALTERNATE_ROOTS", "1");
         if !options.looks {
             command.env("PEBBLE_VA_ALWAYS_VALID", "1");
         }
@@ -94,22 +95,36 @@ impl Pebble {
         )
     }
 
-    /// A file with the root above all certificates issued.
-    pub(crate) fn root(&self) -> PathBuf {
-        let path = self.folder.path().join("root.pem");
-        let url = format!("https://{}/roots/0", self.management);
-        let status = Command::new("curl")
-            .args(["--silent", "--fail", "--noproxy", "*", "--cacert"])
-            .arg(self.certificates.authority())
-            .arg("--output")
-            .arg(&path)
-            .arg(url)
-            .status();
-        assert!(
-            status.as_ref().is_ok_and(|status| status.success()),
-            "the root is not to be had: {status:?}"
-        );
+    /// A file with a root that issued certificates lead to: 0 by the first chain, 1 by the second.
+    pub(crate) fn root(&self, number: usize) -> PathBuf {
+        let path = self.folder.path().join(format!("root-{number}.pem"));
+        let root = self.ask(&format!("https://{}/roots/{number}", self.management), &[]);
+        std::fs::write(&path, root).expect("a temporary folder takes a file");
         path
+    }
+
+    /// Whether this version can say when a certificate is to be renewed (RFC 9773).
+    pub(crate) fn has_renewal_information(&self) -> bool {
+        self.ask(&format!("https://{}/dir", self.address), &[]).contains("renewalInfo")
+    }
+
+    /// Makes it say so of a certificate.
+    pub(crate) fn set_renewal_information(&self, certificate_pem: &str, answer: &str) {
+        let command =
+            serde_json::json!({ "Certificate": certificate_pem, "ARIResponse": answer }).to_string();
+        self.ask(&format!("https://{}/set-renewal-info/", self.management), &["--data-binary", &command]);
+    }
+
+    fn ask(&self, url: &str, arguments: &[&str]) -> String {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--cacert"])
+            .arg(self.certificates.authority())
+            .args(arguments)
+            .arg(url)
+            .output()
+            .expect("the caller required curl");
+        assert!(output.status.success(), "{url}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// How many certificates were issued.
