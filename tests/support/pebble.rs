@@ -56,11 +56,12 @@ impl Pebble {
             "{{ \"pebble\": {{ \"listenAddress\": \"{address}\", \"managementListenAddress\": \"{management}\", \
              \"certificate\": \"{}\", \"privateKey\": \"{}\", \"httpPort\": {http_port}, \"tlsPort\": {tls_port}, \
              \"ocspResponderURL\": \"\", \"externalAccountBindingRequired\": {}, \
-             \"certificateValidityPeriod\": {}{keys} }} }}",
+             \"certificateValidityPeriod\": {seconds}, \"profiles\": {{ \"default\": {{ \
+             \"description\": \"newer versions read this\", \"validityPeriod\": {seconds} }} }}{keys} }} }}",
             certificates.certificate().display(),
             certificates.key().display(),
             options.external_accounts,
-            options.seconds
+            seconds = options.seconds,
         );
         let configuration = folder.write("pebble.json", configuration);
         let (dns, names) = match options.dns {
