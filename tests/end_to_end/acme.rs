@@ -27,7 +27,7 @@ fn configuration(pebble: &Pebble, resolvers: &str, routers: &str) -> String {
 fn configuration_on((http, tls): (u16, u16), resolvers: &str, routers: &str) -> String {
     format!(
         "entryPoints:\n  web: {{ address: \"127.0.0.1:{http}\", http: {{ redirections: {{ entryPoint: {{ to: \
-         websecure }} }} }} }}\n  websecure: {{ address: \"127.0.0.1:{tls}\", http: {{ tls: {{}} }} }}\n\
+         websecure }} }} }} }}\n  websecure: {{ address: \"127.0.0.1:{tls}\", allowACMEByPass: false, http: {{ tls: {{}} }} }}\n\
          admin: {{ address: \"127.0.0.1:0\" }}\nshutdown: {{ grace-period: 1s }}\n\
          certificatesResolvers:\n{resolvers}http:\n  services: {{ s: {{ loadBalancer: {{ servers: [ {{ url: \
          \"http://127.0.0.1:1\" }} ] }} }} }}\n  routers:\n{routers}"
@@ -98,6 +98,9 @@ fn certificates_come_by_http_01_and_tls_alpn_01_and_outlive_a_restart() {
     let other = curl(web, "http://a.test/.well-known/acme-challenge/other", &[]);
     assert_eq!(other.status, 404, "{other:?}");
     assert_eq!(curl(web, "http://a.test/x", &[]).status, 301);
+    // Unless the entry point keeps routers away from challenges.
+    let asked = |path: &str| curl(safe, &format!("https://a.test/{path}"), &["--insecure"]).status;
+    assert_eq!((asked("x"), asked(".well-known/acme-challenge/other")), (502, 404));
     let file = storage.path().join("acme.json");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let effective = adit.get("/config").body;
@@ -240,6 +243,7 @@ fn what_the_ca_refuses_is_named_and_tried_again_later() {
     // Served all the same, with a certificate that nobody trusts.
     let safe = adit.entry_point("websecure");
     assert_eq!(curl(safe, "https://a.test/", &["--insecure"]).status, 502);
+    assert!(!adit.get("/config").body.contains(&EXTERNAL_KEY[..20]), "masked");
     let page = adit.get("/").body;
     assert!(page.contains("Certificates") && page.contains("validation"), "{page}");
     // A resolver that goes takes its certificates with it, and one that comes is started.

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{AcmeChallenge, CertificateResolver};
 use tokio::sync::watch;
@@ -44,7 +44,10 @@ pub(crate) struct Keeper {
     store_problem: Option<AcmeError>,
     /// Issued, and could not be written yet.
     unsaved: Vec<(Vec<String>, Issued)>,
+    saved_last: Option<Instant>,
     attempts: HashMap<Vec<String>, Attempt>,
+    /// Names just issued → not ordered again before this, whatever clocks and the CA say.
+    rests: HashMap<Vec<String>, Instant>,
     renewals: Renewals,
 }
 
@@ -77,7 +80,9 @@ impl Keeper {
             fingerprint: None,
             store_problem: None,
             unsaved: Vec::new(),
+            saved_last: None,
             attempts: HashMap::new(),
+            rests: HashMap::new(),
             renewals: Renewals::default(),
         };
         keeper.read_store();
@@ -92,6 +97,7 @@ impl Keeper {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             self.forget_attempts(&wanted);
+            self.save_rest_later();
             if self.store.fingerprint() != self.fingerprint || self.store_problem.is_some() {
                 self.read_store();
             }
@@ -126,6 +132,7 @@ impl Keeper {
         self.attempts.retain(|names, attempt| {
             (waits && attempt.next > now) || wanted.iter().any(|wanted| wanted.names == *names)
         });
+        self.rests.retain(|_, until| *until > Instant::now());
     }
 
     fn read_store(&mut self) {
@@ -176,6 +183,10 @@ impl Keeper {
             self.renewals.renew_at(issued).map_or(scheduled, |advised| advised.min(scheduled))
         });
         let earliest = renewal.unwrap_or(SystemTime::UNIX_EPOCH);
+        let earliest = match self.rests.get(&wanted.names) {
+            Some(until) => earliest.max(SystemTime::now() + until.saturating_duration_since(Instant::now())),
+            None => earliest,
+        };
         self.attempts.get(&wanted.names).map_or(earliest, |attempt| attempt.next.max(earliest))
     }
 
@@ -241,6 +252,10 @@ impl Keeper {
                 tracing::info!(%resolver, %names, "certificate issued");
                 self.parts.metrics.ordered(&resolver, "issued");
                 self.attempts.remove(&wanted.names);
+                let life = issued.not_after.duration_since(issued.not_before).unwrap_or_default();
+                self.rests
+                    .insert(wanted.names.clone(), Instant::now() + (life / 3).clamp(REST_MIN, REST_MAX));
+                self.unsaved.retain(|(names, _)| *names != wanted.names);
                 self.unsaved.push((wanted.names.clone(), issued));
                 self.save_rest(&lock);
                 self.read_store();
@@ -250,8 +265,20 @@ impl Keeper {
         }
     }
 
+    /// Tries once in a while to write what could not be written.
+    fn save_rest_later(&mut self) {
+        let waited = self.saved_last.is_none_or(|at| at.elapsed() >= SAVE_INTERVAL);
+        if !self.unsaved.is_empty()
+            && waited
+            && let Ok(Some(lock)) = self.store.try_lock()
+        {
+            self.save_rest(&lock);
+        }
+    }
+
     /// Certificates that could not be written are used all the same, and written as soon as that works.
     fn save_rest(&mut self, lock: &Lock) {
+        self.saved_last = Some(Instant::now());
         while let Some((names, issued)) = self.unsaved.first() {
             if let Err(error) = self.store.save_certificate(lock, &self.name, (names, issued)) {
                 let (resolver, reason) = (&self.name, error.reason());
@@ -397,6 +424,12 @@ const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// 100 names validated one after the other by a slow CA, or a DNS server whose secondaries are slow; then the lock is
 /// given back to others.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// A certificate that is due again as soon as it is there (a clock that is wrong, a CA that wants everything renewed) is
+/// not ordered again before a third of its life, within these bounds.
+const REST_MIN: Duration = Duration::from_secs(5);
+const REST_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A full disk is looked at this often.
+const SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// Certificates that the CA is asked about in a row, each by a request of its own.
 const ASKED_MAX: usize = 50;
 /// A process that stops does not wait longer for its name server.
@@ -415,5 +448,102 @@ pub(crate) mod tests {
         let no_files = |_: &std::path::Path| Err("no file".to_owned());
         let config = adit_config::Config::parse(&text, "adit.yaml", &no_files).unwrap();
         config.tls.resolvers["le"].clone()
+    }
+
+    struct Nobody;
+
+    impl crate::Transport for Nobody {
+        fn send(&self, _: http::Request<bytes::Bytes>, _: usize) -> crate::Exchange {
+            Box::pin(std::future::ready(Err("nobody is there".to_owned())))
+        }
+    }
+
+    fn parts() -> Arc<Parts> {
+        let metrics = crate::Metrics::new(&prometheus::Registry::new()).unwrap();
+        Arc::new(Parts {
+            challenges: Arc::new(crate::Challenges::new(metrics.clone())),
+            metrics,
+            board: Arc::default(),
+            transport: Box::new(|_| Ok(Arc::new(Nobody))),
+            sink: Box::new(|_| {}),
+            published: Mutex::new([("le".to_owned(), (1, Vec::new()))].into()),
+        })
+    }
+
+    /// A keeper of a storage in a folder of its own, with what is wanted.
+    fn keeper(folder: &str, names: &[&str]) -> (Keeper, Wanted, watch::Sender<Vec<Wanted>>) {
+        let folder = std::env::temp_dir().join(format!("adit-keeper-{folder}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut resolver = resolver("tlsChallenge: {}, caServer: 'https://ca.test/dir'");
+        resolver.storage = folder.join("acme.json");
+        let names = names.iter().map(|name| (*name).to_owned());
+        let wanted = Wanted::new(("le", &resolver), names).unwrap();
+        let (sender, receiver) = watch::channel(vec![wanted.clone()]);
+        (Keeper::new(("le", 1), resolver, receiver, parts()), wanted, sender)
+    }
+
+    fn save(keeper: &mut Keeper, names: &[&str], end: i64, directory: &str) {
+        let mut issued = crate::store::tests::issued(names, -1000, end);
+        issued.directory = Some(directory.to_owned());
+        let lock = keeper.store.try_lock().unwrap().unwrap();
+        keeper.store.save_certificate(&lock, "le", (&issued.names.clone(), &issued)).unwrap();
+        drop(lock);
+        keeper.read_store();
+    }
+
+    #[tokio::test]
+    async fn the_best_certificate_is_held_and_one_of_another_ca_is_replaced() {
+        let (mut keeper, wanted, _sender) = keeper("held", &["a.test", "x.b.test"]);
+        assert!(keeper.held(&wanted).is_none() && keeper.due(&wanted) == SystemTime::UNIX_EPOCH);
+        save(&mut keeper, &["a.test"], 900_000, "https://ca.test/dir");
+        assert!(keeper.held(&wanted).is_none(), "not all names");
+        save(&mut keeper, &["a.test", "*.b.test", "c.test"], 5_000_000, "https://staging.test/dir");
+        assert!(keeper.held(&wanted).is_some(), "shown until there is a better one");
+        assert_eq!(keeper.due(&wanted), SystemTime::UNIX_EPOCH);
+        save(&mut keeper, &["a.test", "x.b.test"], 900_000, "https://ca.test/dir");
+        assert!(keeper.is_ours(keeper.held(&wanted).unwrap()));
+        assert!(keeper.due(&wanted) > SystemTime::now());
+        save(&mut keeper, &["x.b.test", "a.test"], -1, "https://ca.test/dir");
+        assert_eq!(keeper.held(&wanted).unwrap().names.len(), 3, "the expired one is not shown");
+    }
+
+    #[tokio::test]
+    async fn a_failed_order_is_named_and_waits() {
+        let (mut keeper, wanted, _sender) = keeper("failed", &["a.test"]);
+        keeper.attempt(&wanted).await;
+        keeper.publish();
+        let status = keeper.parts.board.all().remove(0);
+        assert_eq!((status.state, status.problem.unwrap().0), (CertificateState::Failed, "ca_unreachable"));
+        let wait = keeper.due(&wanted).duration_since(SystemTime::now()).unwrap();
+        assert!(wait > Duration::from_secs(5) && wait < Duration::from_secs(15), "{wait:?}");
+        keeper.forget_attempts(&[]);
+        assert_eq!(keeper.attempts.len(), 1, "not wanted for a moment");
+        keeper.failed(&wanted, AcmeError::RateLimited(String::new()), None);
+        assert!(keeper.due(&wanted) > SystemTime::now() + Duration::from_secs(3600));
+    }
+
+    #[tokio::test]
+    async fn what_was_just_issued_is_not_ordered_again_at_once() {
+        let (mut keeper, wanted, _sender) = keeper("rest", &["a.test"]);
+        keeper.rests.insert(wanted.names.clone(), Instant::now() + Duration::from_secs(100));
+        assert!(keeper.due(&wanted) > SystemTime::now() + Duration::from_secs(90));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_cannot_be_written_is_used_and_written_later() {
+        let (mut keeper, wanted, _sender) = keeper("unsaved", &["a.test"]);
+        let path = keeper.resolver.storage.clone();
+        std::fs::write(&path, "not JSON").unwrap();
+        let mut issued = crate::store::tests::issued(&["a.test"], -10, 5_000_000);
+        issued.directory = Some(keeper.resolver.directory.clone());
+        keeper.unsaved.push((wanted.names.clone(), issued));
+        keeper.save_rest_later();
+        assert_eq!(keeper.unsaved.len(), 1);
+        assert!(keeper.held(&wanted).is_some() && keeper.due(&wanted) > SystemTime::now());
+        std::fs::remove_file(&path).unwrap();
+        keeper.saved_last = None;
+        keeper.save_rest_later();
+        assert!(keeper.unsaved.is_empty() && path.exists());
     }
 }

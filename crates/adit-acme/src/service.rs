@@ -70,7 +70,6 @@ impl Parts {
 
     fn put_in_charge(&self, resolver: &str, id: u64) {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-        // What its predecessor had stays in use until it has something itself.
         published.entry(resolver.to_owned()).or_default().0 = id;
     }
 
