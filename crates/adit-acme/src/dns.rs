@@ -256,3 +256,77 @@ const DATAGRAM_BYTES_MAX: usize = 4096;
 const UDP_TRIES: usize = 2;
 const UDP_TIMEOUT: Duration = Duration::from_secs(3);
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What a server says that has one TXT record, or only that the answer is too long for UDP.
+    fn answer(question: &[u8], truncated: bool) -> Vec<u8> {
+        let question = Message::from_vec(question).unwrap();
+        let mut answer = Message::new(question.metadata.id, MessageType::Response, question.metadata.op_code);
+        answer.metadata.truncation = truncated;
+        answer.add_queries(question.queries.clone());
+        if !truncated {
+            let text = RData::TXT(TXT::new(vec!["value".to_owned()]));
+            answer.add_answers([Record::from_rdata(question.queries[0].name().clone(), 1, text)]);
+        }
+        answer.to_vec().unwrap()
+    }
+
+    fn settings(nameserver: String) -> DnsChallenge {
+        DnsChallenge {
+            nameserver,
+            zone: Some("a.test".to_owned()),
+            key: None,
+            resolvers: Vec::new(),
+            disable_checks: false,
+            delay_before_checks: Duration::ZERO,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_too_long_for_udp_comes_over_tcp() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = tcp.local_addr().unwrap();
+        let udp = UdpSocket::bind(server).await.unwrap();
+        let short = tokio::spawn(async move {
+            let mut buffer = vec![0; 512];
+            let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+            // Another id first, as from somebody who guesses.
+            let mut forged = answer(&buffer[..length], false);
+            forged[0] ^= 1;
+            udp.send_to(&forged, from).await.unwrap();
+            udp.send_to(&answer(&buffer[..length], true), from).await.unwrap();
+        });
+        let long = tokio::spawn(async move {
+            let (mut stream, _) = tcp.accept().await.unwrap();
+            let length = stream.read_u16().await.unwrap();
+            let mut question = vec![0; usize::from(length)];
+            stream.read_exact(&mut question).await.unwrap();
+            let answer = answer(&question, false);
+            stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        });
+        let settings = settings(server.to_string());
+        let name = Name::from_ascii("_acme-challenge.a.test.").unwrap();
+        let zone = Name::from_ascii("a.test.").unwrap();
+        let record = TxtRecord { zone, name, value: "value".to_owned() };
+        assert_eq!(Dns::new(&settings).sees(&settings.nameserver, &record).await, Ok(()));
+        short.await.unwrap();
+        long.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_name_outside_the_zone_is_refused_before_anything_is_sent() {
+        let closed = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let settings = settings(closed.to_string());
+        let error = Dns::new(&settings).place("a.example", "value").await.unwrap_err();
+        assert!(error.reason() == "dns_update" && error.to_string().contains("not in the zone"), "{error}");
+        let record = Dns::new(&settings).place("*.x.a.test", "value").await.unwrap();
+        assert_eq!(record.name.to_ascii(), "_acme-challenge.x.a.test.");
+        assert_eq!(Dns::new(&settings).add(&record).await.unwrap_err().reason(), "dns_update");
+    }
+}

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::account::Path;
 use crate::client::Seen;
 use crate::dns::{Dns, TxtRecord};
-use crate::error::AcmeError;
+use crate::error::{AcmeError, Retry};
 use crate::order::Order;
 use crate::renewal::Renewals;
 use crate::schedule;
@@ -49,6 +49,8 @@ pub(crate) struct Keeper {
     /// Names just issued → not ordered again before this, whatever clocks and the CA say.
     rests: HashMap<Vec<String>, Instant>,
     renewals: Renewals,
+    /// No order of any names before this.
+    pause_until: SystemTime,
 }
 
 /// What was tried for one set of names.
@@ -84,6 +86,7 @@ impl Keeper {
             attempts: HashMap::new(),
             rests: HashMap::new(),
             renewals: Renewals::default(),
+            pause_until: SystemTime::UNIX_EPOCH,
         };
         keeper.read_store();
         keeper.publish();
@@ -105,13 +108,13 @@ impl Keeper {
             let due = wanted.iter().min_by_key(|wanted| self.due(wanted));
             let now = SystemTime::now();
             let next = match due {
-                Some(due) if self.store_problem.is_none() && self.due(due) <= now => {
+                Some(due) if self.store_problem.is_none() && self.due(due).max(self.pause_until) <= now => {
                     self.attempt(due).await;
                     // However it ended: something else may be due, or this again after a wait.
                     now + Duration::from_millis(1)
                 }
                 Some(due) => {
-                    let due = self.due(due);
+                    let due = self.due(due).max(self.pause_until);
                     self.ask_renewals(&wanted).await;
                     due
                 }
@@ -356,6 +359,11 @@ impl Keeper {
         let next_seconds = next.duration_since(now).unwrap_or_default().as_secs();
         tracing::error!(%resolver, %names, reason, %error, failures, next_seconds, "no certificate");
         self.parts.metrics.ordered(resolver, reason);
+        self.pause_until = match error.retry() {
+            Retry::MuchLater => now + PAUSE_LIMITED,
+            Retry::Soon => now + PAUSE_UNREACHABLE,
+            Retry::Later => self.pause_until,
+        };
         self.attempts.insert(wanted.names.clone(), Attempt { failures, next, error });
     }
 
@@ -424,6 +432,9 @@ const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// 100 names validated one after the other by a slow CA, or a DNS server whose secondaries are slow; then the lock is
 /// given back to others.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
+/// What stopped one order (a limit of the CA, no connection) would stop the next of a thousand as well.
+const PAUSE_LIMITED: Duration = Duration::from_secs(60);
+const PAUSE_UNREACHABLE: Duration = Duration::from_secs(5);
 /// A certificate that is due again as soon as it is there (a clock that is wrong, a CA that wants everything renewed) is
 /// not ordered again before a third of its life, within these bounds.
 const REST_MIN: Duration = Duration::from_secs(5);

@@ -75,6 +75,10 @@ impl Order<'_> {
     }
 
     async fn validate(&self, order: &mut instant_acme::Order) -> Result<(), AcmeError> {
+        // RFC 8555 §7.1.3: one a name, and each costs requests.
+        if order.state().authorizations.len() > self.names.len() {
+            return Err(AcmeError::Answer("more authorizations than names".to_owned()));
+        }
         if order.state().status == OrderStatus::Ready {
             return Ok(());
         }
