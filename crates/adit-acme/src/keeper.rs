@@ -481,8 +481,20 @@ pub(crate) mod tests {
         })
     }
 
+    /// What a test holds on to.
+    struct Held {
+        folder: std::path::PathBuf,
+        _wanted: watch::Sender<Vec<Wanted>>,
+    }
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+
     /// A keeper of a storage in a folder of its own, with what is wanted.
-    fn keeper(folder: &str, names: &[&str]) -> (Keeper, Wanted, watch::Sender<Vec<Wanted>>) {
+    fn keeper(folder: &str, names: &[&str]) -> (Keeper, Wanted, Held) {
         let folder = std::env::temp_dir().join(format!("adit-keeper-{folder}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
@@ -491,7 +503,8 @@ pub(crate) mod tests {
         let names = names.iter().map(|name| (*name).to_owned());
         let wanted = Wanted::new(("le", &resolver), names).unwrap();
         let (sender, receiver) = watch::channel(vec![wanted.clone()]);
-        (Keeper::new(("le", 1), resolver, receiver, parts()), wanted, sender)
+        let keeper = Keeper::new(("le", 1), resolver, receiver, parts());
+        (keeper, wanted, Held { folder, _wanted: sender })
     }
 
     fn save(keeper: &mut Keeper, names: &[&str], end: i64, directory: &str) {
@@ -505,7 +518,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn the_best_certificate_is_held_and_one_of_another_ca_is_replaced() {
-        let (mut keeper, wanted, _sender) = keeper("held", &["a.test", "x.b.test"]);
+        let (mut keeper, wanted, _held) = keeper("held", &["a.test", "x.b.test"]);
         assert!(keeper.held(&wanted).is_none() && keeper.due(&wanted) == SystemTime::UNIX_EPOCH);
         save(&mut keeper, &["a.test"], 900_000, "https://ca.test/dir");
         assert!(keeper.held(&wanted).is_none(), "not all names");
@@ -521,7 +534,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_failed_order_is_named_and_waits() {
-        let (mut keeper, wanted, _sender) = keeper("failed", &["a.test"]);
+        let (mut keeper, wanted, _held) = keeper("failed", &["a.test"]);
         keeper.attempt(&wanted).await;
         keeper.publish();
         let status = keeper.parts.board.all().remove(0);
@@ -536,14 +549,14 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn what_was_just_issued_is_not_ordered_again_at_once() {
-        let (mut keeper, wanted, _sender) = keeper("rest", &["a.test"]);
+        let (mut keeper, wanted, _held) = keeper("rest", &["a.test"]);
         keeper.rests.insert(wanted.names.clone(), Instant::now() + Duration::from_secs(100));
         assert!(keeper.due(&wanted) > SystemTime::now() + Duration::from_secs(90));
     }
 
     #[tokio::test]
     async fn a_certificate_that_cannot_be_written_is_used_and_written_later() {
-        let (mut keeper, wanted, _sender) = keeper("unsaved", &["a.test"]);
+        let (mut keeper, wanted, _held) = keeper("unsaved", &["a.test"]);
         let path = keeper.resolver.storage.clone();
         std::fs::write(&path, "not JSON").unwrap();
         let mut issued = crate::store::tests::issued(&["a.test"], -10, 5_000_000);
