@@ -22,7 +22,6 @@ pub(crate) fn listen(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> Socke
 pub(crate) fn banner(name: &'static str) -> SocketAddr {
     listen(move |mut stream| {
         let _ = stream.write_all(format!("{name}\n").as_bytes());
-        let _ = stream.read(&mut [0; 64]);
     })
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
@@ -27,7 +27,10 @@ pub(crate) struct FileWatch {
 
 impl FileWatch {
     /// Starts watching; where the system cannot, only SIGHUP reloads, and the log says so.
-    pub(crate) fn start(files: Vec<PathBuf>) -> Self {
+    ///
+    /// What was written from `since` on, when the configuration began to be read, may have been read before or after: it
+    /// counts as changed.
+    pub(crate) fn start(files: Vec<PathBuf>, since: SystemTime) -> Self {
         let (sender, events) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
         let watched = Arc::clone(&names);
@@ -52,8 +55,12 @@ impl FileWatch {
             stirred: false,
         };
         watch.set_files(files);
-        watch.seen = fingerprint(&watch.files);
-        watch.stirred = false;
+        let is_fresh = |file: &PathBuf| {
+            let modified = std::fs::metadata(file).and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|modified| modified + MODIFIED_GRAIN >= since)
+        };
+        watch.stirred = watch.files.iter().any(is_fresh);
+        watch.seen = fingerprint(&watch.files) ^ u64::from(watch.stirred);
         watch
     }
 
@@ -127,7 +134,27 @@ fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
+/// By how much the times that the system writes beside files lag behind its clock, at most.
+const MODIFIED_GRAIN: Duration = Duration::from_millis(10);
 /// After the last event.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 /// After the first.
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_changed_while_the_configuration_was_read_is_noticed() {
+        let path = std::env::temp_dir().join(format!("adit-watch-{}", std::process::id()));
+        let begun = SystemTime::now();
+        std::fs::write(&path, "written after it was read").unwrap();
+        let mut watch = FileWatch::start(vec![path.clone()], begun);
+        timeout(Duration::from_secs(20), watch.changed()).await.unwrap();
+        // Long before: nothing is new.
+        let mut watch = FileWatch::start(vec![path.clone()], SystemTime::now() + Duration::from_secs(60));
+        assert!(timeout(Duration::from_millis(300), watch.changed()).await.is_err());
+        std::fs::remove_file(&path).unwrap();
+    }
+}

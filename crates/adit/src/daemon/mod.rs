@@ -9,7 +9,7 @@ pub(crate) use self::edge::random_secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{Config, Problems};
 use adit_proxy::drain;
@@ -178,7 +178,7 @@ impl Daemon {
     }
 
     /// Serves until told to stop; the exit code.
-    pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
+    pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
         self.phase.set(Phase::Ready);
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
@@ -196,7 +196,7 @@ impl Daemon {
                 return 1;
             }
         };
-        let mut watch = FileWatch::start(self.watched_files());
+        let mut watch = FileWatch::start(self.watched_files(), begun);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();
