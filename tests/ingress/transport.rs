@@ -63,7 +63,7 @@ impl Transport<'_> {
     }
 
     /// `adit run` with this file and an entry point `web`, or those given.
-    fn start(&self, dynamic: &str, entry_points: Option<Value>, more: Value) -> Adit {
+    fn start(&self, dynamic: &str, entry_points: Option<Value>, more: &Value) -> Adit {
         let folder = TempFolder::new("transport");
         folder.write("dynamic.yml", dynamic);
         let mut configuration = json!({
@@ -78,7 +78,7 @@ impl Transport<'_> {
     }
 
     fn plain(&self, replace: &[(&str, &str)]) -> Adit {
-        self.start(&self.dynamic(replace), None, Value::Null)
+        self.start(&self.dynamic(replace), None, &Value::Null)
     }
 
     fn tls(&self, id: &str) -> Result<(), String> {
@@ -127,7 +127,7 @@ impl Transport<'_> {
         let text =
             text.replace("\":80\"", "\"127.0.0.1:0\"").replace("\":443\"", &format!("\"127.0.0.1:{port}\""));
         let entry_points = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-        let adit = self.start(&self.dynamic(&[]), Some(entry_points), Value::Null);
+        let adit = self.start(&self.dynamic(&[]), Some(entry_points), &Value::Null);
         match id {
             "entrypoint-redirect" => {
                 let seen = curl(adit.entry_point("web"), "http://example.com:80/p?q=1", &[]);
@@ -184,7 +184,7 @@ impl Transport<'_> {
     fn udp(&self) -> Result<(), String> {
         let server = peers::udp("t:").to_string();
         let dns = json!({ "dns": { "address": "127.0.0.1:0/udp" } });
-        let adit = self.start(&self.dynamic(&[("127.0.0.1:9053", &server)]), Some(dns), Value::Null);
+        let adit = self.start(&self.dynamic(&[("127.0.0.1:9053", &server)]), Some(dns), &Value::Null);
         let visitor = UdpSocket::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
         visitor.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
         visitor.send_to(b"query", adit.entry_point("dns")).map_err(|error| error.to_string())?;
@@ -240,7 +240,7 @@ impl Transport<'_> {
 
     fn cancel(&self) -> Result<(), String> {
         let log = json!({ "accessLog": { "filePath": "access.log", "format": "json" } });
-        let adit = self.start(&self.dynamic(&[]), None, log);
+        let adit = self.start(&self.dynamic(&[]), None, &log);
         let mut stream = TcpStream::connect(adit.entry_point("web")).map_err(|error| error.to_string())?;
         let request = b"GET / HTTP/1.1\r\nHost: a.test\r\nX-Echo-Delay-Ms: 3000\r\n\r\n";
         stream.write_all(request).map_err(|error| error.to_string())?;
@@ -263,7 +263,7 @@ impl Transport<'_> {
         let balancer = &mut config["http"]["services"]["e"]["loadBalancer"];
         balancer["serversTransport"] = json!("t");
         balancer["servers"] = json!([{ "url": "http://10.0.0.1:80" }]);
-        let adit = self.start(&config.to_string(), None, Value::Null);
+        let adit = self.start(&config.to_string(), None, &Value::Null);
         let seen = curl(adit.entry_point("web"), "http://a.test/", &[]);
         let wanted = self.case["expected"]["response_headers"]["Set-Cookie"].as_str().unwrap_or_default();
         check(&seen.headers, true, seen.headers.contains(&format!("Set-Cookie: {wanted}")))
@@ -406,6 +406,7 @@ fn certificate(web: SocketAddr, name: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "a call reads as what, wanted, got")]
 fn check<T: PartialEq + std::fmt::Debug>(what: &str, wanted: T, got: T) -> Result<(), String> {
     if wanted == got { Ok(()) } else { Err(format!("{what}: {got:?}, expected {wanted:?}")) }
 }

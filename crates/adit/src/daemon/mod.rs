@@ -118,10 +118,7 @@ impl Daemon {
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
-        let traefik = traefik(&config, &registry)?;
-        if traefik.is_some() {
-            registry.register(Box::new(proxy_metrics.open_connections()))?;
-        }
+        let traefik = traefik(&config, &registry, &proxy_metrics)?;
         let ingress = RunningIngress::start(&config, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
         });
@@ -427,8 +424,13 @@ fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// Traefik's metrics, where the configuration wants them; the start counts as the first reload.
-fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
+fn traefik(
+    config: &Config,
+    registry: &Registry,
+    proxy: &Metrics,
+) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
     let Some(settings) = &config.metrics.prometheus else { return Ok(None) };
+    registry.register(Box::new(proxy.open_connections()))?;
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
