@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "interop/browser.rs"]
+mod browser;
 #[path = "interop/features.rs"]
 mod features;
 #[path = "interop/floods.rs"]

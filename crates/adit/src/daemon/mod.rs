@@ -9,7 +9,7 @@ pub(crate) use self::edge::random_secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{Config, DynamicFiles, FileProvider, Problems};
 use adit_proxy::drain;
@@ -119,10 +119,7 @@ impl Daemon {
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
-        let traefik = traefik(&config, &registry)?;
-        if traefik.is_some() {
-            registry.register(Box::new(proxy_metrics.open_connections()))?;
-        }
+        let traefik = traefik(&config, &registry, &proxy_metrics)?;
         let acme = AcmeViews::new(&registry)?;
         let ingress = RunningIngress::start(&config, &acme, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
@@ -182,9 +179,9 @@ impl Daemon {
     }
 
     /// Serves until told to stop; the exit code.
-    pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
+    pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
         // Before anybody is told that we are ready, and may write the next version.
-        let mut watch = FileWatch::start(self.watched());
+        let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
@@ -439,8 +436,13 @@ fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// Traefik's metrics, where the configuration wants them; the start counts as the first reload.
-fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
+fn traefik(
+    config: &Config,
+    registry: &Registry,
+    proxy: &Metrics,
+) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
     let Some(settings) = &config.metrics.prometheus else { return Ok(None) };
+    registry.register(Box::new(proxy.open_connections()))?;
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
