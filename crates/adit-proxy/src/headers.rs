@@ -114,6 +114,21 @@ fn is_claim(name: &str) -> bool {
     HOP_CLAIMS.contains(&&*name) || (CLAIM_PREFIXES.iter().any(|p| name.starts_with(p)) && !is_own_credential)
 }
 
+/// Whether a field may travel in a trailer section: it must not frame, route, authenticate or speak for a hop there
+/// (RFC 9110 §6.5.1), because there are servers that treat trailers as headers.
+pub fn may_trail(name: &HeaderName) -> bool {
+    !NO_TRAILERS.contains(name) && !HOP_BY_HOP.contains(&name.as_str()) && !is_claim(name.as_str())
+}
+
+/// Takes off a trailer section what must not travel there.
+pub fn tidy_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    let unfit: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
+    trailers
+}
+
 /// Removes fields of the tunnel's own vocabulary from a response (conformance statement E11).
 pub fn remove_internal(headers: &mut HeaderMap) {
     if headers.keys().any(|name| is_internal(name.as_str())) {
@@ -171,6 +186,22 @@ const HOP_BY_HOP: [&str; 7] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
+];
+/// Fields that change how the message or its content is read, beside those of one hop.
+const NO_TRAILERS: [HeaderName; 13] = [
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::EXPECT,
+    header::MAX_FORWARDS,
+    header::RANGE,
+    header::TE,
 ];
 /// Fields that `Connection: <name>` cannot remove.
 const PROTECTED: [HeaderName; 9] = [
@@ -245,6 +276,18 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, kept);
+    }
+
+    #[test]
+    fn trailers_keep_what_ends_a_call_and_lose_what_would_steer_it() {
+        let mut trailers = HeaderMap::new();
+        for name in
+            ["grpc-status", "content-length", "host", "transfer-encoding", "x-forwarded-for", "expect"]
+        {
+            trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        let left = tidy_trailers(trailers);
+        assert_eq!(left.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
     }
 
     #[test]

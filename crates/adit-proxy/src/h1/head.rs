@@ -341,9 +341,18 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>], spare: usize) -> Resul
 fn request_error(error: httparse::Error, head: &[u8]) -> HeadError {
     match error {
         httparse::Error::TooManyHeaders => HeadError::TooManyFields,
-        httparse::Error::Version => HeadError::Version,
+        // What stands in the version's place is one only if it looks like one: the rest is a malformed line.
+        httparse::Error::Version if names_version(head) => HeadError::Version,
         _ => fold_or_malformed(head),
     }
+}
+
+/// Whether the third word of a request line is `HTTP/` digit `.` digit (RFC 9112 §2.3) and the last.
+fn names_version(head: &[u8]) -> bool {
+    let line = head.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
+    let mut words = line.unwrap_or_default().split(|byte| *byte == b' ');
+    matches!(words.nth(2), Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']))
+        && words.next().is_none()
 }
 
 fn fold_or_malformed(head: &[u8]) -> HeadError {

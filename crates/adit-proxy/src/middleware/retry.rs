@@ -72,6 +72,7 @@ impl Retry {
         let path_is_empty = ctx.path_is_empty;
         loop {
             ctx.outcome = Outcome::Unasked;
+            let began = Instant::now();
             ctx.path_is_empty = path_is_empty;
             let response = next.run(copy(&request, body), ctx).await;
             let has_failed = (self.on_network_error && ctx.outcome == Outcome::Unsent)
@@ -82,11 +83,12 @@ impl Retry {
             }
             // What the failed attempt has not read is the next one's.
             let Some(again) = replay.attempt() else { return response };
+            let status = response.status;
             drop(response);
             body = again;
             let interval = self.interval(attempt);
             attempt += 1;
-            ctx.log.retries += 1;
+            ctx.replaced(status, began);
             tracing::debug!(router = %ctx.router, attempt, outcome = ?ctx.outcome, "request is tried again");
             if !interval.is_zero() {
                 sleep(interval).await;

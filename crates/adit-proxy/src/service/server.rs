@@ -13,6 +13,7 @@ use super::balancer::Member;
 use super::state::ServerState;
 use super::url::ServerUrl;
 use crate::forwarded;
+use crate::h2::websocket;
 use crate::headers;
 use crate::message::{Request, Response};
 use crate::middleware::{Ctx, Outcome};
@@ -96,7 +97,12 @@ impl Server {
         ctx.outcome = Outcome::Failed;
         let load = self.rules.counts_load.then(|| self.state.enter());
         let began = Instant::now();
+        let key = websocket::key_to_verify(request);
         let result = self.origin.send_once(request).await;
+        let result = result.and_then(|response| match key {
+            Some(key) if !websocket::is_accepted(&response, &key) => Err(ForwardError::WebSocketAccept),
+            _ => Ok(response),
+        });
         let elapsed = began.elapsed();
         ctx.log.origin_duration = Some(elapsed);
         let failed = match &result {

@@ -165,6 +165,7 @@ impl Plan {
         let blueprint = Blueprint {
             services: &self.services,
             transports: &self.transports,
+            internal: &BTreeMap::new(),
             chains: &|_, names, _| Err(format!("no middlewares here: {names:?}")),
         };
         Services::compile(blueprint, previous)

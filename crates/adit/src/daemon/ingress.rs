@@ -16,6 +16,7 @@ use adit_proxy::udp::{UdpRoute, UdpServices};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::gateway::files::{Files, Look, Place};
+use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
 use crate::gateway::{Gateway, Generation, Inputs};
 
@@ -31,6 +32,7 @@ pub(super) struct RunningIngress {
     udp_routes: HashMap<String, Arc<ArcSwapOption<UdpRoute>>>,
     streams: Streams,
     watched: Vec<PathBuf>,
+    internal: Internal,
 }
 
 /// A new generation with what belongs to it, not in force yet.
@@ -72,9 +74,15 @@ impl RunningIngress {
             udp_routes: HashMap::new(),
             streams: Streams::default(),
             watched: planned.watched,
+            internal: Internal::default(),
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
         ingress
+    }
+
+    /// Our own services, for which the process is to show itself.
+    pub(super) fn internal(&self) -> &Internal {
+        &self.internal
     }
 
     pub(super) fn store(&self) -> &Arc<CertificateStore> {
@@ -118,6 +126,7 @@ impl RunningIngress {
         options: Arc<TlsOptionSets>,
     ) {
         self.store.swap(certificates);
+        inputs.internal = self.internal.of(config);
         self.options = options;
         let previous = self.gateway.load();
         let mut routes = self.streams.compile(config, &mut inputs, &self.options);
@@ -190,7 +199,19 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
-    let inputs = Inputs { dynamic, entry_points, server, faults, ..Inputs::default() };
+    let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
+        (true, Some(tunnel)) => tunnel.entry_points.clone(),
+        _ => Vec::new(),
+    };
+    let inputs = Inputs {
+        dynamic,
+        entry_points,
+        server,
+        faults,
+        tunnel_names,
+        internal: Internal::default().of(config),
+        ..Inputs::default()
+    };
     (inputs, look.paths)
 }
 
@@ -208,6 +229,7 @@ fn plan(
     let option_faults = options.faults().map(|(name, why)| format!("TLS options {name}: {why}"));
     let all: Vec<String> = faults.chain(option_faults).collect();
     inputs.faults.extend(all);
+    inputs.tls_options = Some(options.stamps());
     Planned { inputs, certificates, options, watched }
 }
 
@@ -262,7 +284,7 @@ fn report(generation: &Generation) {
 pub(crate) const TUNNEL: &str = "tunnel";
 
 /// Whether routers answer what comes through the tunnel: it has no rules of its own.
-pub(super) fn serves_tunnel(config: &Config) -> bool {
+pub(crate) fn serves_tunnel(config: &Config) -> bool {
     let has_rules = |tunnel: &Tunnel| tunnel.ingress != Ingress::unavailable();
     has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
 }

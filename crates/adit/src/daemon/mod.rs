@@ -119,6 +119,9 @@ impl Daemon {
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
         let traefik = traefik(&config, &registry)?;
+        if traefik.is_some() {
+            registry.register(Box::new(proxy_metrics.open_connections()))?;
+        }
         let ingress = RunningIngress::start(&config, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
         });
@@ -152,6 +155,7 @@ impl Daemon {
             (edge.as_ref(), &front.gateway),
             &proxy_metrics,
         )?;
+        ingress.internal().show(&admin);
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");

@@ -2,9 +2,11 @@
 
 pub(crate) mod files;
 mod generation;
+pub(crate) mod internal;
 pub(crate) mod merge;
 mod redirect;
 pub(crate) mod view;
+pub(crate) mod view_streams;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -80,13 +82,6 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        if let Some(tls) = &visitor.tls
-            && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
-        {
-            exchange.failed("misdirected");
-            exchange.observe_only(entry.observed());
-            return plain(StatusCode::MISDIRECTED_REQUEST);
-        }
         if !entry.tidy_fields(&mut request) {
             exchange.failed("underscore_header");
             exchange.observe_only(entry.observed());
@@ -110,6 +105,7 @@ impl Gateway {
         let found = generation.decide(&request, &cleaned);
         if let Some(redirect) = &entry.redirect
             && !redirect.spares(cleaned.path(&request))
+            && !redirect.is_done(&request)
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
             exchange.answered_by(&Arc::from("redirect@internal"));
@@ -122,6 +118,13 @@ impl Gateway {
             exchange.observe_only(entry.observed());
             return not_found();
         };
+        if let Some(tls) = &visitor.tls
+            && entry.misdirects(found, tls, &request.host)
+        {
+            exchange.failed("misdirected");
+            exchange.observe_only(entry.observed());
+            return plain(StatusCode::MISDIRECTED_REQUEST);
+        }
         let served: &Served = &found.target;
         exchange.answered_by(&served.name);
         exchange.observe_only(served.observed);
@@ -150,7 +153,7 @@ impl Service for Gateway {
         if visitor.tls.is_some()
             && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
         {
-            response.headers.insert(header::ALT_SVC, value.clone());
+            response.headers.insert(header::ALT_SVC, value.value(visitor.local.port()));
         }
         exchange.finish_with(response)
     }
