@@ -1,5 +1,7 @@
 //! The real binary, someone else's clients and origins: visitor → edge → tunnel → connector → origin.
 
+#[path = "end_to_end/acme.rs"]
+mod acme;
 #[path = "end_to_end/bodies.rs"]
 mod bodies;
 #[path = "end_to_end/failures.rs"]

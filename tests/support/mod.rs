@@ -17,9 +17,11 @@ pub(crate) mod connector;
 pub(crate) mod curl;
 pub(crate) mod edge;
 pub(crate) mod haproxy;
+pub(crate) mod knot;
 pub(crate) mod load;
 pub(crate) mod nginx;
 pub(crate) mod origin;
+pub(crate) mod pebble;
 pub(crate) mod process;
 pub(crate) mod visitor;
 

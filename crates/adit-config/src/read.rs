@@ -101,6 +101,17 @@ impl<'a> Sink<'a> {
         });
     }
 
+    /// As [`Self::reject_at`] for what is accepted and still worth a line.
+    pub(crate) fn warn_at(&self, path: &str, value: &str, note: impl Into<String>) {
+        let position = self.origins.borrow().get(path).and_then(|origin| origin.position);
+        self.warn(Problem {
+            position,
+            key: path.to_owned(),
+            value: value.to_owned(),
+            ..Problem::of_file(self.file, note)
+        });
+    }
+
     /// Whether anything was written at a key path.
     pub(crate) fn has(&self, path: &str) -> bool {
         self.origins.borrow().contains_key(path)

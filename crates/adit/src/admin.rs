@@ -223,6 +223,7 @@ impl Admin {
             "edge": self.edge.as_ref().map(|(edge, address)| {
                 json!({ "address": address.to_string(), "tunnels": edge_status(edge) })
             }),
+            "certificates": self.gateway.acme().status(),
             "restart_needed": &**self.restart_needed.load(),
             "problems": self.gateway.load().verdicts.problems(),
             "warnings": self.gateway.load().verdicts.warnings,

@@ -8,6 +8,7 @@
 
 mod access;
 mod access_log;
+mod acme;
 mod admin;
 mod announce;
 mod answer;

@@ -155,7 +155,7 @@ impl Accepted {
             }
             TlsDecision::Tcp(route) => self.serve_tls(route, hello, start, ends, Opening::None).await,
             TlsDecision::Challenge(config) => {
-                if let Some(mut io) = self.handshake(hello, start.stream, config).await {
+                if let Some(mut io) = self.handshake(hello, start.stream, &config).await {
                     // RFC 8737 §3: the validator has what it wants; nothing is sent.
                     let _ = tokio::io::AsyncWriteExt::shutdown(&mut io).await;
                 }

@@ -21,18 +21,24 @@ pub struct Switch {
     /// TLS options by name.
     pub options: Arc<TlsOptionSets>,
     /// Answers `acme-tls/1` handshakes (RFC 8737), if this process gets certificates itself.
-    pub challenges: Option<Arc<ServerConfig>>,
+    pub challenges: Option<Arc<dyn TlsChallenges>>,
+}
+
+/// Challenges of tls-alpn-01 that wait for the CA's look.
+pub trait TlsChallenges: Send + Sync + std::fmt::Debug {
+    /// The settings that show the challenge's certificate, if one is pending for this name.
+    fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>>;
 }
 
 /// Who takes a TLS connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum TlsDecision<'a> {
     /// HTTP behind TLS that we end, with the stamp of the options.
     Http(&'a Arc<ServerConfig>, Stamp),
     /// A TCP router.
     Tcp(&'a Arc<TcpRoute>),
     /// The answer to an ACME challenge: nothing follows the handshake.
-    Challenge(&'a Arc<ServerConfig>),
+    Challenge(Arc<ServerConfig>),
     /// Nobody, because of this.
     Refuse(&'static str),
 }
@@ -68,8 +74,9 @@ impl Switch {
     pub(super) fn decide_tls(&self, head: &TcpHead<'_>) -> TlsDecision<'_> {
         if let Some(challenges) = &self.challenges
             && head.alpn.contains(&ACME_TLS_1)
+            && let Some(config) = challenges.answer(head.server_name)
         {
-            return TlsDecision::Challenge(challenges);
+            return TlsDecision::Challenge(config);
         }
         if let Some(options) = self.hosts.options_of(head.server_name) {
             return self.http_with(options);
@@ -161,6 +168,30 @@ mod tests {
         assert_eq!(taker(&without, "zzz.test"), "*");
         assert_eq!(taker(&without, ""), "*");
         assert_eq!(taker(&switch(&[], &[]), "zzz.test"), "http", "to be answered 404");
+    }
+
+    #[derive(Debug)]
+    struct OneChallenge(Arc<ServerConfig>);
+
+    impl TlsChallenges for OneChallenge {
+        fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
+            (server_name == "a.test").then(|| Arc::clone(&self.0))
+        }
+    }
+
+    #[test]
+    fn only_a_pending_challenge_takes_an_acme_handshake() {
+        let config = CertificateStore::default();
+        let config = Arc::new(config).server_config().unwrap();
+        let challenges: Option<Arc<dyn TlsChallenges>> = Some(Arc::new(OneChallenge(config)));
+        let switch = Switch { challenges, ..switch(&[], &["*"]) };
+        let decide = |server_name, alpn: &[&[u8]]| {
+            let head = TcpHead { server_name, alpn, peer: "192.0.2.1".parse().unwrap() };
+            matches!(switch.decide_tls(&head), TlsDecision::Challenge(_))
+        };
+        assert!(decide("a.test", &[b"acme-tls/1"]));
+        assert!(!decide("b.test", &[b"acme-tls/1"]), "a server behind a TCP router may answer its own");
+        assert!(!decide("a.test", &[b"h2"]));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use adit_acme::Acme;
 use adit_config::dynamic::{Dynamic, TlsDynamic};
 use adit_config::{Config, DynamicFiles, EntryPointTransport, Ingress, Tunnel};
 use adit_proxy::listen::Switch;
@@ -15,6 +16,7 @@ use adit_proxy::tls::{CertificateStore, Certificates};
 use adit_proxy::udp::{UdpRoute, UdpServices};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
 use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
@@ -33,6 +35,7 @@ pub(super) struct RunningIngress {
     streams: Streams,
     watched: Vec<PathBuf>,
     internal: Internal,
+    acme: Acme,
 }
 
 /// A new generation with what belongs to it, not in force yet.
@@ -60,8 +63,13 @@ struct Routes {
 
 impl RunningIngress {
     /// Compiles what `config` and its files have.
-    pub(super) fn start(config: &Config, make_gateway: impl FnOnce(Generation) -> Gateway) -> Self {
+    pub(super) fn start(
+        config: &Config,
+        acme: &AcmeViews,
+        make_gateway: impl FnOnce(Generation) -> Gateway,
+    ) -> Self {
         let store = Arc::new(CertificateStore::default());
+        let acme = acme.resolvers(&store);
         let mut files = Files::default();
         let planned = plan(config, &mut files, &store, None);
         let options = Arc::new(planned.options);
@@ -75,6 +83,7 @@ impl RunningIngress {
             streams: Streams::default(),
             watched: planned.watched,
             internal: Internal::default(),
+            acme,
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
         ingress
@@ -130,7 +139,10 @@ impl RunningIngress {
         self.options = options;
         let previous = self.gateway.load();
         let mut routes = self.streams.compile(config, &mut inputs, &self.options);
-        let generation = Generation::compile(inputs, Some(&previous));
+        let mut generation = Generation::compile(inputs, Some(&previous));
+        let wanted =
+            acme::wanted(config, &generation, &tcp_hosts(&routes), &|name| self.store.is_configured(name));
+        generation.verdicts.warnings.extend(wanted.warnings.iter().map(ToString::to_string));
         report(&generation);
         self.set_switches(config, &generation, &mut routes);
         for (name, entry_point) in &config.entry_points {
@@ -140,6 +152,17 @@ impl RunningIngress {
             }
         }
         self.gateway.store(generation);
+        self.acme.apply(&config.tls.resolvers, &wanted.list);
+    }
+
+    /// Lets orders begin: the entry points listen.
+    pub(super) fn open_orders(&self) {
+        self.acme.open();
+    }
+
+    /// Ends orders that are under way.
+    pub(super) async fn stop_orders(&mut self) {
+        self.acme.stop().await;
     }
 
     /// What each entry point does with a connection; cells that listeners hold are changed in place.
@@ -151,6 +174,7 @@ impl RunningIngress {
                 plain: tcp.plain,
                 secure: tcp.secure,
                 hosts: generation.tls_hosts(name),
+                challenges: Some(self.gateway.acme().tls_challenges()),
                 ..Switch::http(Arc::clone(&self.options))
             };
             let cell = match held.remove(name) {
@@ -270,6 +294,12 @@ impl Streams {
     }
 }
 
+/// The names of TCP routers with TLS, by router.
+fn tcp_hosts(routes: &Routes) -> Vec<TcpHosts> {
+    let routers = routes.tcp.values().flat_map(|routers| routers.secure.routers());
+    routers.map(TcpHosts::of).collect()
+}
+
 /// Says what is disabled and why, once a generation.
 fn report(generation: &Generation) {
     for problem in generation.verdicts.problems() {
@@ -287,6 +317,11 @@ pub(crate) const TUNNEL: &str = "tunnel";
 pub(crate) fn serves_tunnel(config: &Config) -> bool {
     let has_rules = |tunnel: &Tunnel| tunnel.ingress != Ingress::unavailable();
     has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
+}
+
+/// Whether connections are looked at before it is known who takes them: routers below HTTP, or challenges of tls-alpn-01.
+pub(super) fn has_switches(config: &Config) -> bool {
+    has_ingress(config) || !config.tls.resolvers.is_empty()
 }
 
 /// Whether a configuration has anything for the ingress.

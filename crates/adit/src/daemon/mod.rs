@@ -23,9 +23,10 @@ use tokio::task::JoinSet;
 
 use self::connector::{Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
-use self::ingress::{RunningIngress, has_ingress, serves_tunnel};
+use self::ingress::{RunningIngress, has_switches, serves_tunnel};
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
+use crate::acme::AcmeViews;
 use crate::admin::Admin;
 use crate::answer::RequestMetrics;
 use crate::certificates::IdentityError;
@@ -122,8 +123,9 @@ impl Daemon {
         if traefik.is_some() {
             registry.register(Box::new(proxy_metrics.open_connections()))?;
         }
-        let ingress = RunningIngress::start(&config, |generation| {
-            Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
+        let acme = AcmeViews::new(&registry)?;
+        let ingress = RunningIngress::start(&config, &acme, |generation| {
+            Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
         });
         gauges::register(&registry, ingress.gateway(), ingress.store())?;
         let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
@@ -136,9 +138,10 @@ impl Daemon {
             edge: edge.as_ref().map(|edge| Arc::clone(edge.service())),
             public: Arc::new(ArcSwap::from_pointee(public(&config))),
         });
-        let switches = |name: &str| ingress.switch(name).filter(|_| has_ingress(&config));
+        let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
+        ingress.open_orders();
         let connector = match &config.tunnel {
             Some(tunnel) => {
                 let reach = reach(tunnel, edge.as_ref())?;
@@ -289,7 +292,7 @@ impl Daemon {
             _ => None,
         };
         self.ingress.reserve(&config);
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = self.listeners.prepare(&config, &switches)?;
         let replacement = self.plan_connector(&config, plan.as_ref())?;
         if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
@@ -297,7 +300,7 @@ impl Daemon {
         }
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
         self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
@@ -363,7 +366,7 @@ impl Daemon {
         let grace = grace(&self.source, &self.config);
         tracing::info!(grace_seconds = grace.as_secs(), "Initiating graceful shutdown");
         let draining = async {
-            self.listeners.drain().await;
+            tokio::join!(self.ingress.stop_orders(), self.listeners.drain());
             if let Some(connector) = self.connector.take() {
                 connector.drain().await;
             }

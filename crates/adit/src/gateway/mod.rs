@@ -21,6 +21,7 @@ use http::{StatusCode, Uri};
 
 pub(crate) use self::generation::{Generation, Inputs, Observed, Served};
 use crate::access_log::AccessLog;
+use crate::acme::AcmeViews;
 use crate::answer::{Exchange, RequestMetrics};
 use crate::observe::probe::Probed;
 use crate::observe::traefik::{Names, TraefikMetrics};
@@ -35,6 +36,7 @@ pub(crate) struct Gateway {
     metrics: RequestMetrics,
     access_log: Option<AccessLog>,
     traefik: Option<Arc<TraefikMetrics>>,
+    acme: AcmeViews,
 }
 
 impl Gateway {
@@ -43,8 +45,15 @@ impl Gateway {
         metrics: RequestMetrics,
         access_log: Option<AccessLog>,
         traefik: Option<Arc<TraefikMetrics>>,
+        acme: AcmeViews,
     ) -> Self {
-        Self { current: ArcSwap::from_pointee(first), ids: RequestIds::new(), metrics, access_log, traefik }
+        let current = ArcSwap::from_pointee(first);
+        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme }
+    }
+
+    /// Certificates by ACME and their challenges.
+    pub(crate) fn acme(&self) -> &AcmeViews {
+        &self.acme
     }
 
     /// Traefik's metrics, where they are wanted.
@@ -69,9 +78,32 @@ impl Gateway {
         self.current.store(Arc::new(generation));
     }
 
-    /// True if one of our routers wants this request; others may be the edge's.
+    /// True if one of our routers wants this request, or a challenge of ours; others may be the edge's.
     pub(crate) fn wants(&self, request: &Request) -> bool {
-        self.current.load().finds(request)
+        self.acme.challenges.has_http_answer(request.uri.path()) || self.current.load().finds(request)
+    }
+
+    /// A challenge of ours is answered before anything else looks at the request; others are the routers', unless the
+    /// entry point keeps them away.
+    fn answer_challenge(
+        &self,
+        generation: &Generation,
+        request: &Request,
+        exchange: &mut Exchange,
+    ) -> Option<Response> {
+        let path = request.uri.path();
+        if !path.starts_with(CHALLENGE_PATH) {
+            return None;
+        }
+        let entry_point = &request.visitor.entry_point;
+        let answer = self.acme.challenges.http_answer(path);
+        if answer.is_none() && generation.inputs.entry_points.get(&**entry_point)?.acme_bypass {
+            return None;
+        }
+        exchange.answered_by(&Arc::from("acme-http@internal"));
+        exchange.observe_only(generation.entry(entry_point)?.observed());
+        exchange.is_internal();
+        Some(answer.map_or_else(not_found, |text| Response::text(StatusCode::OK, "text/plain", text)))
     }
 
     async fn answer(
@@ -149,7 +181,10 @@ impl Service for Gateway {
         exchange.measure(&mut request, self.traefik.as_ref());
         let generation = self.load();
         let visitor = Arc::clone(&request.visitor);
-        let mut response = self.answer(&generation, request, &mut exchange).await;
+        let mut response = match self.answer_challenge(&generation, &request, &mut exchange) {
+            Some(response) => response,
+            None => self.answer(&generation, request, &mut exchange).await,
+        };
         if visitor.tls.is_some()
             && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
         {
@@ -212,5 +247,7 @@ fn set_target(request: &mut Request, target: &str) -> bool {
     }
 }
 
+/// RFC 8555 §8.3.
+const CHALLENGE_PATH: &str = "/.well-known/acme-challenge/";
 const NOSNIFF: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));

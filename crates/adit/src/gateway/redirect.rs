@@ -33,7 +33,7 @@ impl Redirect {
 
     /// ACME's http-01 challenges are answered where they are asked, or no certificate could ever be had.
     pub(crate) fn spares(&self, path: &str) -> bool {
-        path.starts_with("/.well-known/acme-challenge/")
+        path.starts_with(super::CHALLENGE_PATH)
     }
 
     /// Whether this request is where it would be sent already, as a trusted hop before us says, or names no host to be
