@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{HttpHead, Matcher, Router, RouterTable, matcher::HttpLeaf};
+use super::{HttpHead, Matcher, Router, RouterTable, length_of, matcher::HttpLeaf};
 use crate::host_rule::HostExpression;
 
 /// A router that is never reached, as far as can be told.
@@ -49,6 +49,7 @@ impl<R> RouterTable<R> {
                 query: &witness.query,
                 method: &method,
                 headers: &witness.headers,
+                content_length: length_of(&witness.headers),
                 peer: witness.peer,
             };
             // A rule with regular expressions or negations may not match what was made up for it: nothing is known then.

@@ -180,7 +180,14 @@ impl Daemon {
 
     /// Serves until told to stop; the exit code.
     pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
-        // Before anybody is told that we are ready, and may write the next version.
+        // Before anybody is told that we are ready, and may send a signal or write the next version.
+        let mut signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for signals");
+                return 1;
+            }
+        };
         let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
         if announce_to_person {
@@ -192,13 +199,6 @@ impl Daemon {
                 self.admin_address,
             ));
         }
-        let mut signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals");
-                return 1;
-            }
-        };
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();

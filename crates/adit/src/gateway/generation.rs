@@ -269,6 +269,7 @@ impl Generation {
             query: cleaned.query(request),
             method: &request.method,
             headers: &request.headers,
+            content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
         })
     }

@@ -160,7 +160,9 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
             return json_some(line, subject.as_deref().unwrap_or_default());
         }
         Field::GzipRatio => {
-            if entry.origin_status.is_none() || entry.bytes == 0 || entry.bytes == entry.origin_bytes {
+            // A refusal has a ratio too, of nothing.
+            let is_known = entry.origin_status.is_some() || !entry.reason.is_empty();
+            if !is_known || entry.bytes == 0 || entry.bytes == entry.origin_bytes {
                 return false;
             }
             #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
