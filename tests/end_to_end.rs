@@ -10,6 +10,10 @@ mod failures;
 mod ingress;
 #[path = "end_to_end/ingress_check.rs"]
 mod ingress_check;
+#[path = "end_to_end/ingress_own.rs"]
+mod ingress_own;
+#[path = "end_to_end/ingress_tls.rs"]
+mod ingress_tls;
 #[path = "end_to_end/limits.rs"]
 mod limits;
 #[path = "end_to_end/operation.rs"]

@@ -225,6 +225,15 @@ pub enum FieldMode {
     Redact,
 }
 
+/// Which of our own services routers may name (`api@internal`, …).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InternalServices {
+    /// `api@internal` and `dashboard@internal`: there is a section `api`.
+    pub api: bool,
+    /// `ping@internal`: there is a section `ping`.
+    pub ping: bool,
+}
+
 /// Exporters of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metrics {

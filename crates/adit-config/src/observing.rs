@@ -134,21 +134,23 @@ fn read_buckets(field: &Field<'_>) -> Option<Vec<Duration>> {
     Some(buckets)
 }
 
-/// `/ping` of the admin endpoint is always there; what would put it elsewhere is refused.
+/// `/ping` of the admin endpoint is always there, `ping@internal` if this section is.
 pub(crate) fn check_ping(field: &Field<'_>) -> Option<()> {
     optional_block(field, (), |section, ()| {
         check_entry_point(section);
-        section.refuse(&["manualRouting", "terminatingStatusCode"]);
+        section.refuse(&["terminatingStatusCode"]);
+        // Routing by hand, with `ping@internal`, is the only way there is.
+        section.optional("manualRouting", Field::boolean);
     })
 }
 
-/// `/api/...` of the admin endpoint is always there, and nowhere else.
+/// `/api/...` of the admin endpoint is always there, `api@internal` if this section is.
 pub(crate) fn check_api(field: &Field<'_>) -> Option<()> {
     optional_block(field, (), |section, ()| {
         section.refuse(&["basePath"]);
         for key in ["insecure", "dashboard", "debug", "disableDashboardAd", "dashboardName"] {
             if let Some(field) = section.take(key) {
-                field.warn("has no effect: the admin endpoint has `/api` and a page, and no entry point has");
+                field.warn("has no effect: the admin endpoint has `/api` and a page, entry points where a router names `api@internal`");
             }
         }
     })

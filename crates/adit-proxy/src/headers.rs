@@ -7,12 +7,31 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+    // One look at each name instead of a lookup for each that may be there: most messages have one of them or none.
+    let mut present = [false; HOP_BY_HOP.len()];
+    let (mut connection, mut te, mut any) = (false, false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "te" => te = true,
+            name => match HOP_BY_HOP.iter().position(|hop| hop.len() == name.len() && *hop == name) {
+                Some(at) => present[at] = true,
+                None => continue,
+            },
+        }
+        any = true;
+    }
+    if !any {
+        return;
+    }
+    if connection {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
             .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .map(<[u8]>::trim_ascii)
+            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         for name in named {
             // A visitor must not be able to take off what a hop relies on.
@@ -22,16 +41,19 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    for (name, _) in HOP_BY_HOP.iter().zip(present).filter(|(_, present)| *present) {
+        headers.remove(*name);
     }
-    if headers.contains_key(header::TE) {
+    if te {
         keep_te_trailers(headers);
     }
 }
 
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
 pub fn keep_te_trailers(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::TE) {
+        return;
+    }
     let trailers = headers.get_all(header::TE).iter().any(|v| {
         v.as_bytes().split(|b| *b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
@@ -73,17 +95,23 @@ pub fn remove_internal(headers: &mut HeaderMap) {
 
 /// Adds one address to `X-Forwarded-For`, after those that trusted hops put there, on one line.
 pub fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
-    let value = match forwarded_for(headers) {
-        Some(before) => format!("{before}, {address}"),
-        None => address.to_string(),
-    };
-    if let Ok(value) = HeaderValue::from_str(&value) {
-        headers.insert(X_FORWARDED_FOR, value);
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        append_forwarded_text(headers, &address);
     }
+}
+
+/// [`append_forwarded_for`] with the address as text.
+pub(crate) fn append_forwarded_text(headers: &mut HeaderMap, address: &HeaderValue) {
+    let value = forwarded_for(headers).and_then(|before| {
+        let address = address.to_str().ok()?;
+        HeaderValue::try_from(format!("{before}, {address}")).ok()
+    });
+    headers.insert(X_FORWARDED_FOR, value.unwrap_or_else(|| address.clone()));
 }
 
 /// All lines of `X-Forwarded-For` as one list (RFC 9110 §5.3): a hop may have added a line of its own.
 pub fn forwarded_for(headers: &HeaderMap) -> Option<String> {
+    headers.get(&X_FORWARDED_FOR)?;
     let lines: Vec<&str> = headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
 }
@@ -103,14 +131,14 @@ fn is_internal(name: &str) -> bool {
 /// `X-Forwarded-For`.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-const HOP_BY_HOP: [HeaderName; 7] = [
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
+const HOP_BY_HOP: [&str; 7] = [
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
 ];
 /// Fields that `Connection: <name>` cannot remove.
 const PROTECTED: [HeaderName; 9] = [

@@ -175,6 +175,7 @@ impl Check<'_> {
             Blueprint {
                 services: &http.services,
                 transports: &http.servers_transports,
+                internal: &inputs.internal.targets(),
                 chains: &|user, names, resolve| layers.chain(user, names, resolve),
             },
             None,
@@ -233,7 +234,10 @@ impl Check<'_> {
             let service = match router.service.is_empty() {
                 // Where reading has found a fault, that fault says more.
                 true => router.fault.is_none().then(|| "names no service".to_owned()),
-                false => unusable("service", &router.service, &http.services, &verdicts.services),
+                false => match generation.inputs.internal.targets().remove(&router.service) {
+                    Some(own) => own.err(),
+                    None => unusable("service", &router.service, &http.services, &verdicts.services),
+                },
             };
             reasons.extend(service.map(|reason| (".service".to_owned(), reason)));
             let wanted = router.tls.as_ref().and_then(|tls| tls.options.as_ref());
@@ -263,7 +267,7 @@ impl Check<'_> {
                 self.warn("http.routers", &router.name, ".rule", reason);
             }
         }
-        for reason in generation.hosts.warnings() {
+        for reason in generation.tls_warnings() {
             let named = generation.table.routers().iter().find(|router| {
                 let is_host = |host: &String| reason.starts_with(&format!("host {host} "));
                 reason.starts_with(&format!("router {} ", router.name))
@@ -287,6 +291,7 @@ fn bad_rules(dynamic: &Dynamic) -> BTreeMap<String, (String, String)> {
         is_internal: false,
         entry_points: Vec::new(),
         tls: false,
+        any_scheme: false,
         target: (),
     });
     let (_, disabled) = RouterTable::build(specs);

@@ -12,6 +12,7 @@ mod acme;
 mod admin;
 mod announce;
 mod answer;
+mod api;
 mod certificates;
 mod checking;
 mod cli;

@@ -1,5 +1,7 @@
 //! Heads of requests and responses: strict parsing out of a growing buffer.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
@@ -151,9 +153,9 @@ pub fn skip_empty_lines(buffer: &mut BytesMut) {
 /// # Errors
 /// Anything that two parsers could read in two ways is refused; see [`HeadError`].
 pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
         Err(error) => return Err(request_error(error, head)),
@@ -163,7 +165,7 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers)?;
+    let mut headers = collect(head, parsed.headers, FIELDS_ADDED)?;
     let uri = parse_target(head, &method, target)?;
     let host = take_host(&mut headers, &uri, version)?;
     let framing = framing::of_request(&headers, version)?;
@@ -185,9 +187,10 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
 /// # Errors
 /// As [`parse_request`].
 pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
@@ -199,7 +202,7 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers)?;
+    let mut headers = collect(head, parsed.headers, 1)?;
     let framing = framing::of_response(&headers, status, method, version)?;
     let keep_alive = ConnectionOptions::read(&headers).keep_alive(version) && framing != Framing::UntilClose;
     // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
@@ -292,8 +295,9 @@ pub fn is_host(host: &str) -> bool {
     name_ok && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+/// Leaves room for some fields to be added without the map being built anew.
+fn collect(head: &Bytes, fields: &[httparse::Header<'_>], spare: usize) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(fields.len() + spare);
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         // The value stays a slice of the head: no copy per field.
@@ -318,6 +322,8 @@ fn fold_or_malformed(head: &[u8]) -> HeadError {
     if folded { HeadError::ObsFold } else { HeadError::Malformed }
 }
 
+/// What an entry point says about its visitor: `X-Forwarded-*`, `X-Real-Ip`.
+const FIELDS_ADDED: usize = 6;
 /// Most fields of one head; 128 × 2 pointers of stack while parsing.
 pub const FIELDS_MAX: usize = 128;
 

@@ -269,6 +269,7 @@ mod tests {
                 secure: false,
                 entry_point: "web".into(),
                 tls: None,
+                address: crate::message::AddressText::default(),
             };
             serve(theirs, &Arc::new(Echo), &Arc::new(visitor), &options(), &drain).await;
         });

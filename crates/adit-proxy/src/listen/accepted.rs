@@ -23,7 +23,7 @@ use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 
 use crate::tcp::route::{Opening, RouteTls, TcpRoute};
-use crate::tls::options::suite_name;
+use crate::tls::options::{Stamp, suite_name};
 use crate::{h1, h2};
 
 pub(super) struct Accepted {
@@ -65,11 +65,13 @@ impl Accepted {
                     self.within_tls_timeout(start.client_hello()).await.map(|h| self.counted(h))
                     && let Some(io) = self.handshake(hello, start.stream, config).await
                 {
-                    self.serve_http(Io::TlsServer(Box::new(io)), BytesMut::new(), ends, &service).await;
+                    let io = Io::TlsServer(Box::new(io));
+                    self.serve_http(io, Stamp::default(), BytesMut::new(), ends, &service).await;
                 }
             }
             (None, None) => {
-                self.serve_http(Io::Tcp(start.stream), start.buffer, ends, &service).await;
+                let io = Io::Tcp(start.stream);
+                self.serve_http(io, Stamp::default(), start.buffer, ends, &service).await;
             }
         }
     }
@@ -116,7 +118,10 @@ impl Accepted {
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
                 Some(route) => self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await,
-                None => self.serve_http(Io::Tcp(start.stream), start.buffer, ends, service).await,
+                None => {
+                    let io = Io::Tcp(start.stream);
+                    self.serve_http(io, Stamp::default(), start.buffer, ends, service).await;
+                }
             };
         }
         let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
@@ -124,14 +129,14 @@ impl Accepted {
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
         match switch.decide_tls(&head) {
-            TlsDecision::Http(config) => {
+            TlsDecision::Http(config, stamp) => {
                 let config = match hello.server_name.is_empty() {
                     true => switch.options.for_address(config, ends.local.ip()),
                     false => Arc::clone(config),
                 };
                 if let Some(io) = self.handshake(hello, start.stream, &config).await {
                     let io = Io::TlsServer(Box::new(io));
-                    self.serve_http(io, BytesMut::new(), ends, service).await;
+                    self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
                 }
             }
             TlsDecision::Tcp(route) => self.serve_tls(route, hello, start, ends, Opening::None).await,
@@ -230,9 +235,17 @@ impl Accepted {
         }
     }
 
-    async fn serve_http<S: Service>(&self, mut io: Io, ahead: BytesMut, ends: Ends, service: &Arc<S>) {
+    /// `options` are those of the handshake, if TLS is spoken.
+    async fn serve_http<S: Service>(
+        &self,
+        mut io: Io,
+        options: Stamp,
+        ahead: BytesMut,
+        ends: Ends,
+        service: &Arc<S>,
+    ) {
         let tls = match &io {
-            Io::TlsServer(stream) => Some(Arc::new(tls_info(stream))),
+            Io::TlsServer(stream) => Some(Arc::new(TlsInfo { options, ..tls_info(stream) })),
             _ => None,
         };
         let visitor = Arc::new(Visitor {
@@ -241,6 +254,7 @@ impl Accepted {
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
             tls,
+            address: crate::message::AddressText::default(),
         });
         let (is_h2, start) = match io.alpn() {
             Some(protocol) => (protocol == b"h2", ahead),
@@ -304,6 +318,7 @@ fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
             .peer_certificates()
             .map(|chain| chain.iter().map(|cert| cert.clone().into_owned()).collect())
             .unwrap_or_default(),
+        options: Stamp::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use rustls::ServerConfig;
 
 use crate::tcp::route::TcpRoute;
 use crate::tls::hosts::TlsHosts;
-use crate::tls::options::{DEFAULT_OPTIONS, TlsOptionSets};
+use crate::tls::options::{DEFAULT_OPTIONS, Stamp, TlsOptionSets};
 
 /// The routes of one entry point below HTTP; built whole and swapped whole on every reload.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub trait TlsChallenges: Send + Sync + std::fmt::Debug {
 /// Who takes a TLS connection.
 #[derive(Clone, Debug)]
 pub(super) enum TlsDecision<'a> {
-    /// HTTP behind TLS that we end.
-    Http(&'a Arc<ServerConfig>),
+    /// HTTP behind TLS that we end, with the stamp of the options.
+    Http(&'a Arc<ServerConfig>, Stamp),
     /// A TCP router.
     Tcp(&'a Arc<TcpRoute>),
     /// The answer to an ACME challenge: nothing follows the handshake.
@@ -91,7 +91,7 @@ impl Switch {
 
     fn http_with(&self, options: &str) -> TlsDecision<'_> {
         match self.options.find(options) {
-            Ok(config) => TlsDecision::Http(config),
+            Ok(config) => TlsDecision::Http(config, self.options.stamp(options).unwrap_or_default()),
             Err(reason) => {
                 tracing::debug!(%reason, "handshake refused");
                 TlsDecision::Refuse("tls_options")
@@ -141,7 +141,8 @@ mod tests {
     fn switch(https: &[&[&str]], secure: &[&'static str]) -> Switch {
         let https: Vec<Vec<String>> =
             https.iter().map(|hosts| hosts.iter().map(|host| (*host).to_owned()).collect()).collect();
-        let rules = https.iter().map(|hosts| TlsHostRule { router: "h", hosts, options: None });
+        let rules =
+            https.iter().map(|hosts| TlsHostRule { router: "h", hosts, options: None, is_refused: false });
         let store = Arc::new(CertificateStore::default());
         let options = Arc::new(TlsOptionSets::compile(&BTreeMap::new(), &store, None));
         Switch { secure: names(secure), hosts: TlsHosts::compile(rules), ..Switch::http(options) }
@@ -150,7 +151,7 @@ mod tests {
     fn taker(switch: &Switch, server_name: &str) -> String {
         let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap() };
         match switch.decide_tls(&head) {
-            TlsDecision::Http(_) => "http".to_owned(),
+            TlsDecision::Http(..) => "http".to_owned(),
             TlsDecision::Tcp(route) => route.name.to_string(),
             TlsDecision::Challenge(_) => "challenge".to_owned(),
             TlsDecision::Refuse(reason) => reason.to_owned(),
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn unknown_options_refuse_the_handshake() {
         let hosts = ["a.test".to_owned()];
-        let rule = TlsHostRule { router: "h", hosts: &hosts, options: Some("nope") };
+        let rule = TlsHostRule { router: "h", hosts: &hosts, options: Some("nope"), is_refused: false };
         let switch = Switch { hosts: TlsHosts::compile([rule]), ..switch(&[], &[]) };
         assert_eq!(taker(&switch, "a.test"), "tls_options");
         assert_eq!(taker(&switch, "b.test"), "http");

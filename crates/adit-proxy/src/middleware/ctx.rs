@@ -7,6 +7,8 @@ use std::time::Duration;
 use http::StatusCode;
 use rustls::pki_types::CertificateDer;
 
+use crate::tls::options::Stamp;
+
 /// One request's surroundings; handed on by `&mut`, so that nothing in it needs a lock.
 #[derive(Clone, Debug)]
 pub struct Ctx {
@@ -43,6 +45,8 @@ pub struct TlsInfo {
     pub server_name: Option<Box<str>>,
     /// The chain the visitor presented, leaf first; empty without client authentication.
     pub client_certificates: Vec<CertificateDer<'static>>,
+    /// The TLS options under which the handshake was made.
+    pub options: Stamp,
 }
 
 /// How far an attempt to have a request answered came.

@@ -136,7 +136,7 @@ impl Addressed {
     /// Does what is the same for every server.
     pub(super) fn new(request: &mut Request, ctx: &Ctx, keep: bool) -> Self {
         if ctx.append_forwarded_for {
-            forwarded::append_for(&mut request.headers, ctx.client);
+            forwarded::append_for(&mut request.headers, &request.visitor, ctx.client);
         }
         if request.upgrade.as_deref() == Some("websocket") {
             complete_handshake(&mut request.method, &mut request.headers);

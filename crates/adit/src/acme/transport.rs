@@ -9,7 +9,7 @@ use adit_config::CertificateResolver;
 use adit_proxy::body::{Batch, Body};
 use adit_proxy::connect::{Connector, Target};
 use adit_proxy::h2::client::H2Options;
-use adit_proxy::message::{Request, Visitor};
+use adit_proxy::message::{AddressText, Request, Visitor};
 use adit_proxy::origin::{Origin, OriginOptions, Protocol};
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -113,6 +113,7 @@ fn message(request: http::Request<Bytes>) -> Option<Request> {
             secure: true,
             tls: None,
             entry_point: "acme".into(),
+            address: AddressText::default(),
         }),
     })
 }

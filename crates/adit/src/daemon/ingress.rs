@@ -18,6 +18,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
+use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
 use crate::gateway::{Gateway, Generation, Inputs};
 
@@ -34,6 +35,7 @@ pub(super) struct RunningIngress {
     streams: Streams,
     watched: Vec<PathBuf>,
     acme: Acme,
+    internal: Internal,
 }
 
 /// A new generation with what belongs to it, not in force yet.
@@ -81,9 +83,15 @@ impl RunningIngress {
             streams: Streams::default(),
             watched: planned.watched,
             acme,
+            internal: Internal::default(),
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
         ingress
+    }
+
+    /// Our own services, for which the process is to show itself.
+    pub(super) fn internal(&self) -> &Internal {
+        &self.internal
     }
 
     pub(super) fn store(&self) -> &Arc<CertificateStore> {
@@ -127,6 +135,7 @@ impl RunningIngress {
         options: Arc<TlsOptionSets>,
     ) {
         self.store.swap(certificates);
+        inputs.internal = self.internal.of(config);
         self.options = options;
         let previous = self.gateway.load();
         let mut routes = self.streams.compile(config, &mut inputs, &self.options);
@@ -214,7 +223,19 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
-    let inputs = Inputs { dynamic, entry_points, server, faults, ..Inputs::default() };
+    let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
+        (true, Some(tunnel)) => tunnel.entry_points.clone(),
+        _ => Vec::new(),
+    };
+    let inputs = Inputs {
+        dynamic,
+        entry_points,
+        server,
+        faults,
+        tunnel_names,
+        internal: Internal::default().of(config),
+        ..Inputs::default()
+    };
     (inputs, look.paths)
 }
 
@@ -232,6 +253,7 @@ fn plan(
     let option_faults = options.faults().map(|(name, why)| format!("TLS options {name}: {why}"));
     let all: Vec<String> = faults.chain(option_faults).collect();
     inputs.faults.extend(all);
+    inputs.tls_options = Some(options.stamps());
     Planned { inputs, certificates, options, watched }
 }
 
@@ -292,7 +314,7 @@ fn report(generation: &Generation) {
 pub(crate) const TUNNEL: &str = "tunnel";
 
 /// Whether routers answer what comes through the tunnel: it has no rules of its own.
-pub(super) fn serves_tunnel(config: &Config) -> bool {
+pub(crate) fn serves_tunnel(config: &Config) -> bool {
     let has_rules = |tunnel: &Tunnel| tunnel.ingress != Ingress::unavailable();
     has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
 }

@@ -155,6 +155,7 @@ impl Daemon {
             (edge.as_ref(), &front.gateway),
             &proxy_metrics,
         )?;
+        ingress.internal().show(&admin);
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");

@@ -2,9 +2,11 @@
 
 pub(crate) mod files;
 mod generation;
+pub(crate) mod internal;
 pub(crate) mod merge;
 mod redirect;
 pub(crate) mod view;
+pub(crate) mod view_streams;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
-pub(crate) use self::generation::{Generation, Inputs, Served};
+pub(crate) use self::generation::{Generation, Inputs, Observed, Served};
 use crate::access_log::AccessLog;
 use crate::acme::AcmeViews;
 use crate::answer::{Exchange, RequestMetrics};
@@ -98,8 +100,8 @@ impl Gateway {
         if answer.is_none() && generation.inputs.entry_points.get(&**entry_point)?.acme_bypass {
             return None;
         }
-        exchange.answered_by("acme-http@internal");
-        observe(generation, entry_point, None, exchange);
+        exchange.answered_by(&Arc::from("acme-http@internal"));
+        exchange.observe_only(generation.entry(entry_point)?.observed());
         exchange.is_internal();
         Some(answer.map_or_else(not_found, |text| Response::text(StatusCode::OK, "text/plain", text)))
     }
@@ -112,16 +114,9 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        if let Some(tls) = &visitor.tls
-            && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
-        {
-            exchange.failed("misdirected");
-            observe(generation, &visitor.entry_point, None, exchange);
-            return plain(StatusCode::MISDIRECTED_REQUEST);
-        }
         if !entry.tidy_fields(&mut request) {
             exchange.failed("underscore_header");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return plain(StatusCode::BAD_REQUEST);
         }
         let trusted = entry.policy.apply(&mut request);
@@ -135,30 +130,36 @@ impl Gateway {
             Ok(cleaned) => cleaned,
             Err(reason) => {
                 exchange.failed(reason);
-                observe(generation, &visitor.entry_point, None, exchange);
+                exchange.observe_only(entry.observed());
                 return plain(StatusCode::BAD_REQUEST);
             }
         };
         let found = generation.decide(&request, &cleaned);
         if let Some(redirect) = &entry.redirect
-            && !redirect.spares(&cleaned.path)
+            && !redirect.spares(cleaned.path(&request))
+            && !redirect.is_done(&request)
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
-            exchange.answered_by("redirect@internal");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.answered_by(&Arc::from("redirect@internal"));
+            exchange.observe_only(entry.observed());
             exchange.is_internal();
             return redirect.answer(&request);
         }
         let Some(found) = found else {
             exchange.failed("no_router");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return not_found();
         };
+        if let Some(tls) = &visitor.tls
+            && entry.misdirects(found, tls, &request.host)
+        {
+            exchange.failed("misdirected");
+            exchange.observe_only(entry.observed());
+            return plain(StatusCode::MISDIRECTED_REQUEST);
+        }
         let served: &Served = &found.target;
         exchange.answered_by(&served.name);
-        if exchange.is_observed() {
-            observe(generation, &visitor.entry_point, Some(&served.name), exchange);
-        }
+        exchange.observe_only(served.observed);
         let client: IpAddr = visitor.remote.ip().to_canonical();
         let mut ctx =
             Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
@@ -191,17 +192,6 @@ impl Service for Gateway {
         }
         exchange.finish_with(response)
     }
-}
-
-/// Leaves a request out of log or metrics where its entry point does not want it there; its router's word goes before.
-fn observe(generation: &Generation, entry_point: &str, router: Option<&str>, exchange: &mut Exchange) {
-    let Some(settings) = generation.inputs.entry_points.get(entry_point) else { return };
-    let router = router.and_then(|name| generation.inputs.dynamic.http.routers.get(name));
-    let wanted = router.map(|router| router.observability).unwrap_or_default();
-    exchange.observe_only(
-        wanted.access_logs.unwrap_or(settings.access_logs),
-        wanted.metrics.unwrap_or(settings.metrics),
-    );
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
