@@ -138,7 +138,6 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
-        ingress.open_orders();
         let connector = match &config.tunnel {
             Some(tunnel) => {
                 let reach = reach(tunnel, edge.as_ref())?;
@@ -181,6 +180,7 @@ impl Daemon {
     /// Serves until told to stop; the exit code.
     pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
         self.phase.set(Phase::Ready);
+        self.ingress.open_orders();
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
             crate::print(&announce::text(
