@@ -239,8 +239,11 @@ impl<'a> Field<'a> {
     {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         self.parse(&expected, |text| {
-            let number = text.parse::<u64>().ok().filter(|number| range.contains(number))?;
-            T::try_from(number).ok()
+            let number = match self.sink.dialect {
+                Dialect::Traefik => u64::try_from(self.whole_of(text)?).ok()?,
+                _ => text.parse::<u64>().ok()?,
+            };
+            T::try_from(number).ok().filter(|_| range.contains(&number))
         })
     }
 

@@ -99,9 +99,13 @@ impl ForwardedPolicy {
             None => Some(HeaderValue::from_static(if is_secure { "443" } else { "80" })),
         });
         if self.scheme_headers {
-            let plain = if is_secure { "https" } else { "http" };
-            set_absent(headers, believed, &X_FORWARDED_SCHEME, || Some(HeaderValue::from_static(plain)));
-            set_absent(headers, believed, &X_SCHEME, || Some(HeaderValue::from_static(plain)));
+            // Never what came: three fields that contradict each other would each be believed by somebody.
+            for name in [X_FORWARDED_SCHEME, X_SCHEME] {
+                match headers.get(&X_FORWARDED_PROTO).cloned() {
+                    Some(scheme) => headers.insert(name, scheme),
+                    None => headers.remove(name),
+                };
+            }
         }
         if let Some(server) = &self.server {
             headers.insert(X_FORWARDED_SERVER, server.clone());
@@ -380,9 +384,19 @@ mod tests {
         let policy = ForwardedPolicy { scheme_headers: true, ..ForwardedPolicy::default() };
         let mut headers = HeaderMap::new();
         policy.apply_to(&mut headers, &visitor("1.1.1.1:1", true), "a", true);
-        assert_eq!(
-            (&headers["x-forwarded-scheme"], &headers["x-scheme"]),
-            (&HeaderValue::from_static("https"), &HeaderValue::from_static("https"))
-        );
+        assert!(headers["x-forwarded-scheme"] == "wss" && headers["x-scheme"] == "wss");
+    }
+
+    #[test]
+    fn scheme_fields_of_a_trusted_peer_follow_its_forwarded_scheme() {
+        let policy = ForwardedPolicy { scheme_headers: true, insecure: true, ..ForwardedPolicy::default() };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        headers.insert("x-scheme", HeaderValue::from_static("s"));
+        headers.append("x-scheme", HeaderValue::from_static("t"));
+        headers.insert("x-forwarded-scheme", HeaderValue::from_static("fs"));
+        policy.apply_to(&mut headers, &visitor("1.1.1.1:1", false), "a", false);
+        assert!(headers["x-forwarded-scheme"] == "https" && headers["x-scheme"] == "https");
+        assert_eq!(headers.get_all("x-scheme").iter().count(), 1);
     }
 }

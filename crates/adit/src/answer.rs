@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::message::{Request, Response};
+use adit_proxy::middleware::Attempt;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -51,6 +52,7 @@ struct Measured {
     service: Option<Arc<str>>,
     origin_status: Option<u16>,
     retries: u32,
+    replaced: Vec<Attempt>,
 }
 
 impl RequestMetrics {
@@ -165,6 +167,7 @@ impl Exchange {
             service: None,
             origin_status: None,
             retries: 0,
+            replaced: Vec::new(),
         });
         let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(AccessLog::wants_headers);
         self.probe = Some(Arc::new(Probe::new(request, wants_headers)));
@@ -221,6 +224,7 @@ impl Exchange {
             measured.service.clone_from(&ctx.log.service);
             measured.origin_status = ctx.log.origin_status.map(|status| status.as_u16());
             measured.retries = ctx.log.retries;
+            measured.replaced.clone_from(&ctx.log.replaced);
         }
         if let Some(entry) = &mut self.entry {
             let log = &ctx.log;
@@ -293,6 +297,11 @@ impl Measured {
         self.metrics.entry_point(&self.entry_point, &self.asked, answered);
         if let Some(router) = &self.router {
             self.metrics.router(router, &self.asked, answered);
+        }
+        // Each attempt is a request to its service; what of the visitor's content each got is not told apart.
+        for Attempt { service, status, duration } in &self.replaced {
+            let answered = Answered { status: status.as_u16(), duration: *duration, received: 0, sent: 0 };
+            self.metrics.service(service, &self.asked, answered, 0);
         }
         if let Some(service) = &self.service {
             let status = self.origin_status.unwrap_or(answered.status);

@@ -164,7 +164,7 @@ impl Accepted {
             }
             Err(_) => return metrics.refused("tls_slow"),
         };
-        let _open = metrics.connection();
+        let _open = metrics.quic_connection(&self.entry_point);
         let visitor = Visitor {
             remote: canonical(connection.remote_address()),
             local: self.local,

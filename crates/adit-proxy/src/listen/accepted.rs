@@ -26,6 +26,10 @@ use crate::tcp::route::{Opening, RouteTls, TcpRoute};
 use crate::tls::options::{Stamp, suite_name};
 use crate::{h1, h2};
 
+/// Runs one connection through its life.
+///
+/// Each protocol's part is boxed where it begins: a future is as large as the largest thing that it may ever wait for, and
+/// ten thousand idle connections would hold all of that ten thousand times.
 pub(super) struct Accepted {
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Drain,
@@ -40,7 +44,7 @@ struct Ends {
 
 impl Accepted {
     pub(super) async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
-        let _open = self.shared.options.metrics.connection();
+        let _open = self.shared.options.metrics.connection(&self.shared.name);
         let Ok(local) = stream.local_addr() else { return };
         if stream.set_nodelay(true).is_err() {
             return;
@@ -57,15 +61,10 @@ impl Accepted {
         match (&self.shared.switch, &self.shared.tls) {
             (Some(switch), _) => {
                 let switch = switch.load_full();
-                // Boxed: the future holds every protocol's state machine, most connections need one.
-                Box::pin(self.switched(start, ends, &switch, &service)).await;
+                self.switched(start, ends, &switch, &service).await;
             }
             (None, Some(config)) => {
-                if let Some(Ok(hello)) =
-                    self.within_tls_timeout(start.client_hello()).await.map(|h| self.counted(h))
-                    && let Some(io) = self.handshake(hello, start.stream, config).await
-                {
-                    let io = Io::TlsServer(Box::new(io));
+                if let Some(io) = Box::pin(self.end_tls(start, config)).await {
                     self.serve_http(io, Stamp::default(), BytesMut::new(), ends, &service).await;
                 }
             }
@@ -113,7 +112,7 @@ impl Accepted {
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
-            return self.postgres(start, ends, switch).await;
+            return Box::pin(self.postgres(start, ends, switch)).await;
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
@@ -124,8 +123,25 @@ impl Accepted {
                 }
             };
         }
-        let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
-        let Ok(hello) = self.counted(hello) else { return };
+        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch)).await {
+            self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
+        }
+    }
+
+    /// Ends TLS with the one configuration that there is.
+    async fn end_tls(&self, mut start: Start, config: &Arc<ServerConfig>) -> Option<Io> {
+        let hello = self.within_tls_timeout(start.client_hello()).await?;
+        let hello = self.counted(hello).ok()?;
+        let io = self.handshake(hello, start.stream, config).await?;
+        Some(Io::TlsServer(Box::new(io)))
+    }
+
+    /// Serves a visitor who begins with TLS, by its ClientHello; the plain text if it is HTTP, and
+    /// under which options the handshake was made.
+    async fn switched_tls(&self, mut start: Start, ends: Ends, switch: &Switch) -> Option<(Io, Stamp)> {
+        let peer = ends.remote.ip().to_canonical();
+        let hello = self.within_tls_timeout(start.client_hello()).await?;
+        let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
         match switch.decide_tls(&head) {
@@ -134,10 +150,8 @@ impl Accepted {
                     true => switch.options.for_address(config, ends.local.ip()),
                     false => Arc::clone(config),
                 };
-                if let Some(io) = self.handshake(hello, start.stream, &config).await {
-                    let io = Io::TlsServer(Box::new(io));
-                    self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
-                }
+                let io = self.handshake(hello, start.stream, &config).await?;
+                return Some((Io::TlsServer(Box::new(io)), stamp));
             }
             TlsDecision::Tcp(route) => self.serve_tls(route, hello, start, ends, Opening::None).await,
             TlsDecision::Challenge(config) => {
@@ -151,6 +165,7 @@ impl Accepted {
                 refuse_handshake(&mut start.stream).await;
             }
         }
+        None
     }
 
     /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
@@ -197,7 +212,7 @@ impl Accepted {
 
     async fn serve_tcp(&self, route: &Arc<TcpRoute>, mut io: Io, ahead: BytesMut, ends: Ends) {
         let metrics = &self.shared.options.metrics;
-        route.serve(&mut io, ahead, ends.remote, ends.local, metrics).await;
+        Box::pin(route.serve(&mut io, ahead, ends.remote, ends.local, metrics)).await;
     }
 
     async fn within_tls_timeout<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
@@ -263,13 +278,13 @@ impl Accepted {
                 None => return,
             },
         };
-        let options = &self.shared.options;
+        let (options, drain) = (&self.shared.options, &self.drain);
         if !is_h2 {
-            h1::server::serve(io, start, &**service, &visitor, options, &self.drain).await;
+            Box::pin(h1::server::serve(io, start, &**service, &visitor, options, drain)).await;
         } else if start.is_empty() {
-            h2::server::serve(io, service, &visitor, options, &self.drain).await;
+            Box::pin(h2::server::serve(io, service, &visitor, options, drain)).await;
         } else {
-            h2::server::serve(Rewind::new(start, io), service, &visitor, options, &self.drain).await;
+            Box::pin(h2::server::serve(Rewind::new(start, io), service, &visitor, options, drain)).await;
         }
     }
 

@@ -34,8 +34,8 @@ pub(super) struct RunningIngress {
     udp_routes: HashMap<String, Arc<ArcSwapOption<UdpRoute>>>,
     streams: Streams,
     watched: Vec<PathBuf>,
-    acme: Acme,
     internal: Internal,
+    acme: Acme,
 }
 
 /// A new generation with what belongs to it, not in force yet.
@@ -82,8 +82,8 @@ impl RunningIngress {
             udp_routes: HashMap::new(),
             streams: Streams::default(),
             watched: planned.watched,
-            acme,
             internal: Internal::default(),
+            acme,
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
         ingress

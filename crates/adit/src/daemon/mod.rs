@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adit_config::{Config, Problems};
+use adit_config::{Config, DynamicFiles, FileProvider, Problems};
 use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
 use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
@@ -39,7 +39,7 @@ use crate::observe::gauges;
 use crate::observe::traefik::TraefikMetrics;
 use crate::phase::{Phase, PhaseCell};
 use crate::telemetry::LevelHandle;
-use crate::watch::FileWatch;
+use crate::watch::{FileWatch, Watched};
 use crate::{announce, notify_systemd};
 
 /// Why the process cannot start, or a reload cannot be taken.
@@ -120,6 +120,9 @@ impl Daemon {
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
         let traefik = traefik(&config, &registry)?;
+        if traefik.is_some() {
+            registry.register(Box::new(proxy_metrics.open_connections()))?;
+        }
         let acme = AcmeViews::new(&registry)?;
         let ingress = RunningIngress::start(&config, &acme, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
@@ -179,6 +182,8 @@ impl Daemon {
 
     /// Serves until told to stop; the exit code.
     pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
+        // Before anybody is told that we are ready, and may write the next version.
+        let mut watch = FileWatch::start(self.watched());
         self.phase.set(Phase::Ready);
         self.ingress.open_orders();
         if announce_to_person {
@@ -197,7 +202,6 @@ impl Daemon {
                 return 1;
             }
         };
-        let mut watch = FileWatch::start(self.watched_files());
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();
@@ -257,12 +261,12 @@ impl Daemon {
                 self.admin.reload_problem.store(Some(Arc::new((Instant::now(), text))));
             }
         }
-        watch.set_files(self.watched_files());
+        watch.watch(self.watched());
         notify_systemd::ready();
     }
 
     /// Everything whose change is a reason to reload.
-    fn watched_files(&self) -> Vec<std::path::PathBuf> {
+    fn watched(&self) -> Watched {
         let mut files = self.config.sources.clone();
         for pair in
             self.config.tls.certificates.iter().chain(self.config.edge.iter().flat_map(|e| &e.certificate))
@@ -270,7 +274,14 @@ impl Daemon {
             files.extend([pair.cert.clone(), pair.key.clone()]);
         }
         files.extend_from_slice(self.ingress.watched());
-        files
+        let providers = &self.config.providers;
+        let folder = match &providers.file {
+            Some(FileProvider { files: DynamicFiles::Directory(folder), watch: true }) => {
+                Some(folder.clone())
+            }
+            _ => None,
+        };
+        Watched { files, folder, throttle: providers.throttle }
     }
 
     /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.

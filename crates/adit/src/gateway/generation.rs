@@ -80,12 +80,29 @@ pub(crate) struct Generation {
     pub(crate) verdicts: Verdicts,
 }
 
+/// What visitors over TLS are told of HTTP/3.
+pub(crate) enum AltSvc {
+    Value(HeaderValue),
+    /// The system chose the port: it is the one that the visitor came to, because HTTP/3 has the same.
+    BoundPort,
+}
+
+impl AltSvc {
+    /// The field for a visitor who came to the port `local`.
+    pub(crate) fn value(&self, local: u16) -> HeaderValue {
+        match self {
+            Self::Value(value) => value.clone(),
+            Self::BoundPort => adit_proxy::h3::alt_svc(local),
+        }
+    }
+}
+
 /// One entry point's part.
 pub(crate) struct Entry {
     pub(crate) policy: ForwardedPolicy,
     pub(crate) redirect: Option<Redirect>,
     /// Tells visitors over TLS that there is HTTP/3.
-    pub(crate) alt_svc: Option<HeaderValue>,
+    pub(crate) alt_svc: Option<AltSvc>,
     /// Its HTTPS hosts and their TLS options.
     hosts: TlsHosts,
     /// Stamp of the options that a handshake for no known host is made under.
@@ -354,9 +371,9 @@ impl Compiler<'_> {
             let entry = Entry {
                 policy: policy(settings, self.inputs.server.as_ref()),
                 redirect: self.redirect(settings),
-                alt_svc: settings.http3.and_then(|http3| {
+                alt_svc: settings.http3.map(|http3| {
                     let port = http3.advertised_port.unwrap_or(settings.address.port());
-                    (port != 0).then(|| adit_proxy::h3::alt_svc(port))
+                    if port == 0 { AltSvc::BoundPort } else { AltSvc::Value(adit_proxy::h3::alt_svc(port)) }
                 }),
                 hosts: TlsHosts::default(),
                 default_stamp: self.inputs.tls_stamp(DEFAULT_OPTIONS).unwrap_or_default(),

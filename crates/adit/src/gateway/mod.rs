@@ -188,7 +188,7 @@ impl Service for Gateway {
         if visitor.tls.is_some()
             && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
         {
-            response.headers.insert(header::ALT_SVC, value.clone());
+            response.headers.insert(header::ALT_SVC, value.value(visitor.local.port()));
         }
         exchange.finish_with(response)
     }
