@@ -111,11 +111,7 @@ impl Daemon {
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
         let proxy_metrics = Arc::new(Metrics::new(&registry)?);
-        let reloads = IntCounterVec::new(
-            Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result"),
-            &["result"],
-        )?;
-        registry.register(Box::new(reloads.clone()))?;
+        let reloads = register_reloads(&registry)?;
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
@@ -444,6 +440,13 @@ fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Ar
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
+}
+
+fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
+    let reloads = IntCounterVec::new(about, &["result"])?;
+    registry.register(Box::new(reloads.clone()))?;
+    Ok(reloads)
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
