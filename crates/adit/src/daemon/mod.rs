@@ -111,11 +111,7 @@ impl Daemon {
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
         let proxy_metrics = Arc::new(Metrics::new(&registry)?);
-        let reloads = IntCounterVec::new(
-            Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result"),
-            &["result"],
-        )?;
-        registry.register(Box::new(reloads.clone()))?;
+        let reloads = register_reloads(&registry)?;
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
@@ -138,7 +134,6 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
-        ingress.open_orders();
         let connector = match &config.tunnel {
             Some(tunnel) => {
                 let reach = reach(tunnel, edge.as_ref())?;
@@ -190,6 +185,7 @@ impl Daemon {
         };
         let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
+        self.ingress.open_orders();
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
             crate::print(&announce::text(
@@ -446,6 +442,13 @@ fn traefik(
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
+}
+
+fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
+    let reloads = IntCounterVec::new(about, &["result"])?;
+    registry.register(Box::new(reloads.clone()))?;
+    Ok(reloads)
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
