@@ -16,6 +16,8 @@ mod h2_shapes;
 mod ingress;
 #[path = "interop/relay.rs"]
 mod relay;
+#[path = "interop/responses.rs"]
+mod responses;
 #[path = "interop/shapes.rs"]
 mod shapes;
 #[path = "interop/slow.rs"]
