@@ -171,8 +171,11 @@ impl FileWatch {
                 }
             }
             (self.stirred, self.half_written) = (false, None);
+            // What is only read a second time at the start delays no first change.
+            if !self.seen.is_empty() {
+                self.quiet_until = Instant::now() + self.watched.throttle;
+            }
             self.seen = now;
-            self.quiet_until = Instant::now() + self.watched.throttle;
             return;
         }
     }
@@ -445,6 +448,18 @@ mod tests {
         let scene = Scene::new("begun", Duration::ZERO);
         let mut watch = FileWatch::start(scene.watch.watched.clone(), SystemTime::UNIX_EPOCH);
         timeout(Duration::from_secs(20), watch.changed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_first_change_is_taken_at_once_and_the_next_one_waits() {
+        let mut scene = Scene::new("throttled", Duration::from_secs(3600));
+        scene.watch.seen.clear();
+        scene.watch.stirred = true;
+        assert!(scene.changes().await, "nothing is known of what was there at the start");
+        scene.write("dyn/a.yml", "b");
+        assert!(scene.changes().await);
+        scene.write("dyn/a.yml", "c");
+        assert!(timeout(SETTLE_TIME * 5, scene.watch.changed()).await.is_err());
     }
 
     #[test]
