@@ -522,7 +522,6 @@ fn policy(settings: &EntryPoint, server: Option<&HeaderValue>) -> ForwardedPolic
         scheme_headers: settings.forwarded_scheme_headers,
         websocket_scheme: settings.forwarded_websocket_scheme,
         server: server.cloned(),
-        ..ForwardedPolicy::default()
     }
 }
 
