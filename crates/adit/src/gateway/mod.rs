@@ -6,6 +6,7 @@ pub(crate) mod internal;
 pub(crate) mod merge;
 mod redirect;
 pub(crate) mod view;
+mod view_middlewares;
 pub(crate) mod view_streams;
 
 use std::net::IpAddr;

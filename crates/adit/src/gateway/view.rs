@@ -205,6 +205,10 @@ pub(crate) fn middlewares(dynamic: &Dynamic, verdicts: &Verdicts) -> Vec<Value> 
                 "usedBy": used,
                 "status": if verdicts.middlewares.contains_key(name) { "disabled" } else { "enabled" },
             });
+            let options = super::view_middlewares::options(middleware);
+            if !options.is_null() {
+                view[Middleware::kind(middleware)] = options;
+            }
             if let Some(why) = verdicts.middlewares.get(name) {
                 view["error"] = json!([why]);
             }
