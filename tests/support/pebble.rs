@@ -72,7 +72,7 @@ impl Pebble {
         command.arg("-config").arg(configuration).args(["-dnsserver", &names.to_string(), "-strict"]);
         command
             .env("PEBBLE_VA_NOSLEEP", "1")
-            .env("PEBBLE_WFE_NONCEREJECT", "10")
+            .env("PEBBLE_WFE_NONCEREJECT", "5")
             .env("PEBBLE_AUTHZREUSE", "0");
         command.env("PEBBLE_ALTERNATE_ROOTS", "1");
         if !options.looks {

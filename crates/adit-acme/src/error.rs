@@ -37,6 +37,9 @@ pub enum AcmeError {
     /// The CA refuses the account or the order.
     #[error("the CA refuses: {0}")]
     Refused(String),
+    /// It took none of several nonces in a row (RFC 8555 §6.5), which spends nothing.
+    #[error("the CA took no nonce: {0}")]
+    BadNonce(String),
     /// The CA answers something that is not ACME.
     #[error("the CA's answer cannot be used: {0}")]
     Answer(String),
@@ -115,6 +118,7 @@ impl AcmeError {
             Self::Unreachable(_) => "ca_unreachable",
             Self::RateLimited(_) => "ca_rate_limited",
             Self::Refused(_) => "ca_refused",
+            Self::BadNonce(_) => "ca_bad_nonce",
             Self::Answer(_) => "ca_answer",
             Self::AccountGone(_) => "account_gone",
             Self::NotOffered { .. } => "challenge_not_offered",
@@ -135,6 +139,7 @@ impl AcmeError {
             | Self::StoreContent { .. }
             | Self::Trust(_)
             | Self::Unreachable(_)
+            | Self::BadNonce(_)
             | Self::AccountGone(_)
             | Self::TooManyChallenges
             | Self::Cancelled => Retry::Soon,
@@ -151,6 +156,7 @@ impl AcmeError {
             Some("rateLimited") => Self::RateLimited(text),
             Some("accountDoesNotExist") => Self::AccountGone(text),
             Some("serverInternal") => Self::Unreachable(text),
+            Some("badNonce") => Self::BadNonce(text),
             _ if problem.status.is_some_and(|status| matches!(status, 502..=504)) => Self::Unreachable(text),
             _ => Self::Refused(text),
         }
@@ -191,6 +197,7 @@ mod tests {
             ("rateLimited", "ca_rate_limited", Retry::MuchLater),
             ("accountDoesNotExist", "account_gone", Retry::Soon),
             ("rejectedIdentifier", "ca_refused", Retry::Later),
+            ("badNonce", "ca_bad_nonce", Retry::Soon),
         ] {
             let error = AcmeError::of_problem(&problem(kind));
             assert_eq!((error.reason(), error.retry()), (reason, retry));
