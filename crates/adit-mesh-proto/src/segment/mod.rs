@@ -1,0 +1,1 @@
+//! Segmentation: splits super-packets into segments and joins segments into super-packets.
