@@ -18,6 +18,8 @@ pub struct EntryPoint {
     pub address: SocketAddr,
     /// TCP or UDP.
     pub transport: EntryPointTransport,
+    /// Whose addresses [`Self::address`] is of (`on`).
+    pub on: EntryPointNetwork,
     /// Whether routers without entry points of their own use it; true for all if none says so.
     pub as_default: bool,
     /// Whether every router on it wants TLS (`http.tls` is written).
@@ -84,6 +86,16 @@ pub enum EntryPointTransport {
     Tcp,
     /// UDP: only UDP routers can be on it.
     Udp,
+}
+
+/// Where an entry point can be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EntryPointNetwork {
+    /// On the machine's addresses.
+    #[default]
+    Host,
+    /// On the mesh's addresses only: nothing answers anywhere else.
+    Mesh,
 }
 
 /// Where an entry point sends all its visitors.
@@ -250,6 +262,7 @@ impl EntryPoint {
         Self {
             address,
             transport: EntryPointTransport::Tcp,
+            on: EntryPointNetwork::Host,
             as_default: false,
             tls: false,
             router_tls: None,
