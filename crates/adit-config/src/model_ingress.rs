@@ -9,7 +9,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::dynamic::{EncodedCharacters, RouterTls};
+use crate::{
+    Mesh,
+    dynamic::{EncodedCharacters, RouterTls},
+};
 
 /// A public listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -294,6 +297,18 @@ impl EntryPoint {
             access_logs: true,
             metrics: true,
         }
+    }
+
+    /// Where it listens on a mesh: its port on the node's addresses that its own address covers.
+    pub fn mesh_addresses(&self, mesh: &Mesh) -> Vec<SocketAddr> {
+        let ip = self.address.ip();
+        let covers = |address: &IpAddr| match ip {
+            IpAddr::V6(ip) if ip.is_unspecified() => true,
+            IpAddr::V4(ip) if ip.is_unspecified() => address.is_ipv4(),
+            ip => ip == *address,
+        };
+        let addresses = mesh.addresses.iter().map(IpNet::addr).filter(covers);
+        addresses.map(|address| SocketAddr::new(address, self.address.port())).collect()
     }
 
     /// Whether this peer's `X-Forwarded-*` headers are believed.

@@ -91,7 +91,8 @@ fn read_network(field: &Field<'_>) -> Option<MeshNetwork> {
     let mut section = field.section()?;
     let cidrs = section.optional("cidr", read_networks);
     let interface = section.optional("interface", read_interface);
-    if let Some(field) = section.take("mark") {
+    let mark = section.take("mark");
+    if let Some(field) = &mark {
         field.reject_hidden(
             "refused: packets reach the mesh through its interface, which carries no marks; \
              name the network by `cidr` or `interface`",
@@ -102,6 +103,7 @@ fn read_network(field: &Field<'_>) -> Option<MeshNetwork> {
     match (cidrs, interface) {
         (Some(cidrs), None) => Some(MeshNetwork::Cidrs(cidrs)),
         (None, Some(interface)) => Some(MeshNetwork::Interface(interface)),
+        (None, None) if mark.is_some() => None,
         _ => {
             itself.reject_hidden("expected either `cidr` or `interface`");
             None
@@ -128,6 +130,9 @@ fn read_rule(field: &Field<'_>, names: &Names<'_>) -> Option<MeshRule> {
     let mut section = field.section()?;
     let parties = |field: Field<'_>| -> Vec<MeshParty> {
         let found = one_or_more(&field).iter().filter_map(|item| names.find(item)).collect::<Vec<_>>();
+        if matches!(&field.node.value, Value::Sequence(items) if items.is_empty()) {
+            field.reject_hidden("expected at least one name");
+        }
         if found.len() > PARTIES_MAX {
             field.reject_hidden(format!("expected at most {PARTIES_MAX} names"));
         }

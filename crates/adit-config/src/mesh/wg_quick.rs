@@ -42,8 +42,8 @@ fn read_interface(mut section: Section<'_>, draft: &mut Draft, loader: &Loader<'
         if let Some(field) = section.take(key) {
             // `SaveConfig = false` is what happens anyway.
             if field.scalar() != Some("false") {
-                let quiet = Field { node: &NOTHING, ..field };
-                quiet.warn(format!("ignored: {reason}"));
+                let place = Node { position: field.node.position, value: Value::Null };
+                Field { node: &place, ..field }.warn(format!("ignored: {reason}"));
             }
         }
     }
@@ -183,9 +183,6 @@ fn add(entries: &mut Vec<Entry>, (key, key_place): (&str, Position), (value, pla
         }
     }
 }
-
-/// Shown in place of values that a warning has no use for.
-static NOTHING: Node = Node { position: None, value: Value::Null };
 
 /// Keys that add up over lines.
 const LISTS: [&str; 7] = ["Address", "AllowedIPs", "DNS", "PreUp", "PostUp", "PreDown", "PostDown"];
