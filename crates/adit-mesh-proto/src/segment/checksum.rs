@@ -11,7 +11,7 @@ impl Sum {
     /// Adds `bytes`. All pieces but the last must have an even length.
     #[inline]
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn with(self, bytes: &[u8]) -> Self {
         // Four independent sums let the compiler use vector registers; each holds 2^32 additions
         // without overflow, far more than one packet of 65,535 bytes has.
         let mut lanes = [0_u64; 4];
@@ -35,7 +35,7 @@ impl Sum {
     /// Adds one 16-bit number.
     #[inline]
     #[must_use]
-    pub fn add_u16(self, number: u16) -> Self {
+    pub fn with_u16(self, number: u16) -> Self {
         Self(self.0 + u64::from(number.to_be()))
     }
 
@@ -75,14 +75,14 @@ impl Sum {
 #[inline]
 #[must_use]
 pub fn pseudo_header(addresses: &[u8], protocol: u8, transport_len: u16) -> Sum {
-    Sum::default().add(addresses).add_u16(u16::from(protocol)).add_u16(transport_len)
+    Sum::default().with(addresses).with_u16(u16::from(protocol)).with_u16(transport_len)
 }
 
 /// The checksum after one 16-bit number that it covers has changed (RFC 1624, equation 3).
 #[must_use]
 pub fn update(checksum: [u8; 2], old: u16, new: u16) -> [u8; 2] {
     let complement = u16::from_be_bytes(checksum);
-    Sum::default().add_u16(!complement).add_u16(!old).add_u16(new).finish()
+    Sum::default().with_u16(!complement).with_u16(!old).with_u16(new).finish()
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
         #[test]
         fn the_sum_equals_that_of_the_naive_loop(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             let expected = naive(&bytes);
-            let got = u16::from_be_bytes(Sum::default().add(&bytes).finish());
+            let got = u16::from_be_bytes(Sum::default().with(&bytes).finish());
             prop_assert_eq!(got, expected);
         }
 
@@ -111,26 +111,26 @@ mod tests {
         fn pieces_sum_like_the_whole(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0_usize..150) {
             let cut = (cut * 2).min(bytes.len() & !1);
             let (first, second) = bytes.split_at(cut);
-            prop_assert_eq!(Sum::default().add(first).add(second).finish(), Sum::default().add(&bytes).finish());
+            prop_assert_eq!(Sum::default().with(first).with(second).finish(), Sum::default().with(&bytes).finish());
         }
 
         #[test]
         fn an_updated_checksum_equals_a_new_one(mut bytes in proptest::collection::vec(1_u8.., 24..60), new: u16) {
             bytes[10..12].fill(0);
-            let before = Sum::default().add(&bytes).finish();
+            let before = Sum::default().with(&bytes).finish();
             let old = u16::from_be_bytes([bytes[20], bytes[21]]);
             bytes[20..22].copy_from_slice(&new.to_be_bytes());
-            prop_assert_eq!(update(before, old, new), Sum::default().add(&bytes).finish());
+            prop_assert_eq!(update(before, old, new), Sum::default().with(&bytes).finish());
         }
 
         #[test]
         fn a_packet_with_its_checksum_is_valid(mut bytes in proptest::collection::vec(any::<u8>(), 20..60)) {
             bytes[10..12].fill(0);
-            let checksum = Sum::default().add(&bytes).finish();
+            let checksum = Sum::default().with(&bytes).finish();
             bytes[10..12].copy_from_slice(&checksum);
-            prop_assert!(Sum::default().add(&bytes).is_valid());
+            prop_assert!(Sum::default().with(&bytes).is_valid());
             bytes[0] ^= 1;
-            prop_assert!(!Sum::default().add(&bytes).is_valid());
+            prop_assert!(!Sum::default().with(&bytes).is_valid());
         }
     }
 }

@@ -91,10 +91,10 @@ impl Shape {
     fn checksums_valid(&self, packet: &[u8]) -> bool {
         let Ok(transport_len) = u16::try_from(packet.len() - self.transport) else { return false };
         let protocol = if self.tcp { TCP } else { UDP };
-        let header_valid = self.v6 || Sum::default().add(&packet[..IPV4_LEN]).is_valid();
+        let header_valid = self.v6 || Sum::default().with(&packet[..IPV4_LEN]).is_valid();
         header_valid
             && pseudo_header(self.addresses(packet), protocol, transport_len)
-                .add(&packet[self.transport..])
+                .with(&packet[self.transport..])
                 .is_valid()
     }
 
@@ -155,7 +155,7 @@ impl Shape {
         } else {
             group[2..4].copy_from_slice(&total.to_be_bytes());
             group[10..12].fill(0);
-            let checksum = Sum::default().add(&group[..IPV4_LEN]).finish();
+            let checksum = Sum::default().with(&group[..IPV4_LEN]).finish();
             group[10..12].copy_from_slice(&checksum);
         }
         let protocol = if self.tcp { TCP } else { UDP };

@@ -136,7 +136,7 @@ impl Layout {
             let id = u16::from_be_bytes([segment[4], segment[5]]).wrapping_add(index);
             segment[4..6].copy_from_slice(&id.to_be_bytes());
             segment[10..12].fill(0);
-            let checksum = Sum::default().add(&segment[..self.transport]).finish();
+            let checksum = Sum::default().with(&segment[..self.transport]).finish();
             segment[10..12].copy_from_slice(&checksum);
         }
         let addresses = if self.v6 { 8..40 } else { 12..20 };
@@ -154,7 +154,7 @@ impl Layout {
 fn finish_udp(datagram: &mut [u8], len: u16, pseudo: Sum) {
     datagram[4..6].copy_from_slice(&len.to_be_bytes());
     datagram[6..8].fill(0);
-    let checksum = match pseudo.add(datagram).finish() {
+    let checksum = match pseudo.with(datagram).finish() {
         // RFC 768: a checksum of zero goes out as all ones, because zero says that there is none.
         [0, 0] => [0xff, 0xff],
         other => other,
@@ -173,7 +173,7 @@ fn finish_tcp(segment: &mut [u8], offset: u32, first: bool, last: bool, pseudo: 
         segment[13] &= !CWR;
     }
     segment[16..18].fill(0);
-    let checksum = pseudo.add(segment).finish();
+    let checksum = pseudo.with(segment).finish();
     segment[16..18].copy_from_slice(&checksum);
 }
 
@@ -185,7 +185,7 @@ fn complete_checksum(packet: &mut [u8], offload: Offload) -> Result<(), SplitErr
     if at + 2 > packet.len() {
         return Err(SplitError::Checksum);
     }
-    let checksum = match Sum::default().add(&packet[start..]).finish() {
+    let checksum = match Sum::default().with(&packet[start..]).finish() {
         // Only UDP gives zero a meaning; all ones is the same number for everyone else.
         [0, 0] => [0xff, 0xff],
         other => other,

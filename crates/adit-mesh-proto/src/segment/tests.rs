@@ -77,7 +77,7 @@ impl Recipe {
             header.extend(self.id.to_be_bytes());
             header.extend([if self.df { 0x40 } else { 0 } | if self.fragment { 0x20 } else { 0 }, 0]);
             header.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-            let checksum = Sum::default().add(&header).finish();
+            let checksum = Sum::default().with(&header).finish();
             header[10..12].copy_from_slice(&checksum);
             header
         };
@@ -85,7 +85,7 @@ impl Recipe {
         packet.extend(&transport);
         let addresses = if self.v6 { 8..40 } else { 12..20 };
         let len = u16::try_from(transport.len()).unwrap();
-        let checksum = pseudo_header(&packet[addresses], protocol, len).add(&packet[start..]).finish();
+        let checksum = pseudo_header(&packet[addresses], protocol, len).with(&packet[start..]).finish();
         let at = start + if self.tcp { 16 } else { 6 };
         packet[at..at + 2].copy_from_slice(&checksum);
         if self.corrupt {
