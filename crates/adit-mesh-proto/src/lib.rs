@@ -13,4 +13,22 @@
 //! # Where to begin
 //! `mesh.rs` dispatches; `state/` holds one concern per file; `segment/` splits and joins packets.
 
+mod config;
+mod drops;
+mod inbound;
+mod ip;
+mod keys;
+mod mesh;
+mod outbound;
+mod packet;
 pub mod segment;
+mod session;
+mod state;
+
+pub use config::{Config, PEERS_MAX, PeerConfig, Policy, Protocol, Rule, Source};
+pub use drops::{DropCounts, DropReason};
+pub use keys::{PresharedKey, PrivateKey, PublicKey};
+pub use mesh::Mesh;
+pub use packet::{
+    Event, Incoming, MeshStatistics, Outgoing, Path, PeerId, PeerSnapshot, PeerStatistics, Transmit,
+};
