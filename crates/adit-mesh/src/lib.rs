@@ -1,1 +1,11 @@
-//! x
+//! Runs [`adit_mesh_proto`] over a TUN device and a UDP socket, in batches, one thread per lane.
+//!
+//! This crate moves bytes: what is sent to whom, and what is dropped, `adit-mesh-proto` decides. It
+//! never knows HTTP or the tunnel.
+//!
+//! # Where to begin
+//! `lane.rs` is the loop; `tun.rs` and `udp.rs` are its two ends.
+
+pub mod netlink;
+pub mod tun;
+pub mod udp;

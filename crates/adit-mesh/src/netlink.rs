@@ -1,0 +1,247 @@
+//! Addresses, MTU and routes of the interface, set by rtnetlink.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use ipnet::IpNet;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::net::{AddressFamily as SocketFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+/// What an interface should look like.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InterfaceSpec {
+    /// Longest IP packet, in bytes.
+    pub mtu: u32,
+    /// Own addresses with their networks.
+    pub addresses: Vec<IpNet>,
+    /// Networks to send into the interface, besides those of its addresses.
+    pub routes: Vec<IpNet>,
+    /// Routing table of the routes; `None` for the main table.
+    pub table: Option<u32>,
+}
+
+/// An interface of this network namespace, and what was applied to it.
+#[derive(Debug)]
+pub struct Interface {
+    socket: OwnedFd,
+    index: u32,
+    applied: InterfaceSpec,
+}
+
+/// What could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    /// No netlink socket, or no such interface.
+    #[error("cannot reach the interface `{name}`")]
+    Lookup {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a change.
+    #[error("cannot {what}")]
+    Refused {
+        /// What was to be done.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Interface {
+    /// Finds the interface `name`.
+    ///
+    /// # Errors
+    /// [`InterfaceError::Lookup`].
+    pub fn find(name: &str) -> Result<Self, InterfaceError> {
+        let lookup = |source: rustix::io::Errno| InterfaceError::Lookup {
+            name: name.to_owned(),
+            source: source.into(),
+        };
+        // Protocol 0 of this family is NETLINK_ROUTE.
+        let socket =
+            rustix::net::socket_with(SocketFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
+                .map_err(lookup)?;
+        let any = rustix::net::socket(SocketFamily::INET, SocketType::DGRAM, None)
+            .or_else(|_| rustix::net::socket(SocketFamily::UNIX, SocketType::DGRAM, None))
+            .map_err(lookup)?;
+        let index = rustix::net::netdevice::name_to_index(&any, name).map_err(lookup)?;
+        Ok(Self { socket, index, applied: InterfaceSpec::default() })
+    }
+
+    /// Number of the interface.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Brings the interface up as `spec` says; a second call changes only what differs from the first.
+    ///
+    /// # Errors
+    /// [`InterfaceError::Refused`] at the first change that the kernel refuses; those before it stand.
+    pub fn apply(&mut self, spec: &InterfaceSpec) -> Result<(), InterfaceError> {
+        if self.applied.mtu != spec.mtu {
+            self.link(spec.mtu)?;
+            self.applied.mtu = spec.mtu;
+        }
+        if self.applied.table != spec.table {
+            self.remove_routes(|_| true)?;
+            self.applied.table = spec.table;
+        }
+        self.remove_routes(|route| !spec.routes.contains(route))?;
+        for address in self.applied.addresses.clone() {
+            if !spec.addresses.contains(&address) {
+                self.address(address, false)?;
+                self.applied.addresses.retain(|other| *other != address);
+            }
+        }
+        for &address in &spec.addresses {
+            if !self.applied.addresses.contains(&address) {
+                self.address(address, true)?;
+                self.applied.addresses.push(address);
+            }
+        }
+        for &route in &spec.routes {
+            if !self.applied.routes.contains(&route) {
+                self.route(route, true)?;
+                self.applied.routes.push(route);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_routes(&mut self, gone: impl Fn(&IpNet) -> bool) -> Result<(), InterfaceError> {
+        for route in self.applied.routes.clone() {
+            if gone(&route) {
+                self.route(route, false)?;
+                self.applied.routes.retain(|other| *other != route);
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, mtu: u32) -> Result<(), InterfaceError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        let segments = train_segments(mtu);
+        message.attributes = vec![LinkAttribute::Mtu(mtu), LinkAttribute::TxQueueLen(TX_QUEUE_LEN)];
+        let what = format!("bring the interface up with MTU {mtu}");
+        self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, what)?;
+        let mut message = LinkMessage::default();
+        message.header.index = self.index;
+        message.attributes = vec![
+            LinkAttribute::GsoMaxSegs(segments),
+            LinkAttribute::GsoMaxSize(segments * mtu),
+            LinkAttribute::GsoIpv4MaxSize(segments * mtu),
+        ];
+        // A wish, and unknown to old kernels: a longer super-packet works, it only makes a short train.
+        if let Err(error) = self.request(RouteNetlinkMessage::SetLink(message), NLM_F_ACK, String::new()) {
+            tracing::debug!(%error, "the kernel does not bound its super-packets");
+        }
+        Ok(())
+    }
+
+    fn address(&self, address: IpNet, add: bool) -> Result<(), InterfaceError> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address.addr());
+        message.header.prefix_len = address.prefix_len();
+        message.header.index = self.index;
+        message.attributes =
+            vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
+        if add {
+            let what = format!("give the interface the address {address}");
+            let message = RouteNetlinkMessage::NewAddress(message);
+            self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, what)
+        } else {
+            let what = format!("take the address {address} from the interface");
+            self.request(RouteNetlinkMessage::DelAddress(message), NLM_F_ACK, what)
+        }
+    }
+
+    fn route(&self, route: IpNet, add: bool) -> Result<(), InterfaceError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(route.addr());
+        message.header.destination_prefix_length = route.prefix_len();
+        message.header.protocol = RouteProtocol::Static;
+        message.header.kind = RouteType::Unicast;
+        message.header.scope = if route.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        if let Some(table) = self.applied.table {
+            message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+            message.attributes.push(RouteAttribute::Table(table));
+        }
+        message.attributes.push(RouteAttribute::Destination(route.network().into()));
+        message.attributes.push(RouteAttribute::Oif(self.index));
+        if add {
+            let what = format!("route {route} into the interface");
+            let message = RouteNetlinkMessage::NewRoute(message);
+            self.request(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, what)
+        } else {
+            let what = format!("remove the route of {route}");
+            self.request(RouteNetlinkMessage::DelRoute(message), NLM_F_ACK, what)
+        }
+    }
+
+    fn request(&self, message: RouteNetlinkMessage, flags: u16, what: String) -> Result<(), InterfaceError> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        request.finalize();
+        let mut buffer = vec![0; request.buffer_len()];
+        request.serialize(&mut buffer);
+        self.exchange(&buffer).map_err(|source| InterfaceError::Refused { what, source })
+    }
+
+    fn exchange(&self, request: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.socket, request, SendFlags::empty())?;
+        let mut buffer = [0; ANSWER_LEN];
+        let (len, _) = rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty())?;
+        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer[..len])
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        match answer.payload {
+            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+/// How many packets of `mtu` bytes fit one UDP train: 65,507 bytes of payload with 32 bytes of
+/// WireGuard around each packet. Super-packets of that size fill trains without a short one behind.
+fn train_segments(mtu: u32) -> u32 {
+    ((65_507 / (mtu + 32)).min(64)).max(1)
+}
+
+/// Packets that wait for the lane's thread: 10,000 super-packets would be far too many, but the queue
+/// of a TUN device counts and never merges, and 500 are 10 µs of small packets at full rate.
+const TX_QUEUE_LEN: u32 = 1000;
+/// An acknowledgement repeats at most the request, which is shorter than this.
+const ANSWER_LEN: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn super_packets_are_as_long_as_a_train() {
+        assert_eq!(train_segments(1420), 45);
+        assert_eq!(train_segments(1280), 49);
+        assert_eq!(train_segments(65_455), 1);
+    }
+}
