@@ -29,6 +29,7 @@ fn main() {
                         method: &method,
                         headers: &headers,
                         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                        mesh: None,
                     });
                     assert!(black_box(found).is_some(), "every host has a router");
                 }

@@ -141,6 +141,14 @@ fn check_mesh(config: &Config, sink: &Sink<'_>) {
     let on_mesh =
         config.entry_points.iter().filter(|(_, entry_point)| entry_point.on == EntryPointNetwork::Mesh);
     for (name, entry_point) in on_mesh {
+        if entry_point.proxy_protocol.is_some() {
+            let key = format!("entryPoints.{name}.proxyProtocol");
+            sink.reject_at(
+                &key,
+                "",
+                "peers of the mesh are known by their own addresses, never by what they claim",
+            );
+        }
         match &config.mesh {
             Some(mesh) if entry_point.mesh_addresses(mesh).is_empty() => {
                 let key = format!("entryPoints.{name}.address");

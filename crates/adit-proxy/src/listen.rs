@@ -107,6 +107,8 @@ pub struct ListenerOptions {
     pub connections_max: usize,
     /// Whether other processes may bind the same port (`SO_REUSEPORT`); read when binding only.
     pub reuse_port: bool,
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`); read when binding only.
+    pub device: Option<String>,
     /// Limits of each connection.
     pub connection: Options,
 }
@@ -131,8 +133,8 @@ impl Listener {
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: ListenerOptions) -> Result<Self, ListenError> {
         let name = options.name.clone();
-        let socket =
-            bind_tcp(address, options.reuse_port).map_err(|source| ListenError { name, address, source })?;
+        let socket = bind_tcp(address, options.reuse_port, options.device.as_deref())
+            .map_err(|source| ListenError { name, address, source })?;
         Ok(Self { socket, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) })
     }
 
@@ -234,7 +236,12 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+/// Where a device is given, before the address: no packet of another interface may ever meet the socket.
+pub(crate) fn bind_device(socket: &Socket, device: Option<&str>) -> io::Result<()> {
+    device.map_or(Ok(()), |device| socket.bind_device(Some(device.as_bytes())))
+}
+
+fn bind_tcp(address: SocketAddr, reuse_port: bool, device: Option<&str>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // A restart must not wait for the old connections' TIME_WAIT.
@@ -243,6 +250,7 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    bind_device(&socket, device)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

@@ -38,13 +38,15 @@ pub struct RuleError {
     pub reason: String,
 }
 
-/// Matchers of HTTP routers.
-pub const HTTP_MATCHERS: [&str; 11] = [
+/// Matchers of HTTP routers: Traefik's, and two of our own for entry points on the mesh.
+pub const HTTP_MATCHERS: [&str; 13] = [
     "ClientIP",
     "Header",
     "HeaderRegexp",
     "Host",
     "HostRegexp",
+    "MeshGroup",
+    "MeshPeer",
     "Method",
     "Path",
     "PathPrefix",
@@ -52,8 +54,8 @@ pub const HTTP_MATCHERS: [&str; 11] = [
     "Query",
     "QueryRegexp",
 ];
-/// Matchers of TCP routers.
-pub const TCP_MATCHERS: [&str; 4] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp"];
+/// Matchers of TCP routers: Traefik's, and two of our own for entry points on the mesh.
+pub const TCP_MATCHERS: [&str; 6] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp", "MeshGroup", "MeshPeer"];
 
 impl Expression {
     /// Reads a rule that may use the given matchers.

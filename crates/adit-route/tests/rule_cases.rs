@@ -65,6 +65,7 @@ fn answer(case: &Value, table: &RouterTable<String>) -> (u64, String) {
         method: &Method::from_bytes(text("method", "GET").as_bytes()).unwrap(),
         headers: &headers,
         peer: text("peer", "127.0.0.1").parse().unwrap(),
+        mesh: None,
     };
     match table.decide(&head) {
         Some(router) => (200, router.target.clone()),

@@ -63,6 +63,8 @@ pub(crate) struct Entry {
     pub(crate) retries: u32,
     /// The user a middleware let in, or refused.
     pub(crate) user: String,
+    /// The mesh's peer that asked, and its groups with commas; empty if none.
+    pub(crate) mesh: [String; 2],
     /// Where the visitor came in.
     pub(crate) entry_point: String,
     /// The visitor's TLS session.

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::message::{Request, Response};
+use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -130,6 +131,7 @@ impl Exchange {
                 origin_duration: None,
                 retries: 0,
                 user: String::new(),
+                mesh: Default::default(),
                 entry_point: request.visitor.entry_point.to_string(),
                 tls: request.visitor.tls.clone(),
                 secure: request.visitor.secure,
@@ -197,6 +199,13 @@ impl Exchange {
     pub(crate) fn asked_by(&mut self, client: std::net::IpAddr) {
         if let Some(entry) = &mut self.entry {
             entry.client = client;
+        }
+    }
+
+    /// Says which peer of the mesh asks.
+    pub(crate) fn asked_by_peer(&mut self, peer: &MeshIdentity) {
+        if let Some(entry) = &mut self.entry {
+            entry.mesh = [peer.name.to_string(), peer.groups.join(",")];
         }
     }
 

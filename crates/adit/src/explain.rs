@@ -8,6 +8,7 @@ use std::sync::Arc;
 use adit_config::dynamic::{Middleware, ServiceKind};
 use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
+use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
 use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict};
 use clap::ArgMatches;
@@ -137,6 +138,13 @@ impl Asked {
                 return explained;
             }
         };
+        let Ok(mesh) = generation.identify(entry_point, self.from) else {
+            explained["refused"] = json!("mesh_peer_unknown");
+            return explained;
+        };
+        if let Some(peer) = mesh {
+            set_mesh_claims(&mut request.headers, peer, self.from);
+        }
         let head = HttpHead {
             entry_point,
             tls: self.secure,
@@ -146,6 +154,7 @@ impl Asked {
             method: &request.method,
             headers: &request.headers,
             peer: self.from.to_canonical(),
+            mesh,
         };
         let verdicts = generation.table.explain(&head);
         let winner = verdicts.iter().find(|verdict| verdict.outcome == RouterOutcome::Wins);

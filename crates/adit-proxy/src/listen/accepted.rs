@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_route::mesh::MeshIdentity;
 use adit_route::tcp::TcpHead;
 use bytes::BytesMut;
 use rustls::{ProtocolVersion, ServerConfig};
@@ -98,7 +99,12 @@ impl Accepted {
 
     async fn switched<S: Service>(&self, mut start: Start, ends: Ends, switch: &Switch, service: &Arc<S>) {
         let peer = ends.remote.ip().to_canonical();
-        let unknown = TcpHead { server_name: "", alpn: &[], peer };
+        let mesh = switch.mesh.as_ref().and_then(|peers| peers.identify(peer)).map(|identity| &**identity);
+        if switch.mesh.is_some() && mesh.is_none() {
+            tracing::debug!(%peer, reason = "mesh_peer_unknown", entry_point = %self.shared.name, "connection refused");
+            return self.shared.options.metrics.refused("mesh_peer_unknown");
+        }
+        let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
             return self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await;
         }
@@ -111,7 +117,7 @@ impl Accepted {
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
-            return self.postgres(start, ends, switch).await;
+            return self.postgres(start, ends, switch, mesh).await;
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
@@ -122,7 +128,7 @@ impl Accepted {
         let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
         let Ok(hello) = self.counted(hello) else { return };
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
-        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config) => {
                 let config = match hello.server_name.is_empty() {
@@ -149,7 +155,7 @@ impl Accepted {
     }
 
     /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
-    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch) {
+    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch, mesh: Option<&MeshIdentity>) {
         let granted = start.grant_postgres_tls().await;
         if self.counted(granted).is_err() {
             return;
@@ -158,7 +164,7 @@ impl Accepted {
         let Ok(hello) = self.counted(hello) else { return };
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let peer = ends.remote.ip().to_canonical();
-        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.secure.decide(&head) {
             Some(router) => self.serve_tls(&router.target, hello, start, ends, Opening::Postgres).await,
             None => self.shared.options.metrics.refused("tcp_no_route"),

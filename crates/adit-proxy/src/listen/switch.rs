@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use adit_route::mesh::MeshPeers;
 use adit_route::tcp::{TcpHead, TcpTable};
 use rustls::ServerConfig;
 
@@ -22,6 +23,8 @@ pub struct Switch {
     pub options: Arc<TlsOptionSets>,
     /// Answers `acme-tls/1` handshakes (RFC 8737), if this process gets certificates itself.
     pub challenges: Option<Arc<ServerConfig>>,
+    /// Peers that may come here, on an entry point of the mesh; whoever is none of them is turned away.
+    pub mesh: Option<Arc<MeshPeers>>,
 }
 
 /// Who takes a TLS connection.
@@ -46,6 +49,7 @@ impl Switch {
             hosts: TlsHosts::default(),
             options,
             challenges: None,
+            mesh: None,
         }
     }
 
@@ -141,7 +145,7 @@ mod tests {
     }
 
     fn taker(switch: &Switch, server_name: &str) -> String {
-        let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap() };
+        let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap(), mesh: None };
         match switch.decide_tls(&head) {
             TlsDecision::Http(_) => "http".to_owned(),
             TlsDecision::Tcp(route) => route.name.to_string(),
@@ -173,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_server_may_speak_first_only_where_no_tls_is_served() {
-        let head = TcpHead { server_name: "", alpn: &[], peer: "192.0.2.1".parse().unwrap() };
+        let head = TcpHead { server_name: "", alpn: &[], peer: "192.0.2.1".parse().unwrap(), mesh: None };
         let alone = Switch { plain: names(&["*"]), ..switch(&[], &[]) };
         assert!(alone.speaks_first(&head).is_some());
         assert!(Switch { secure: names(&["x"]), ..alone }.speaks_first(&head).is_none());

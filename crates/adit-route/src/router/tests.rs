@@ -11,6 +11,7 @@ struct Ask {
     query: String,
     headers: HeaderMap,
     peer: IpAddr,
+    mesh: Option<MeshIdentity>,
     tls: bool,
 }
 
@@ -24,6 +25,7 @@ impl Ask {
             query: query.to_owned(),
             headers: HeaderMap::new(),
             peer: [127, 0, 0, 1].into(),
+            mesh: None,
             tls: false,
         }
     }
@@ -43,6 +45,7 @@ impl Ask {
             method: &self.method,
             headers: &self.headers,
             peer: self.peer,
+            mesh: self.mesh.as_ref(),
         }
     }
 }
@@ -353,6 +356,33 @@ fn ask() -> impl Strategy<Value = Ask> {
             false => ask,
         }
     })
+}
+
+#[test]
+fn rules_know_the_peer_of_the_mesh_and_nobody_else() {
+    let laptop = MeshIdentity {
+        name: "laptop".into(),
+        key: adit_config::PeerKey([1; 32]),
+        groups: vec!["admins".into()],
+    };
+    let cases = [
+        ("MeshPeer(`laptop`)", true, false),
+        ("MeshPeer(`phone`)", false, false),
+        ("MeshGroup(`admins`)", true, false),
+        ("MeshGroup(`guests`)", false, false),
+        ("MeshGroup(`guests`) || MeshPeer(`laptop`)", true, false),
+        ("!MeshGroup(`admins`)", false, true),
+    ];
+    for (rule, inside, outside) in cases {
+        let (table, disabled) = RouterTable::build([spec("r", rule)]);
+        assert!(disabled.is_empty(), "{disabled:?}");
+        let ask = |mesh| Ask { mesh, ..Ask::get("a.test", "/") };
+        assert_eq!(table.decide(&ask(Some(laptop.clone())).head()).is_some(), inside, "{rule}");
+        assert_eq!(table.decide(&ask(None).head()).is_some(), outside, "{rule}");
+        assert!(table.shadows().is_empty());
+    }
+    let (_, disabled) = RouterTable::build([spec("r", "MeshPeer(`a`, `b`)")]);
+    assert!(disabled[0].reason.contains("takes 1 argument"), "{disabled:?}");
 }
 
 proptest! {

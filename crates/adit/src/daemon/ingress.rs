@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, TlsDynamic};
-use adit_config::{Config, DynamicFiles, EntryPointTransport, Ingress, Tunnel};
+use adit_config::{Config, DynamicFiles, EntryPointNetwork, EntryPointTransport, Ingress, Tunnel};
 use adit_proxy::listen::Switch;
 use adit_proxy::tcp::layer::TcpLayers;
 use adit_proxy::tcp::service::TcpServices;
@@ -13,6 +13,7 @@ use adit_proxy::tcp::table::{TcpParts, TcpRouters};
 use adit_proxy::tls::options::TlsOptionSets;
 use adit_proxy::tls::{CertificateStore, Certificates};
 use adit_proxy::udp::{UdpRoute, UdpServices};
+use adit_route::mesh::MeshPeers;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::gateway::files::{Files, Look, Place};
@@ -142,6 +143,7 @@ impl RunningIngress {
                 plain: tcp.plain,
                 secure: tcp.secure,
                 hosts: generation.tls_hosts(name),
+                mesh: generation.inputs.mesh.clone().filter(|_| is_on_mesh(config, name)),
                 ..Switch::http(Arc::clone(&self.options))
             };
             let cell = match held.remove(name) {
@@ -190,7 +192,8 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
-    let inputs = Inputs { dynamic, entry_points, server, faults, ..Inputs::default() };
+    let mesh = config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh)));
+    let inputs = Inputs { dynamic, entry_points, server, faults, mesh, ..Inputs::default() };
     (inputs, look.paths)
 }
 
@@ -246,6 +249,10 @@ impl Streams {
         (inputs.tcp_faults, inputs.udp_faults) = (tcp_faults, udp_faults);
         routes
     }
+}
+
+fn is_on_mesh(config: &Config, entry_point: &str) -> bool {
+    config.entry_points.get(entry_point).is_some_and(|settings| settings.on == EntryPointNetwork::Mesh)
 }
 
 /// Says what is disabled and why, once a generation.

@@ -474,6 +474,7 @@ fn start_admin(
             proxy_protocol: None,
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
+            device: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),

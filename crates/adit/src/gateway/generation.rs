@@ -1,16 +1,18 @@
 //! One generation of the ingress: everything compiled, ready to be swapped in.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, Router};
-use adit_config::{EntryPoint, EntryPointTransport, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers};
 use adit_proxy::service::{Blueprint, Node, Services};
 use adit_proxy::tls::hosts::{TlsHostRule, TlsHosts};
 use adit_proxy::tls::options::DEFAULT_OPTIONS;
+use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
 use http::header::{HeaderName, HeaderValue};
@@ -28,6 +30,8 @@ pub(crate) struct Inputs {
     pub(crate) entry_points: BTreeMap<String, EntryPoint>,
     /// Value of `X-Forwarded-Server`.
     pub(crate) server: Option<HeaderValue>,
+    /// Who is who on entry points of the mesh; absent without a mesh.
+    pub(crate) mesh: Option<Arc<MeshPeers>>,
     /// TCP routers that are not served, with the reason.
     pub(crate) tcp_faults: BTreeMap<String, String>,
     /// UDP routers that are not served, with the reason.
@@ -55,6 +59,10 @@ pub(crate) struct Entry {
     pub(crate) alt_svc: Option<HeaderValue>,
     settings: EntryPoint,
 }
+
+/// An address on the mesh that no peer has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnknownPeer;
 
 /// A request's target in the forms that routing needs; what is forwarded stands in the request itself.
 pub(crate) struct Cleaned {
@@ -160,7 +168,24 @@ impl Generation {
             method: &request.method,
             headers: &request.headers,
             peer: request.visitor.remote.ip().to_canonical(),
+            mesh: self.identify(&request.visitor.entry_point, request.visitor.remote.ip()).ok().flatten(),
         })
+    }
+
+    /// The mesh's peer behind an address: `Ok(None)` where an entry point is not on the mesh, an error where it is and
+    /// nobody has the address.
+    pub(crate) fn identify(
+        &self,
+        entry_point: &str,
+        address: IpAddr,
+    ) -> Result<Option<&MeshIdentity>, UnknownPeer> {
+        let is_on_mesh =
+            self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
+        if !is_on_mesh {
+            return Ok(None);
+        }
+        let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
+        identity.map(|identity| Some(&**identity)).ok_or(UnknownPeer)
     }
 }
 

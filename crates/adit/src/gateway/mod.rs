@@ -9,7 +9,7 @@ pub(crate) mod view;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::forwarded::{ForwardedPolicy, set_mesh_claims};
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
+use self::generation::UnknownPeer;
 pub(crate) use self::generation::{Generation, Inputs, Served};
 use crate::access_log::AccessLog;
 use crate::answer::{Exchange, RequestMetrics};
@@ -93,6 +94,19 @@ impl Gateway {
             return plain(StatusCode::BAD_REQUEST);
         }
         let trusted = entry.policy.apply(&mut request);
+        let address = visitor.remote.ip();
+        match generation.identify(&visitor.entry_point, address) {
+            Ok(None) => {}
+            Ok(Some(peer)) => {
+                set_mesh_claims(&mut request.headers, peer, address);
+                exchange.asked_by_peer(peer);
+            }
+            Err(UnknownPeer) => {
+                exchange.failed("mesh_peer_unknown");
+                observe(generation, &visitor.entry_point, None, exchange);
+                return plain(StatusCode::FORBIDDEN);
+            }
+        }
         if trusted
             && exchange.is_observed()
             && let Some(client) = forwarded_client(&entry.policy, &request)

@@ -121,10 +121,15 @@ impl Lines {
     }
 
     fn write_text(&self, out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+        let [peer, _] = &entry.mesh;
+        let peer = match peer.is_empty() {
+            true => String::new(),
+            false => format!(" {}", self.column("MeshPeer", peer.as_str())),
+        };
         let duration = format!("{:.3}ms", entry.duration.as_secs_f64() * 1000.0);
         writeln!(
             out,
-            "{} {} \"{} {}{} {}\" {} {} {} {} {} {}",
+            "{} {} \"{} {}{} {}\" {} {} {} {} {} {}{}",
             self.column("StartUTC", adit_proxy::date::format(entry.started)),
             self.column("ClientHost", entry.client.to_string()),
             self.column("RequestMethod", entry.method.as_str()),
@@ -137,6 +142,7 @@ impl Lines {
             self.column("RouterName", entry.route.as_str()),
             self.column("RequestId", entry.request_id.as_str()),
             self.column("reason", entry.reason),
+            peer,
         )
     }
 
@@ -188,6 +194,8 @@ impl Lines {
             ("ServiceURL", &entry.service_url),
             ("ServiceAddr", address),
             ("reason", entry.reason),
+            ("MeshPeer", &entry.mesh[0]),
+            ("MeshGroups", &entry.mesh[1]),
         ];
         let subject = entry.tls.as_ref().and_then(|tls| subject(tls.client_certificates.first()?));
         if let Some(tls) = &entry.tls {
@@ -335,6 +343,7 @@ mod tests {
             origin_duration: Some(Duration::from_millis(10)),
             retries: 1,
             user: String::new(),
+            mesh: Default::default(),
             entry_point: "web".to_owned(),
             tls: None,
             secure: true,
