@@ -6,6 +6,18 @@
 //! # Where to begin
 //! `lane.rs` is the loop; `tun.rs` and `udp.rs` are its two ends.
 
+mod device;
+mod health;
+mod lane;
 pub mod netlink;
+mod node;
+mod plan;
+mod pump;
+mod resolve;
 pub mod tun;
 pub mod udp;
+
+pub use device::Device;
+pub use lane::{EventSink, LaneEnded, LaneHandle, LaneSnapshot, SNAPSHOT_WAIT, spawn};
+pub use node::{Node, NodeError};
+pub use pump::IoStatistics;

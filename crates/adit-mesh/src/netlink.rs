@@ -27,6 +27,8 @@ pub struct InterfaceSpec {
     pub routes: Vec<IpNet>,
     /// Routing table of the routes; `None` for the main table.
     pub table: Option<u32>,
+    /// Mark of the mesh's own datagrams, which lets default routes into the interface pass them by.
+    pub mark: Option<u32>,
 }
 
 /// An interface of this network namespace, and what was applied to it.

@@ -157,6 +157,13 @@ impl Receiver {
         socket.state.recv((&socket.socket).into(), &mut slices, &mut self.batches)
     }
 
+    /// How many datagrams a batch of the last [`Receiver::receive`] has.
+    #[must_use]
+    pub fn datagrams(&self, index: usize) -> usize {
+        let meta = &self.batches[index];
+        meta.len.div_ceil(meta.stride.max(1))
+    }
+
     /// One batch of the last [`Receiver::receive`]: from where to where, its bytes, and the length of
     /// each datagram but the last.
     pub fn batch(&mut self, index: usize) -> (Path, &mut [u8], usize) {
