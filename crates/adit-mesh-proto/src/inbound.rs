@@ -108,7 +108,7 @@ impl Mesh {
         let Some(id) = self.peers.id_of_index(index) else {
             return self.drop_unowned(DropReason::UnknownIndex);
         };
-        if !self.peers.find(id).is_some_and(|peer| peer.session.is_initiating()) {
+        if !self.peers.find(id).is_some_and(|peer| peer.session.awaits_response(now)) {
             return self.drop_unowned(DropReason::InvalidHandshake);
         }
         if !self.admit(path, message, true, now) {

@@ -212,13 +212,12 @@ impl Mesh {
             (Tick::Keepalive(len), _) => peer.send_sealed(&mut outlet, len),
             _ => {}
         }
-        let mut begin = false;
+        let mut begin = tick != Tick::Expired && peer.wants_handshake(now);
         if peer.keepalive_due(now).is_some_and(|due| due <= now) {
             if peer.session.is_connected() {
                 peer.send_keepalive(&mut outlet, now);
-            } else {
-                begin = true;
             }
+            begin |= !peer.session.is_connected() || peer.session.is_due_for_renewal(now);
         }
         if tick == Tick::Expired {
             peer.discard_staged(&mut self.drops);

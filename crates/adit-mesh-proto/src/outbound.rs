@@ -36,7 +36,7 @@ impl Mesh {
             return peer.drop(&mut self.drops, DropReason::NoEndpoint, 1);
         }
         peer.stage(&mut self.drops, packet, offload);
-        if !peer.session.is_initiating() {
+        if peer.wants_handshake(now) {
             self.start_handshake(id, now);
         }
     }

@@ -18,8 +18,12 @@ use crate::keys::{PresharedKey, PrivateKey, PublicKey};
 pub(crate) trait Session {
     /// Whether [`Self::encrypt`] would work.
     fn is_connected(&self) -> bool;
-    /// Whether an initiation waits for its response.
+    /// Whether an initiation waits for its response, and will be repeated.
     fn is_initiating(&self) -> bool;
+    /// Whether a response would be taken: also shortly after the peer's own initiation overtook ours.
+    fn awaits_response(&self, now: Instant) -> bool;
+    /// Whether a session has been agreed on that the peer will confirm any moment.
+    fn awaits_confirmation(&self, now: Instant) -> bool;
     /// Seals `packet` (empty: a keepalive) into `datagram`, which holds [`DATA_OVERHEAD`] bytes more, and says how long
     /// the datagram is; `None` without a session.
     fn encrypt(&mut self, packet: &[u8], datagram: &mut [u8], now: Instant) -> Option<usize>;
@@ -77,7 +81,13 @@ pub(crate) struct NoiseSession {
     data_sent_stamp: Option<Instant>,
     /// When the first data since the last authenticated message went.
     unanswered_since: Option<Instant>,
+    /// When the last data went or came.
+    last_data: Option<Instant>,
     initiation: Option<Initiation>,
+    /// When an initiation of the peer overtook ours.
+    overtaken: Option<Instant>,
+    /// Whether the latest session was begun here.
+    is_initiator: bool,
     /// When the latest session was agreed on, confirmed or not.
     established: Option<Instant>,
     /// When the latest handshake was complete on both sides.
@@ -126,7 +136,10 @@ impl NoiseSession {
             received_stamp: now,
             data_sent_stamp: None,
             unanswered_since: None,
+            last_data: None,
             initiation: None,
+            overtaken: None,
+            is_initiator: false,
             established: None,
             completed: None,
             last_received: None,
@@ -170,6 +183,14 @@ impl NoiseSession {
         }
     }
 
+    /// Whether a keepalive should renew the session, as data would (Rekey-After-Time): boringtun lets a session that only
+    /// keeps alive run out, and the peers lose each other until the next keepalive.
+    pub(crate) fn is_due_for_renewal(&self, now: Instant) -> bool {
+        self.is_initiator
+            && self.initiation.is_none()
+            && self.age(now).is_some_and(|age| age >= REKEY_AFTER_TIME)
+    }
+
     /// Whether the data message with our index `index` is the first of a session that the peer began.
     pub(crate) fn confirms(&mut self, index: u32, now: Instant) -> bool {
         let confirmed = self.unconfirmed == Some(index);
@@ -194,9 +215,28 @@ impl NoiseSession {
         self.last_sent = Some(now);
     }
 
+    fn age(&self, now: Instant) -> Option<Duration> {
+        self.established.map(|at| now.duration_since(at))
+    }
+
+    /// Whether the session is too old to be used (Reject-After-Time); boringtun sees to it only in `update_timers`.
+    fn is_outlived(&self, now: Instant) -> bool {
+        self.age(now).is_some_and(|age| age >= REJECT_AFTER_TIME)
+    }
+
     /// Whether `update_timers` has to wait, because it would send an initiation that is not due.
     fn is_held(&self, now: Instant) -> bool {
         self.hold_until(now).is_some_and(|until| now < until)
+    }
+
+    /// Another defect of boringtun: an initiator that has used its session at all renews it at 120 s (165 s if it only
+    /// received), though nobody uses it any more; WireGuard section 6.2 does so only when data is sent or comes then. The
+    /// timers are kept from running until data passes again, or until the keys are to be wiped.
+    fn idle_until(&self, now: Instant) -> Option<Instant> {
+        let established = self.established.filter(|_| self.is_initiator)?;
+        let due = established + REKEY_AFTER_TIME - MARGIN;
+        let idle = self.last_data.is_none_or(|at| at < due);
+        (idle && now >= due).then_some(established + REJECT_AFTER_TIME * 3)
     }
 
     /// Until when `update_timers` must not be called.
@@ -210,155 +250,24 @@ impl NoiseSession {
             let due = initiation.sent + REKEY_TIMEOUT;
             return (now + MARGIN >= due).then_some(due + initiation.jitter);
         }
+        if let Some(until) = self.idle_until(now) {
+            return Some(until);
+        }
         let since = self.unanswered_since?;
-        let young = self.established.is_some_and(|at| now.duration_since(at) < HOLD_AGE_MAX);
+        let young = self.age(now).is_some_and(|age| age < HOLD_AGE_MAX);
         let fires = self.data_sent_stamp.is_some_and(|sent| sent > self.received_stamp)
             && now + MARGIN >= self.received_stamp + ANSWER_TIMEOUT;
         (young && fires).then_some(since + ANSWER_TIMEOUT)
     }
 
-    fn refresh_connected(&mut self) {
-        self.connected = self.tunn.time_since_last_handshake().is_some();
-    }
-
-    fn expire(&mut self) -> Tick {
-        let ended = self.connected || self.initiation.is_some();
-        self.connected = false;
-        self.initiation = None;
-        self.unanswered_since = None;
-        self.data_sent_stamp = None;
-        self.received_stamp = self.clock;
-        if ended { Tick::Expired } else { Tick::Nothing }
-    }
-
-    fn take_response(&mut self, len: usize, now: Instant) -> Reply {
-        if let Some(initiation) = self.initiation.take() {
-            self.latency = Some(now.duration_since(initiation.sent));
-        }
-        self.note_received(now);
-        self.established = Some(now);
-        self.completed = Some(now);
-        self.connected = true;
-        self.last_sent = Some(now);
-        Reply::Established(len)
-    }
-
-    fn take_initiation(&mut self, response: &[u8], now: Instant) -> Reply {
-        // boringtun forgets that its own initiation waits; the answer to it would still be taken.
-        self.initiation = None;
-        self.note_received(now);
-        self.last_sent = Some(now);
-        self.established = Some(now);
-        self.unconfirmed = response.get(4..8).and_then(|field| field.try_into().ok()).map(u32::from_le_bytes);
-        self.refresh_connected();
-        Reply::Response(response.len())
-    }
-}
-
-impl Session for NoiseSession {
-    fn is_connected(&self) -> bool {
-        self.connected
-    }
-
-    fn is_initiating(&self) -> bool {
-        self.initiation.is_some()
-    }
-
-    fn encrypt(&mut self, packet: &[u8], datagram: &mut [u8], now: Instant) -> Option<usize> {
-        // boringtun panics on a short buffer and would queue without a session (defects 13 and the unbounded sizes of
-        // its queue).
-        if !self.connected || datagram.len() < (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MAX) {
-            return None;
-        }
-        let TunnResult::WriteToNetwork(sealed) = self.tunn.encapsulate(packet, datagram) else {
-            self.connected = false;
-            return None;
-        };
-        let len = sealed.len();
-        self.last_sent = Some(now);
-        if !packet.is_empty() {
-            self.data_sent_stamp = Some(self.clock);
-            self.unanswered_since.get_or_insert(now);
-        }
-        Some(len)
-    }
-
-    fn decrypt(&mut self, datagram: &[u8], packet: &mut [u8], now: Instant) -> Result<usize, DropReason> {
-        let len = datagram.len();
-        let counter = datagram.get(8..16).and_then(|field| field.try_into().ok()).map(u64::from_le_bytes);
-        let counter = counter.ok_or(DropReason::MalformedDatagram)?;
-        if len < DATA_OVERHEAD || packet.len() < len - DATA_HEADER {
-            return Err(DropReason::MalformedDatagram);
-        }
-        // Defect 11: boringtun adds to the counter without a check and knows no end of a session.
-        if counter >= COUNTER_MAX {
-            return Err(DropReason::CounterOverflow);
-        }
-        let opened = match self.tunn.decapsulate(None, datagram, packet) {
-            TunnResult::Done => 0,
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => packet.len(),
-            TunnResult::Err(error) => return Err(data_reason(&error)),
-            TunnResult::WriteToNetwork(_) => return Err(DropReason::InvalidData),
-        };
-        self.note_received(now);
-        if !self.connected {
-            self.refresh_connected();
-        }
-        Ok(opened)
-    }
-
-    fn handle_handshake(
-        &mut self,
-        datagram: &[u8],
-        out: &mut [u8],
-        now: Instant,
-    ) -> Result<Reply, DropReason> {
+    /// Lets boringtun's timers run, held or not.
+    fn update_timers(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Tick {
         if out.len() < HANDSHAKE_MAX {
-            return Err(DropReason::InvalidHandshake);
-        }
-        if !self.connected && self.initiation.is_none() {
-            // As in `initiate`; what this might send is superseded by the handshake at hand.
-            self.handle_timeout(out, Duration::ZERO, now);
-        }
-        match self.tunn.decapsulate(None, datagram, out) {
-            TunnResult::Done => Ok(Reply::Nothing),
-            TunnResult::WriteToNetwork(reply) if is_data(reply) => {
-                let len = reply.len();
-                Ok(self.take_response(len, now))
-            }
-            TunnResult::WriteToNetwork(reply) => {
-                let reply: &[u8] = reply;
-                Ok(self.take_initiation(reply, now))
-            }
-            _ => Err(DropReason::InvalidHandshake),
-        }
-    }
-
-    fn initiate(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Option<usize> {
-        if self.initiation.is_some() || out.len() < HANDSHAKE_MAX {
-            return None;
-        }
-        // The timers of a peer without session stand still until now; without this the attempt would look old at once.
-        if let Tick::Initiation(len) = self.handle_timeout(out, jitter, now) {
-            return Some(len);
-        }
-        match self.tunn.format_handshake_initiation(out, false) {
-            TunnResult::WriteToNetwork(initiation) => {
-                let len = initiation.len();
-                self.note_initiation(jitter, now);
-                Some(len)
-            }
-            _ => None,
-        }
-    }
-
-    fn handle_timeout(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Tick {
-        if out.len() < HANDSHAKE_MAX || self.is_held(now) {
             return Tick::Nothing;
         }
         let result = self.tunn.update_timers(out);
         self.clock = now;
-        if self.established.is_some_and(|at| now.duration_since(at) >= REJECT_AFTER_TIME) {
+        if self.is_outlived(now) {
             self.unconfirmed = None;
         }
         let tick = match result {
@@ -379,12 +288,182 @@ impl Session for NoiseSession {
         tick
     }
 
+    fn refresh_connected(&mut self) {
+        self.connected = self.tunn.time_since_last_handshake().is_some();
+    }
+
+    fn expire(&mut self) -> Tick {
+        let ended = self.connected || self.initiation.is_some();
+        self.connected = false;
+        self.initiation = None;
+        self.established = None;
+        self.unanswered_since = None;
+        self.data_sent_stamp = None;
+        self.received_stamp = self.clock;
+        if ended { Tick::Expired } else { Tick::Nothing }
+    }
+
+    fn take_response(&mut self, len: usize, now: Instant) -> Reply {
+        if let Some(initiation) = self.initiation.take() {
+            self.latency = Some(now.duration_since(initiation.sent));
+        }
+        self.note_received(now);
+        self.overtaken = None;
+        self.is_initiator = true;
+        self.established = Some(now);
+        self.completed = Some(now);
+        self.connected = true;
+        self.last_sent = Some(now);
+        Reply::Established(len)
+    }
+
+    fn take_initiation(&mut self, response: &[u8], now: Instant) -> Reply {
+        // boringtun does not repeat its own initiation any more, but would still take the response to it.
+        self.overtaken = self.initiation.take().map(|_| now);
+        self.is_initiator = false;
+        self.note_received(now);
+        self.last_sent = Some(now);
+        self.established = Some(now);
+        self.unconfirmed = response.get(4..8).and_then(|field| field.try_into().ok()).map(u32::from_le_bytes);
+        self.refresh_connected();
+        Reply::Response(response.len())
+    }
+}
+
+impl Session for NoiseSession {
+    fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    fn is_initiating(&self) -> bool {
+        self.initiation.is_some()
+    }
+
+    fn awaits_response(&self, now: Instant) -> bool {
+        self.initiation.is_some() || self.overtaken.is_some_and(|at| now.duration_since(at) < REKEY_TIMEOUT)
+    }
+
+    fn awaits_confirmation(&self, now: Instant) -> bool {
+        self.unconfirmed.is_some() && self.age(now).is_some_and(|age| age < CONFIRMATION_MAX)
+    }
+
+    fn encrypt(&mut self, packet: &[u8], datagram: &mut [u8], now: Instant) -> Option<usize> {
+        // boringtun panics on a short buffer and would queue without a session (defects 13 and the unbounded sizes of
+        // its queue).
+        if !self.connected || datagram.len() < (packet.len() + DATA_OVERHEAD).max(HANDSHAKE_MAX) {
+            return None;
+        }
+        let TunnResult::WriteToNetwork(sealed) = self.tunn.encapsulate(packet, datagram) else {
+            self.connected = false;
+            return None;
+        };
+        let len = sealed.len();
+        self.last_sent = Some(now);
+        if !packet.is_empty() {
+            self.data_sent_stamp = Some(self.clock);
+            self.last_data = Some(now);
+            self.unanswered_since.get_or_insert(now);
+        }
+        Some(len)
+    }
+
+    fn decrypt(&mut self, datagram: &[u8], packet: &mut [u8], now: Instant) -> Result<usize, DropReason> {
+        let len = datagram.len();
+        let counter = datagram.get(8..16).and_then(|field| field.try_into().ok()).map(u64::from_le_bytes);
+        let counter = counter.ok_or(DropReason::MalformedDatagram)?;
+        if len < DATA_OVERHEAD || packet.len() < len - DATA_HEADER {
+            return Err(DropReason::MalformedDatagram);
+        }
+        // Defect 11: boringtun adds to the counter without a check and knows no end of a session.
+        if counter >= COUNTER_MAX {
+            return Err(DropReason::CounterOverflow);
+        }
+        if self.is_outlived(now) && !self.connected {
+            return Err(DropReason::NoSession);
+        }
+        let opened = match self.tunn.decapsulate(None, datagram, packet) {
+            TunnResult::Done => 0,
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => packet.len(),
+            TunnResult::Err(error) => return Err(data_reason(&error)),
+            TunnResult::WriteToNetwork(_) => return Err(DropReason::InvalidData),
+        };
+        self.note_received(now);
+        if opened > 0 {
+            self.last_data = Some(now);
+        }
+        if !self.connected {
+            self.refresh_connected();
+        }
+        Ok(opened)
+    }
+
+    fn handle_handshake(
+        &mut self,
+        datagram: &[u8],
+        out: &mut [u8],
+        now: Instant,
+    ) -> Result<Reply, DropReason> {
+        if out.len() < HANDSHAKE_MAX {
+            return Err(DropReason::InvalidHandshake);
+        }
+        if !self.connected && self.initiation.is_none() {
+            // As in `initiate`; what this might send is superseded by the handshake at hand.
+            self.update_timers(out, Duration::ZERO, now);
+        }
+        match self.tunn.decapsulate(None, datagram, out) {
+            TunnResult::Done => Ok(Reply::Nothing),
+            TunnResult::WriteToNetwork(reply) if is_data(reply) => {
+                let len = reply.len();
+                Ok(self.take_response(len, now))
+            }
+            TunnResult::WriteToNetwork(reply) => {
+                let reply: &[u8] = reply;
+                Ok(self.take_initiation(reply, now))
+            }
+            _ => Err(DropReason::InvalidHandshake),
+        }
+    }
+
+    fn initiate(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Option<usize> {
+        if self.initiation.is_some() || out.len() < HANDSHAKE_MAX {
+            return None;
+        }
+        // The timers of a peer without session stand still until now; without this the attempt would look old at once.
+        if let Tick::Initiation(len) = self.update_timers(out, jitter, now) {
+            return Some(len);
+        }
+        match self.tunn.format_handshake_initiation(out, false) {
+            TunnResult::WriteToNetwork(initiation) => {
+                let len = initiation.len();
+                self.note_initiation(jitter, now);
+                Some(len)
+            }
+            _ => None,
+        }
+    }
+
+    fn handle_timeout(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Tick {
+        if out.len() < HANDSHAKE_MAX || !self.is_held(now) {
+            return self.update_timers(out, jitter, now);
+        }
+        let ended = self.connected && self.initiation.is_none() && self.is_outlived(now);
+        if ended {
+            self.connected = false;
+            return Tick::Expired;
+        }
+        Tick::Nothing
+    }
+
     fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         if !self.connected && self.initiation.is_none() && self.unconfirmed.is_none() {
-            return None;
+            // Nothing but wiping the keys of a session that was held.
+            return self.idle_until(now);
         }
         let period = if self.last_sent.max(self.last_received) >= Some(self.clock) { BUSY } else { QUIET };
         let next = now + period;
+        if self.idle_until(next).is_some() {
+            return Some(next);
+        }
         Some(self.hold_until(next).map_or(next, |until| until.max(now)))
     }
 }
@@ -402,6 +481,7 @@ pub(crate) const INDEX_MAX: u32 = (1 << 24) - 1;
 const COUNTER_MAX: u64 = 1 << 63;
 
 // WireGuard section 6.1.
+const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keepalive-Timeout and Rekey-Timeout.
@@ -409,6 +489,8 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest jitter of a retransmission.
 pub(crate) const JITTER_MAX: Duration = Duration::from_millis(333);
 
+/// How long a peer's confirmation is waited for before a handshake of our own is begun.
+const CONFIRMATION_MAX: Duration = Duration::from_secs(1);
 /// Age from which a session's timers are never held: Reject-After-Time less the longest hold.
 const HOLD_AGE_MAX: Duration = Duration::from_secs(165);
 /// How much boringtun's clock may be ahead of `now`.

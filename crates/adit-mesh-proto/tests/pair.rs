@@ -215,7 +215,9 @@ fn lengths_are_hidden_in_steps_of_16_but_never_beyond_the_mtu() {
     let mut world = World::pair(5, still, |_, config| config.mtu = 1420);
     world.send(0, &packet_v4(0, 1, b""));
     world.run_for(MOMENT);
-    for (payload, expected) in [(0, 32), (4, 32), (5, 48), (1376, 1408), (1380, 1408), (1381, 1420), (1392, 1420)] {
+    for (payload, expected) in
+        [(0, 32), (4, 32), (5, 48), (1376, 1408), (1380, 1408), (1381, 1420), (1392, 1420)]
+    {
         world.capture = Some(Vec::new());
         world.send(0, &packet_v4(0, 1, &vec![0; payload]));
         let flight = world.capture.take().unwrap().remove(0);

@@ -150,6 +150,14 @@ impl Peer {
         self.drop(drops, DropReason::HandshakeFailed, count);
     }
 
+    /// Whether packets wait and nothing is under way that would let them go.
+    pub(crate) fn wants_handshake(&self, now: Instant) -> bool {
+        !self.staged.is_empty()
+            && !self.session.is_connected()
+            && !self.session.is_initiating()
+            && !self.session.awaits_confirmation(now)
+    }
+
     pub(crate) fn staged(&self) -> usize {
         self.staged.len()
     }
