@@ -40,30 +40,41 @@ impl Health {
 
     /// The kernel refused a train of datagrams of `size` bytes.
     pub(crate) fn refused(&mut self, path: Path, size: usize, error: &io::Error, now: Instant) {
-        let hold = self.refusals.get(&path.remote).map_or(HOLD_MIN, |refusal| (refusal.hold * 2).min(HOLD_MAX));
+        // Too long for the link is no fault of trains: the datagrams go out as fragments this once, and
+        // the engine learns how long they may be.
+        if self.too_long(path, size) {
+            return;
+        }
+        self.steps_down += 1;
+        let seconds = self.hold(path.remote, now).as_secs();
+        tracing::warn!(
+            remote = %path.remote, size, %error, seconds,
+            "the kernel refuses trains on this path: sending single datagrams"
+        );
+    }
+
+    /// Whether datagrams of `size` bytes are longer than the first link of the path carries, which the
+    /// engine then learns.
+    pub(crate) fn too_long(&mut self, path: Path, size: usize) -> bool {
+        let headers = if path.remote.is_ipv4() { 20 + 8 } else { 40 + 8 };
+        let mtu = Socket::mtu_towards(path.remote).and_then(|mtu| usize::try_from(mtu).ok());
+        let Some(mtu) = mtu.filter(|mtu| size + headers > *mtu) else { return false };
+        if self.path_mtus.len() < PATHS_MAX {
+            self.path_mtus.push((path, mtu.saturating_sub(headers + WIREGUARD_LEN) & !15));
+        }
+        true
+    }
+
+    /// No trains to `remote` for a while, which is returned; longer each time.
+    fn hold(&mut self, remote: SocketAddr, now: Instant) -> Duration {
+        let hold = self.refusals.get(&remote).map_or(HOLD_MIN, |refusal| (refusal.hold * 2).min(HOLD_MAX));
         if self.refusals.len() >= PATHS_MAX {
             self.refusals.retain(|_, refusal| refusal.until > now);
         }
         if self.refusals.len() < PATHS_MAX {
-            self.refusals.insert(path.remote, Refusal { until: now + hold, hold });
+            self.refusals.insert(remote, Refusal { until: now + hold, hold });
         }
-        self.steps_down += 1;
-        tracing::warn!(
-            remote = %path.remote, size, %error, seconds = hold.as_secs(),
-            "the kernel refuses trains on this path: sending single datagrams"
-        );
-        self.too_long(path);
-    }
-
-    /// Datagrams may be longer than the first link carries: ask how long they may be.
-    pub(crate) fn too_long(&mut self, path: Path) {
-        let Some(mtu) = Socket::mtu_towards(path.remote) else { return };
-        let around = if path.remote.is_ipv4() { 20 + 8 + 32 } else { 40 + 8 + 32 };
-        if let Ok(mtu) = usize::try_from(mtu)
-            && self.path_mtus.len() < PATHS_MAX
-        {
-            self.path_mtus.push((path, mtu.saturating_sub(around) & !15));
-        }
+        hold
     }
 
     /// Inner MTUs learnt since the last call.
@@ -78,6 +89,8 @@ impl Health {
     }
 }
 
+/// Header and tag that WireGuard puts around a packet.
+const WIREGUARD_LEN: usize = 32;
 /// First pause of trains on a path; doubles each time up to [`HOLD_MAX`], because routes and drivers change.
 const HOLD_MIN: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(3600);

@@ -9,6 +9,7 @@
 mod device;
 mod health;
 mod lane;
+mod metrics;
 pub mod netlink;
 mod node;
 mod plan;
@@ -19,5 +20,6 @@ pub mod udp;
 
 pub use device::Device;
 pub use lane::{EventSink, LaneEnded, LaneHandle, LaneSnapshot, SNAPSHOT_WAIT, spawn};
+pub use metrics::MeshMetrics;
 pub use node::{Node, NodeError};
 pub use pump::IoStatistics;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::lane::{LaneHandle, spawn};
 use crate::netlink::{Interface, InterfaceError};
-use crate::plan::{engine_config, interface_spec, key_of, literal_endpoint};
+use crate::plan::{engine_config, interface_spec, key_of, literal_endpoint, socket_spec};
 use crate::resolve::Resolver;
 use crate::tun::{Tun, TunError};
 use crate::udp::{Socket, SocketError, SocketSpec};
@@ -57,14 +57,11 @@ impl Node {
         let tun = Tun::open(&mesh.interface, false)?;
         let mut interface = Interface::find(&mesh.interface)?;
         interface.apply(&interface_spec(mesh))?;
-        let spec = SocketSpec { port: mesh.listen_port, mark: mesh.fwmark };
+        let spec = socket_spec(mesh);
         let socket = Socket::bind(&spec)?;
         let port = socket.port();
-        let engine = adit_mesh_proto::Mesh::new(
-            engine_config(mesh, literal_endpoint),
-            rand::random(),
-            Instant::now(),
-        );
+        let engine =
+            adit_mesh_proto::Mesh::new(engine_config(mesh, literal_endpoint), rand::random(), Instant::now());
         let resolver = Resolver::start().map_err(NodeError::Thread)?;
         let alarm = resolver.alarm();
         let events = Box::new(move |event| alarm.on_event(&event));
@@ -84,14 +81,17 @@ impl Node {
         if mesh.mode != running.mode {
             return Err(NodeError::Restart("mode"));
         }
-        if (mesh.listen_port, mesh.fwmark) != (self.spec.port, self.spec.mark) {
+        let spec = socket_spec(mesh);
+        if spec.port != self.spec.port {
             return Err(NodeError::Restart("listen-port"));
+        }
+        if spec.mark != self.spec.mark {
+            return Err(NodeError::Restart("fwmark"));
         }
         self.interface.apply(&interface_spec(mesh))?;
         let known = self.resolver.addresses();
-        let config = engine_config(mesh, |peer| {
-            literal_endpoint(peer).or_else(|| known.get(&key_of(peer)).copied())
-        });
+        let config =
+            engine_config(mesh, |peer| literal_endpoint(peer).or_else(|| known.get(&key_of(peer)).copied()));
         self.lane.reconfigure(config)?;
         self.addresses.clone_from(&mesh.addresses);
         self.resolver.watch(mesh, &self.lane);

@@ -9,7 +9,8 @@ use adit_mesh_proto::{
 };
 use ipnet::IpNet;
 
-use crate::netlink::InterfaceSpec;
+use crate::netlink::{Exit, InterfaceSpec};
+use crate::udp::SocketSpec;
 
 /// Rules of the configuration as the engine knows them, names resolved.
 ///
@@ -32,11 +33,27 @@ pub(crate) fn interface_spec(mesh: &Mesh) -> InterfaceSpec {
     let all = mesh.peers.iter().flat_map(|peer| &peer.allowed_ips).copied();
     let (routes, table) = match mesh.table {
         MeshTable::Off => (Vec::new(), None),
-        MeshTable::Auto => (all.filter(|net| !covered(net)).collect(), None),
+        MeshTable::Auto => (all.filter(|net| !covered(net) && net.prefix_len() > 0).collect(), None),
         // Another table does not know the addresses' own networks.
         MeshTable::Number(table) => (all.collect(), Some(table)),
     };
-    InterfaceSpec { mtu: u32::from(mesh.mtu), addresses: mesh.addresses.clone(), routes, table, mark: mesh.fwmark }
+    let addresses = mesh.addresses.clone();
+    InterfaceSpec { mtu: u32::from(mesh.mtu), addresses, routes, table, exit: exit(mesh) }
+}
+
+/// Port and mark of the socket.
+pub(crate) fn socket_spec(mesh: &Mesh) -> SocketSpec {
+    SocketSpec { port: mesh.listen_port, mark: mesh.fwmark.or_else(|| exit(mesh).map(|exit| exit.mark)) }
+}
+
+/// A default route to a peer takes the mesh's own datagrams as well unless they are told apart.
+fn exit(mesh: &Mesh) -> Option<Exit> {
+    let default = |v4: bool| {
+        let all = mesh.peers.iter().flat_map(|peer| &peer.allowed_ips);
+        all.into_iter().any(|net| net.prefix_len() == 0 && net.addr().is_ipv4() == v4)
+    };
+    let exit = Exit { mark: mesh.fwmark.unwrap_or(EXIT_MARK), v4: default(true), v6: default(false) };
+    (mesh.table == MeshTable::Auto && (exit.v4 || exit.v6)).then_some(exit)
 }
 
 /// The address of a peer whose endpoint is an address already.
@@ -119,3 +136,6 @@ fn protocol_of(protocol: MeshProtocol) -> Protocol {
         MeshProtocol::Number(number) => Protocol::Number(number),
     }
 }
+
+/// Mark and routing table of an exit where the operator names none: WireGuard's customary number.
+const EXIT_MARK: u32 = 51_820;

@@ -50,6 +50,36 @@ pub struct IoStatistics {
     pub device_steps_down: u64,
 }
 
+impl IoStatistics {
+    /// Drops by reason.
+    #[must_use]
+    pub fn drops(&self) -> [(&'static str, u64); 4] {
+        [
+            ("send_buffer_full", self.send_buffer_full),
+            ("send_refused", self.send_refused),
+            ("device_refused", self.device_refused),
+            ("device_malformed", self.device_malformed),
+        ]
+    }
+
+    /// Everything else that only grows, by name.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, u64); 10] {
+        [
+            ("sends", self.sends),
+            ("trains", self.trains),
+            ("sent_datagrams", self.sent_datagrams),
+            ("batches", self.batches),
+            ("received_datagrams", self.received_datagrams),
+            ("device_reads", self.device_reads),
+            ("device_writes", self.device_writes),
+            ("receive_failed", self.receive_failed),
+            ("train_steps_down", self.train_steps_down),
+            ("device_steps_down", self.device_steps_down),
+        ]
+    }
+}
+
 /// Everything that a lane's thread owns.
 pub(crate) struct Pump<D> {
     mesh: Mesh,
@@ -304,7 +334,7 @@ fn count_refusal(
         return;
     }
     if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
-        health.too_long(transmit.path);
+        health.too_long(transmit.path, transmit.contents.len());
     }
     statistics.send_refused += datagrams;
     tracing::trace!(remote = %transmit.path.remote, %error, "not sent");

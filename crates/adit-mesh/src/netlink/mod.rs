@@ -1,20 +1,22 @@
 //! Addresses, MTU and routes of the interface, set by rtnetlink.
 
+mod exit;
+mod socket;
+
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rustix::net::{AddressFamily as SocketFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+pub use exit::Exit;
+use socket::{RouteSocket, index_of};
 
 /// What an interface should look like.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,14 +29,14 @@ pub struct InterfaceSpec {
     pub routes: Vec<IpNet>,
     /// Routing table of the routes; `None` for the main table.
     pub table: Option<u32>,
-    /// Mark of the mesh's own datagrams, which lets default routes into the interface pass them by.
-    pub mark: Option<u32>,
+    /// Everything that has no better route goes into the interface, but for the mesh's own datagrams.
+    pub exit: Option<Exit>,
 }
 
 /// An interface of this network namespace, and what was applied to it.
 #[derive(Debug)]
 pub struct Interface {
-    socket: OwnedFd,
+    socket: RouteSocket,
     index: u32,
     applied: InterfaceSpec,
 }
@@ -68,18 +70,9 @@ impl Interface {
     /// # Errors
     /// [`InterfaceError::Lookup`].
     pub fn find(name: &str) -> Result<Self, InterfaceError> {
-        let lookup = |source: rustix::io::Errno| InterfaceError::Lookup {
-            name: name.to_owned(),
-            source: source.into(),
-        };
-        // Protocol 0 of this family is NETLINK_ROUTE.
-        let socket =
-            rustix::net::socket_with(SocketFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
-                .map_err(lookup)?;
-        let any = rustix::net::socket(SocketFamily::INET, SocketType::DGRAM, None)
-            .or_else(|_| rustix::net::socket(SocketFamily::UNIX, SocketType::DGRAM, None))
-            .map_err(lookup)?;
-        let index = rustix::net::netdevice::name_to_index(&any, name).map_err(lookup)?;
+        let lookup = |source| InterfaceError::Lookup { name: name.to_owned(), source };
+        let socket = RouteSocket::open().map_err(lookup)?;
+        let index = index_of(name).map_err(lookup)?;
         Ok(Self { socket, index, applied: InterfaceSpec::default() })
     }
 
@@ -102,6 +95,9 @@ impl Interface {
             self.remove_routes(|_| true)?;
             self.applied.table = spec.table;
         }
+        if self.applied.exit != spec.exit {
+            self.exit(spec.exit)?;
+        }
         self.remove_routes(|route| !spec.routes.contains(route))?;
         for address in self.applied.addresses.clone() {
             if !spec.addresses.contains(&address) {
@@ -120,6 +116,18 @@ impl Interface {
                 self.route(route, true)?;
                 self.applied.routes.push(route);
             }
+        }
+        Ok(())
+    }
+
+    /// Sets, changes or removes the default routes into the interface.
+    fn exit(&mut self, exit: Option<Exit>) -> Result<(), InterfaceError> {
+        if let Some(old) = self.applied.exit.take() {
+            exit::set(&self.socket, self.index, old, false)?;
+        }
+        if let Some(new) = exit {
+            exit::set(&self.socket, self.index, new, true)?;
+            self.applied.exit = Some(new);
         }
         Ok(())
     }
@@ -175,19 +183,7 @@ impl Interface {
     }
 
     fn route(&self, route: IpNet, add: bool) -> Result<(), InterfaceError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(route.addr());
-        message.header.destination_prefix_length = route.prefix_len();
-        message.header.protocol = RouteProtocol::Static;
-        message.header.kind = RouteType::Unicast;
-        message.header.scope = if route.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        if let Some(table) = self.applied.table {
-            message.header.table = RouteHeader::RT_TABLE_UNSPEC;
-            message.attributes.push(RouteAttribute::Table(table));
-        }
-        message.attributes.push(RouteAttribute::Destination(route.network().into()));
-        message.attributes.push(RouteAttribute::Oif(self.index));
+        let message = route_message(route, self.index, self.applied.table);
         if add {
             let what = format!("route {route} into the interface");
             let message = RouteNetlinkMessage::NewRoute(message);
@@ -199,25 +195,35 @@ impl Interface {
     }
 
     fn request(&self, message: RouteNetlinkMessage, flags: u16, what: String) -> Result<(), InterfaceError> {
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.finalize();
-        let mut buffer = vec![0; request.buffer_len()];
-        request.serialize(&mut buffer);
-        self.exchange(&buffer).map_err(|source| InterfaceError::Refused { what, source })
+        self.socket.request(message, flags).map_err(|source| InterfaceError::Refused { what, source })
     }
+}
 
-    fn exchange(&self, request: &[u8]) -> io::Result<()> {
-        rustix::net::send(&self.socket, request, SendFlags::empty())?;
-        let mut buffer = [0; ANSWER_LEN];
-        let (len, _) = rustix::net::recv(&self.socket, &mut buffer, RecvFlags::empty())?;
-        let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer[..len])
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        match answer.payload {
-            NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-            _ => Ok(()),
+impl Drop for Interface {
+    fn drop(&mut self) {
+        // The interface takes its addresses and routes along; rules belong to nobody.
+        if let Err(error) = self.exit(None) {
+            tracing::warn!(%error, "routing rules of the mesh's exit are left behind");
         }
     }
+}
+
+/// A route of `route` into the interface `index`, in the main table unless another is named.
+fn route_message(route: IpNet, index: u32, table: Option<u32>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.addr());
+    message.header.destination_prefix_length = route.prefix_len();
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = if route.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    if let Some(table) = table {
+        message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    message.attributes.push(RouteAttribute::Destination(route.network().into()));
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
 }
 
 fn family(address: IpAddr) -> AddressFamily {
@@ -233,8 +239,6 @@ fn train_segments(mtu: u32) -> u32 {
 /// Packets that wait for the lane's thread: 10,000 super-packets would be far too many, but the queue
 /// of a TUN device counts and never merges, and 500 are 10 µs of small packets at full rate.
 const TX_QUEUE_LEN: u32 = 1000;
-/// An acknowledgement repeats at most the request, which is shorter than this.
-const ANSWER_LEN: usize = 4096;
 
 #[cfg(test)]
 mod tests {
