@@ -6,12 +6,14 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
+use crate::clamp::clamp_mss;
 use crate::drops::DropReason;
 use crate::ip::IpHeader;
 use crate::mesh::{Mesh, outlet};
 use crate::packet::{Event, Path, PeerId};
 use crate::session::{DATA_HEADER, DATA_OVERHEAD, Reply, Session};
 use crate::state::limiter::Verdict;
+use crate::state::policy::Origin;
 
 impl Mesh {
     /// Takes datagrams received from one source at once: each `stride` bytes long, the last perhaps shorter.
@@ -54,7 +56,15 @@ impl Mesh {
             Some(header) if self.routes.find(header.source) != Some(id) => {
                 Err(Some(DropReason::SourceNotAllowed))
             }
-            Some(header) => Ok(header.len),
+            Some(header) => {
+                let key = peer.config.public_key;
+                let allowed = match &mut self.filter {
+                    Some(filter) => filter.judge(Origin::Peer(key), &header, packet, now),
+                    None => Ok(()),
+                };
+                clamp_mss(&header, packet, peer.mtu(self.mtu, now), false);
+                allowed.map(|()| header.len).map_err(Some)
+            }
         };
         match verdict {
             Ok(len) => self.arrivals.commit(len, id.0),

@@ -13,8 +13,10 @@
 //! # Where to begin
 //! `mesh.rs` dispatches; `state/` holds one concern per file; `segment/` splits and joins packets.
 
+mod clamp;
 mod config;
 mod drops;
+mod icmp;
 mod inbound;
 mod ip;
 mod keys;

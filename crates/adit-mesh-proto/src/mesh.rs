@@ -14,9 +14,10 @@ use crate::keys::PrivateKey;
 use crate::packet::{Event, Incoming, MeshStatistics, Path, PeerId, PeerSnapshot, Transmit};
 use crate::segment::Coalescer;
 use crate::session::{JITTER_MAX, NoiseSession, Session, Tick};
-use crate::state::limiter::Limiter;
+use crate::state::limiter::{Bucket, Limiter};
 use crate::state::peer::{Outlet, PATH_MTU_LIFETIME, Peer};
 use crate::state::peers::Peers;
+use crate::state::policy::Filter;
 use crate::state::routes::Routes;
 use crate::state::timers::Timers;
 use crate::state::trains::Trains;
@@ -29,7 +30,11 @@ pub struct Mesh {
     rng: StdRng,
     pub(crate) peers: Peers,
     pub(crate) routes: Routes,
+    pub(crate) filter: Option<Filter>,
     pub(crate) limiter: Limiter,
+    /// Errors about packets that are too big, a second.
+    pub(crate) errors: Bucket,
+    pub(crate) began: Instant,
     pub(crate) trains: Trains,
     pub(crate) arrivals: Coalescer,
     pub(crate) timers: Timers,
@@ -52,7 +57,10 @@ impl Mesh {
             rng,
             peers: Peers::default(),
             routes: Routes::default(),
+            filter: None,
             limiter,
+            errors: Bucket::FULL,
+            began: now,
             trains: Trains::default(),
             arrivals: Coalescer::new(ARRIVALS_MAX),
             timers: Timers::default(),
@@ -76,6 +84,14 @@ impl Mesh {
         }
         self.mtu = usize::from(config.mtu);
         self.addresses.clone_from(&config.addresses);
+        self.filter = match (config.policy.clone(), self.filter.take()) {
+            (None, _) => None,
+            (Some(policy), None) => Some(Filter::new(policy, &config, now)),
+            (Some(policy), Some(mut filter)) => {
+                filter.update(policy, &config);
+                Some(filter)
+            }
+        };
         let wanted: HashSet<_> = config.peers.iter().map(|peer| peer.public_key).collect();
         self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
         let mut order = Vec::with_capacity(config.peers.len());
@@ -164,7 +180,7 @@ impl Mesh {
             peers: self.peers.len(),
             sessions: self.peers.iter().filter(|peer| peer.session.is_connected()).count(),
             staged: self.peers.iter().map(Peer::staged).sum(),
-            flows: 0,
+            flows: self.filter.as_ref().map_or(0, Filter::flows),
         }
     }
 

@@ -1,25 +1,43 @@
 //! Packets on their way to peers.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::clamp::clamp_mss;
 use crate::drops::DropReason;
+use crate::icmp::{TOO_BIG_LEN_MAX, write_too_big};
 use crate::ip::IpHeader;
 use crate::mesh::{Mesh, outlet};
 use crate::packet::{Outgoing, PeerId};
-use crate::segment::Offload;
+use crate::segment::{Offload, OffloadKind};
 use crate::session::Session;
+use crate::state::limiter::{Rate, millis_since};
+use crate::state::policy::Origin;
 
 impl Mesh {
     /// Takes one IP packet, or one super-packet, from the TUN device or netstack; its buffer is scratch afterwards.
     pub fn handle_packet(&mut self, packet: Outgoing<'_>, now: Instant) {
-        let Outgoing { contents, offload } = packet;
+        let Outgoing { contents, mut offload } = packet;
         let Some(header) = IpHeader::parse(contents) else {
             return self.drop_unowned(DropReason::MalformedPacket);
         };
+        let contents = &mut contents[..header.len];
         let Some(id) = self.routes.find(header.destination) else {
             return self.drop_unowned(DropReason::NoRoute);
         };
-        self.send_to(id, &mut contents[..header.len], offload, now);
+        let Some(peer) = self.peers.find(id) else { return };
+        if let Some(filter) = &mut self.filter
+            && let Err(reason) = filter.judge(Origin::Here, &header, contents, now)
+        {
+            return peer.drop(&mut self.drops, reason, 1);
+        }
+        let mtu = peer.mtu(self.mtu, now);
+        clamp_mss(&header, contents, mtu, offload.partial_checksum.is_some());
+        if !fit(&header, contents, &mut offload, mtu) {
+            peer.drop(&mut self.drops, DropReason::TooBig, 1);
+            return self.answer_too_big(id, &header, contents, mtu, now);
+        }
+        self.send_to(id, contents, offload, now);
     }
 
     fn send_to(&mut self, id: PeerId, packet: &mut [u8], offload: Offload, now: Instant) {
@@ -40,4 +58,48 @@ impl Mesh {
             self.start_handshake(id, now);
         }
     }
+
+    /// Tells the sender of a packet what would fit; the answer comes out like a packet from the peer.
+    fn answer_too_big(&mut self, id: PeerId, header: &IpHeader, packet: &[u8], mtu: usize, now: Instant) {
+        if !self.errors.take(millis_since(self.began, now), ERRORS) {
+            return;
+        }
+        // In the name of this node, or, where it has no address of that version, of the packet's own destination.
+        let own = self.addresses.iter().map(ipnet::IpNet::addr);
+        let from = own.into_iter().find(|own| own.is_ipv4() == header.source.is_ipv4());
+        let from: IpAddr = from.unwrap_or(header.destination);
+        let Some(room) = self.arrivals.slot(TOO_BIG_LEN_MAX) else { return };
+        match write_too_big(header, packet, mtu, from, room) {
+            Some(len) => self.arrivals.commit(len, id.0),
+            None => self.arrivals.abort(),
+        }
+    }
 }
+
+/// Whether every packet that comes of it has at most `mtu` bytes. Segments of TCP are made smaller to that end.
+#[inline]
+fn fit(header: &IpHeader, packet: &[u8], offload: &mut Offload, mtu: usize) -> bool {
+    let headers = match offload.kind {
+        OffloadKind::None => return header.len <= mtu,
+        OffloadKind::Udp => header.transport + UDP_LEN,
+        OffloadKind::Tcp4 | OffloadKind::Tcp6 => {
+            let words = packet.get(header.transport + 12).map_or(0, |offset| offset >> 4);
+            header.transport + usize::from(words) * 4
+        }
+    };
+    let Some(fitting) = mtu.checked_sub(headers).and_then(|fitting| u16::try_from(fitting).ok()) else {
+        return false;
+    };
+    if offload.segment_size <= fitting || header.len <= mtu {
+        return true;
+    }
+    if offload.kind == OffloadKind::Udp || fitting == 0 {
+        return false;
+    }
+    offload.segment_size = fitting;
+    true
+}
+
+const UDP_LEN: usize = 8;
+/// Errors that a lane sends: senders need one each, and a flood of them helps nobody.
+const ERRORS: Rate = Rate { per_second: 100, burst: 50 };

@@ -107,23 +107,23 @@ impl Limiter {
 
 /// Tokens in thousandths and when they were counted, in milliseconds since the limiter began.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
+pub(crate) struct Bucket {
     thousandths: u32,
     at: u32,
 }
 
 /// Tokens a second, and most tokens.
 #[derive(Debug, Clone, Copy)]
-struct Rate {
-    per_second: u32,
-    burst: u32,
+pub(crate) struct Rate {
+    pub(crate) per_second: u32,
+    pub(crate) burst: u32,
 }
 
 impl Bucket {
     /// Counted down to the burst of its rate when first used.
-    const FULL: Self = Self { thousandths: u32::MAX, at: 0 };
+    pub(crate) const FULL: Self = Self { thousandths: u32::MAX, at: 0 };
 
-    fn take(&mut self, at: u32, rate: Rate) -> bool {
+    pub(crate) fn take(&mut self, at: u32, rate: Rate) -> bool {
         // `at` wraps after 49 days; a wrapped difference is large and only refills.
         let gained = at.wrapping_sub(self.at).saturating_mul(rate.per_second);
         self.thousandths = self.thousandths.saturating_add(gained).min(rate.burst * 1000);
@@ -147,7 +147,8 @@ const UNPROVEN_ALL: Rate = Rate { per_second: 64, burst: 256 };
 /// What is computed in all: at 0.25 ms for a peer's whole handshake, a quarter of a core.
 const ALL: Rate = Rate { per_second: 1000, burst: 1000 };
 
-fn millis_since(began: Instant, now: Instant) -> u32 {
+/// Milliseconds for [`Bucket::take`].
+pub(crate) fn millis_since(began: Instant, now: Instant) -> u32 {
     let millis = now.saturating_duration_since(began).min(Duration::from_secs(u64::MAX / 1000)).as_millis();
     // Wraps on purpose, see `Bucket::take`.
     (millis & u128::from(u32::MAX)) as u32
