@@ -16,6 +16,7 @@ mod plan;
 mod pump;
 mod resolve;
 pub mod tun;
+pub mod uapi;
 pub mod udp;
 
 pub use device::Device;

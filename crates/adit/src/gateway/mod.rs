@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
-use self::generation::UnknownPeer;
+use self::generation::{Cleaned, Entry, UnknownPeer};
 pub(crate) use self::generation::{Generation, Inputs, Served};
 use crate::access_log::AccessLog;
 use crate::answer::{Exchange, RequestMetrics};
@@ -81,44 +81,12 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        if let Some(tls) = &visitor.tls
-            && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
-        {
-            exchange.failed("misdirected");
-            observe(generation, &visitor.entry_point, None, exchange);
-            return plain(StatusCode::MISDIRECTED_REQUEST);
-        }
-        if !entry.tidy_fields(&mut request) {
-            exchange.failed("underscore_header");
-            observe(generation, &visitor.entry_point, None, exchange);
-            return plain(StatusCode::BAD_REQUEST);
-        }
-        let trusted = entry.policy.apply(&mut request);
-        let address = visitor.remote.ip();
-        match generation.identify(&visitor.entry_point, address) {
-            Ok(None) => {}
-            Ok(Some(peer)) => {
-                set_mesh_claims(&mut request.headers, peer, address);
-                exchange.asked_by_peer(peer);
-            }
-            Err(UnknownPeer) => {
-                exchange.failed("mesh_peer_unknown");
-                observe(generation, &visitor.entry_point, None, exchange);
-                return plain(StatusCode::FORBIDDEN);
-            }
-        }
-        if trusted
-            && exchange.is_observed()
-            && let Some(client) = forwarded_client(&entry.policy, &request)
-        {
-            exchange.asked_by(client);
-        }
-        let cleaned = match entry.clean(&mut request) {
-            Ok(cleaned) => cleaned,
-            Err(reason) => {
+        let (trusted, cleaned) = match admit(generation, entry, &mut request, exchange) {
+            Ok(admitted) => admitted,
+            Err((reason, status)) => {
                 exchange.failed(reason);
                 observe(generation, &visitor.entry_point, None, exchange);
-                return plain(StatusCode::BAD_REQUEST);
+                return plain(status);
             }
         };
         let found = generation.decide(&request, &cleaned);
@@ -170,6 +138,40 @@ impl Service for Gateway {
         }
         exchange.finish_with(response)
     }
+}
+
+/// Brings a request into the form that rules and servers see; whether its peer is believed, and its target. The error is
+/// the refusal's name and status.
+fn admit(
+    generation: &Generation,
+    entry: &Entry,
+    request: &mut Request,
+    exchange: &mut Exchange,
+) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
+    let visitor = Arc::clone(&request.visitor);
+    if let Some(tls) = &visitor.tls
+        && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
+    {
+        return Err(("misdirected", StatusCode::MISDIRECTED_REQUEST));
+    }
+    if !entry.tidy_fields(request) {
+        return Err(("underscore_header", StatusCode::BAD_REQUEST));
+    }
+    let trusted = entry.policy.apply(request);
+    let address = visitor.remote.ip();
+    let peer = generation.identify(&visitor.entry_point, address);
+    if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
+        set_mesh_claims(&mut request.headers, peer, address);
+        exchange.asked_by_peer(peer);
+    }
+    if trusted
+        && exchange.is_observed()
+        && let Some(client) = forwarded_client(&entry.policy, request)
+    {
+        exchange.asked_by(client);
+    }
+    let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
+    Ok((trusted, cleaned))
 }
 
 /// Leaves a request out of log or metrics where its entry point does not want it there; its router's word goes before.
