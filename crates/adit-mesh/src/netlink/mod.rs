@@ -1,6 +1,7 @@
 //! Addresses, MTU and routes of the interface, set by rtnetlink.
 
 mod exit;
+mod networks;
 mod socket;
 
 use std::io;
@@ -16,6 +17,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 pub use exit::Exit;
+pub use networks::networks_of;
 use socket::{RouteSocket, index_of};
 
 /// What an interface should look like.
