@@ -24,11 +24,15 @@ use adit_tunnel_proto::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
 
+mod mesh;
+
+pub use mesh::mesh;
+
 /// A target: the name of its corpus folder and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("preamble", preamble),
     ("connect_request", connect_request),
     ("connect_response", connect_response),
@@ -40,6 +44,7 @@ pub const TARGETS: [Target; 11] = [
     ("decide", decide),
     ("http1_head", http1_head),
     ("http1_chunks", http1_chunks),
+    ("mesh", mesh),
 ];
 
 /// The first bytes of a stream that the peer opened, whole and in pieces.
