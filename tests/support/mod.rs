@@ -17,6 +17,7 @@ pub(crate) mod connector;
 pub(crate) mod curl;
 pub(crate) mod edge;
 pub(crate) mod load;
+pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod origin;
 pub(crate) mod process;
