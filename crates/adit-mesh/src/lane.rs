@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub(crate) struct Controls {
 struct Inner {
     requests: SyncSender<Control>,
     wake: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Starts a lane on a thread of its own.
@@ -81,7 +81,7 @@ pub fn spawn<D: Device + 'static>(
     let controls = Controls { requests: receiver, wake: Arc::clone(&wake) };
     let pump = Pump::new(mesh, device, socket, controls, events);
     let thread = std::thread::Builder::new().name("mesh-lane-0".to_owned()).spawn(move || pump.run())?;
-    Ok(LaneHandle { inner: Arc::new(Inner { requests, wake, thread: Some(thread) }) })
+    Ok(LaneHandle { inner: Arc::new(Inner { requests, wake, thread: Mutex::new(Some(thread)) }) })
 }
 
 impl LaneHandle {
@@ -130,7 +130,13 @@ impl LaneHandle {
     /// Whether the thread has ended, because it was asked to or because its device is gone.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.inner.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Ends the lane, however many handles there are, and waits until device and socket are closed.
+    pub fn stop(&self) {
+        self.inner.stop();
     }
 }
 
@@ -149,16 +155,20 @@ impl Inner {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         Ok(())
     }
+
+    fn stop(&self) {
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let _ = self.request(Control::Stop);
+        // A handle that is dropped by the lane's own thread (in an event) cannot wait for it.
+        if thread.thread().id() != std::thread::current().id() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let _ = self.request(Control::Stop);
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 

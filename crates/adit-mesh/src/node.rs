@@ -116,3 +116,9 @@ impl Node {
         &self.addresses
     }
 }
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.lane.stop();
+    }
+}
