@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use prometheus::{Registry, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::daemon::mesh::MeshView;
 use crate::gateway::{Gateway, view};
 use crate::ingress::IngressState;
 use crate::listeners::Listening;
@@ -37,6 +38,8 @@ pub(crate) struct Admin {
     pub(crate) restart_needed: ArcSwap<Vec<&'static str>>,
     /// Entry points: name, address, whether TLS.
     pub listeners: ArcSwap<Vec<Listening>>,
+    /// The mesh, if there is one.
+    pub(crate) mesh: ArcSwapOption<MeshView>,
     /// Where this endpoint listens.
     pub address: std::net::SocketAddr,
     /// When the process started.
@@ -67,9 +70,14 @@ impl Service for Admin {
         }
         match request.uri.path() {
             "/" => {
-                Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&self.status()))
+                let status = self.status_with_mesh().await;
+                Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&status))
             }
-            "/api/status" => json_response(StatusCode::OK, &self.status()),
+            "/api/status" => json_response(StatusCode::OK, &self.status_with_mesh().await),
+            "/api/mesh" => match self.mesh().await {
+                Value::Null => Response::text(StatusCode::NOT_FOUND, TEXT, "no mesh in this process\n"),
+                mesh => json_response(StatusCode::OK, &mesh),
+            },
             "/ready" => self.ready(),
             "/healthcheck" => Response::text(StatusCode::OK, TEXT, "OK\n"),
             "/ping" => self.ping(),
@@ -213,8 +221,21 @@ impl Admin {
         )
     }
 
-    /// Everything the status page and `adit status` show.
-    pub(crate) fn status(&self) -> Value {
+    /// The mesh and its peers; null if there is none.
+    async fn mesh(&self) -> Value {
+        let Some(mesh) = self.mesh.load_full() else { return Value::Null };
+        // The lane answers when it comes to it.
+        tokio::task::spawn_blocking(move || mesh.show()).await.unwrap_or(Value::Null)
+    }
+
+    async fn status_with_mesh(&self) -> Value {
+        let mut status = self.status();
+        status["mesh"] = self.mesh().await;
+        status
+    }
+
+    /// Everything the status page and `adit status` show, except the mesh.
+    fn status(&self) -> Value {
         let listeners: Vec<Value> = self
             .listeners
             .load()

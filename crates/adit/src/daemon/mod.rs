@@ -3,6 +3,7 @@
 mod connector;
 mod edge;
 pub(crate) mod ingress;
+pub(crate) mod mesh;
 mod signals;
 
 pub(crate) use self::edge::random_secret;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_config::{Config, Problems};
+use adit_mesh::NodeError;
 use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
 use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
@@ -24,6 +26,7 @@ use tokio::task::JoinSet;
 use self::connector::{Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
 use self::ingress::{RunningIngress, has_ingress, serves_tunnel};
+use self::mesh::RunningMesh;
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
 use crate::admin::Admin;
@@ -32,7 +35,7 @@ use crate::certificates::IdentityError;
 use crate::front::Front;
 use crate::gateway::Gateway;
 use crate::ingress::{IngressError, chain};
-use crate::listeners::{Listeners, ListenersError};
+use crate::listeners::{Listeners, ListenersError, Prepared};
 use crate::load::Source;
 use crate::observe::gauges;
 use crate::observe::traefik::TraefikMetrics;
@@ -62,6 +65,9 @@ pub(crate) enum DaemonError {
     /// The connector.
     #[error(transparent)]
     Connector(#[from] adit_tunnel::ConnectorError),
+    /// The mesh.
+    #[error(transparent)]
+    Mesh(#[from] NodeError),
     /// Ingress rules.
     #[error(transparent)]
     Ingress(#[from] IngressError),
@@ -89,6 +95,7 @@ pub(crate) struct Daemon {
     front: Arc<Front>,
     edge: Option<RunningEdge>,
     connector: Option<RunningConnector>,
+    mesh: RunningMesh,
     requests: RequestMetrics,
     reloads: IntCounterVec,
     level: LevelHandle,
@@ -110,11 +117,7 @@ impl Daemon {
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
         let proxy_metrics = Arc::new(Metrics::new(&registry)?);
-        let reloads = IntCounterVec::new(
-            Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result"),
-            &["result"],
-        )?;
-        registry.register(Box::new(reloads.clone()))?;
+        let reloads = reload_counter(&registry)?;
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
@@ -123,6 +126,7 @@ impl Daemon {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
         });
         gauges::register(&registry, ingress.gateway(), ingress.store())?;
+        let mesh = RunningMesh::start(&config, &registry)?;
         let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
         let edge = match &config.edge {
             Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
@@ -153,6 +157,7 @@ impl Daemon {
             &proxy_metrics,
         )?;
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
+        admin.mesh.store(mesh.view());
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");
         Ok(Self {
@@ -167,6 +172,7 @@ impl Daemon {
             front,
             edge,
             connector,
+            mesh,
             requests,
             reloads,
             level,
@@ -209,6 +215,7 @@ impl Daemon {
                 () = watch.changed() => self.reload(&mut watch).await,
                 _ = housekeeping.tick() => {
                     notify_systemd::alive();
+                    self.mesh.watch();
                     if let Some(connector) = &self.connector {
                         connector.sweep();
                         if announced && connector.ready_connections() > 0 {
@@ -277,9 +284,15 @@ impl Daemon {
             _ => None,
         };
         self.ingress.reserve(&config);
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
-        let prepared = self.listeners.prepare(&config, &switches)?;
-        let replacement = self.plan_connector(&config, plan.as_ref())?;
+        let before = self.mesh.change(&config)?;
+        let planned = self.prepare(&config, plan.as_ref());
+        let (prepared, replacement) = match planned {
+            Ok(planned) => planned,
+            Err(error) => {
+                self.mesh.restore(before);
+                return Err(error);
+            }
+        };
         if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
             edge.apply(plan, &config, settings)?;
         }
@@ -287,6 +300,8 @@ impl Daemon {
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
+        self.mesh.commit(&config);
+        self.admin.mesh.store(self.mesh.view());
         self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
@@ -298,6 +313,17 @@ impl Daemon {
         self.admin.listeners.store(Arc::new(self.listeners.addresses()));
         self.config = config;
         Ok(())
+    }
+
+    /// Entry points and connector as `config` wants them, not in force yet.
+    fn prepare(
+        &self,
+        config: &Config,
+        plan: Option<&Plan>,
+    ) -> Result<(Prepared, Option<Option<RunningConnector>>), DaemonError> {
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(config));
+        let prepared = self.listeners.prepare(config, &switches)?;
+        Ok((prepared, self.plan_connector(config, plan)?))
     }
 
     /// What becomes of the connector: the outer `None` keeps it, `Some(None)` ends it.
@@ -441,6 +467,13 @@ fn grace(source: &Source, config: &Config) -> Duration {
     }
 }
 
+fn reload_counter(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
+    let reloads = IntCounterVec::new(about, &["result"])?;
+    registry.register(Box::new(reloads.clone()))?;
+    Ok(reloads)
+}
+
 /// cloudflared's `build_info` (tunnel-protocol.md §8.3), which dashboards join on.
 fn register_build(registry: &Registry) -> prometheus::Result<()> {
     let labels = ["goversion", "type", "revision", "version"];
@@ -501,6 +534,7 @@ fn start_admin(
                     reload_problem: ArcSwapOption::empty(),
                     restart_needed: ArcSwap::default(),
                     listeners: ArcSwap::default(),
+                    mesh: ArcSwapOption::empty(),
                     address,
                     started: Instant::now(),
                 });
