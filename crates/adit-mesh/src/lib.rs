@@ -11,6 +11,7 @@ mod health;
 mod lane;
 mod metrics;
 pub mod netlink;
+pub mod netstack;
 mod node;
 mod plan;
 mod pump;
