@@ -2,6 +2,8 @@
 
 #[path = "netns/interop.rs"]
 mod interop;
+#[path = "netns/listeners.rs"]
+mod listeners;
 #[path = "netns/paths.rs"]
 mod paths;
 mod support;

@@ -55,7 +55,7 @@ pub(crate) struct Side {
 pub(crate) struct Node {
     pub(crate) process: Process,
     pub(crate) interface: String,
-    _folder: TempFolder,
+    folder: TempFolder,
 }
 
 impl Cable {
@@ -250,10 +250,7 @@ impl Engine {
     /// Starts one side; waits until its interface is up with its addresses.
     #[track_caller]
     pub(crate) fn start(&self, namespace: &Namespace, side: &Side, other: &Side) -> Node {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        // All namespaces share the folder of the UAPI sockets.
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let interface = format!("t{}x{number}", std::process::id());
+        let interface = next_interface();
         let folder = TempFolder::new("netns");
         let process = match self {
             Self::Adit => start_adit(namespace, &folder, &interface, side, other),
@@ -270,8 +267,43 @@ impl Engine {
             let output = namespace.run("ip", &["addr", "show", "dev", &interface, "up"]);
             String::from_utf8_lossy(&output.stdout).contains(&address).then_some(())
         });
-        Node { process, interface, _folder: folder }
+        Node { process, interface, folder }
     }
+}
+
+impl Node {
+    /// adit with a configuration of the test's own, which is told the interface and finds the wg-quick file at `wg.conf`.
+    #[track_caller]
+    pub(crate) fn adit(
+        namespace: &Namespace,
+        [side, other]: [&Side; 2],
+        configure: impl FnOnce(&str) -> String,
+    ) -> Self {
+        let interface = next_interface();
+        let folder = TempFolder::new("netns");
+        folder.write("wg.conf", side.configuration(other, true));
+        let path = folder.write("adit.yaml", configure(&interface));
+        let mut command = namespace.command(env!("CARGO_BIN_EXE_adit"));
+        let mut process = Process::start("adit", command.arg("run").arg("--config").arg(path));
+        process.wait_for_line("Starting metrics server");
+        Self { process, interface, folder }
+    }
+
+    /// Replaces the configuration of [`Self::adit`], which adit takes by itself.
+    pub(crate) fn reconfigure(&self, text: &str) {
+        self.folder.write("adit.yaml", text);
+    }
+
+    /// The folder of the configuration.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+}
+
+/// A name that no other test has: all namespaces share the folder of the UAPI sockets.
+fn next_interface() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("t{}x{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn start_adit(
@@ -310,6 +342,12 @@ impl Iperf {
         let mut server = Process::start("iperf3", command.args(["-s", "-1", "--forceflush"]));
         server.wait_for_line("Server listening");
         Self(server)
+    }
+
+    /// MiB that arrived. The server stops counting when the client has handed over its last byte, so that what was on the
+    /// way then is missing.
+    pub(crate) fn received_mib(report: &serde_json::Value) -> u64 {
+        report["end"]["sum_received"]["bytes"].as_u64().unwrap_or_default() >> 20
     }
 
     /// Runs the client; its report.
