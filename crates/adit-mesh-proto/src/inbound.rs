@@ -7,6 +7,7 @@ use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
 use crate::clamp::clamp_mss;
+use crate::control::{Control, is_control};
 use crate::drops::DropReason;
 use crate::ip::IpHeader;
 use crate::mesh::{Mesh, outlet};
@@ -49,10 +50,15 @@ impl Mesh {
         let packet = &mut room[..len];
         let header = IpHeader::parse(packet);
         let confirmed = peer.session.confirms(index, now);
-        let moved = peer.note_data(datagram, confirmed) && peer.move_to(path);
+        let moved = peer.note_data(datagram, confirmed) && peer.move_to(path, now);
+        let mut control = None;
         let verdict = match header {
             _ if len == 0 => Err(None),
             None => Err(Some(DropReason::MalformedPacket)),
+            Some(header) if is_control(&header) => {
+                control = Control::parse(packet);
+                Err(None)
+            }
             Some(header) if self.routes.find(header.source) != Some(id) => {
                 Err(Some(DropReason::SourceNotAllowed))
             }
@@ -67,7 +73,10 @@ impl Mesh {
             }
         };
         match verdict {
-            Ok(len) => self.arrivals.commit(len, id.0),
+            Ok(len) => {
+                peer.health.note_use(now);
+                self.arrivals.commit(len, id.0);
+            }
             Err(reason) => {
                 self.arrivals.abort();
                 if let Some(reason) = reason {
@@ -84,6 +93,9 @@ impl Mesh {
         if confirmed {
             self.begin_session(id, false, now);
         }
+        if let Some(control) = control {
+            self.handle_control(id, control, now);
+        }
     }
 
     fn handle_initiation(&mut self, path: Path, message: &[u8], now: Instant) {
@@ -99,7 +111,7 @@ impl Mesh {
         match peer.session.handle_handshake(message, &mut self.scratch, now) {
             Ok(Reply::Response(len)) => {
                 peer.initiation_accepted = Some(now);
-                let moved = peer.move_to(path);
+                let moved = peer.move_to(path, now);
                 let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);
                 peer.send_handshake(&mut outlet, path, len);
                 if moved {
@@ -128,7 +140,7 @@ impl Mesh {
         match peer.session.handle_handshake(message, &mut self.scratch, now) {
             Ok(Reply::Established(len)) => {
                 peer.expect_index(index);
-                let moved = peer.move_to(path);
+                let moved = peer.move_to(path, now);
                 let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);
                 peer.send_sealed(&mut outlet, len);
                 if moved {
@@ -187,6 +199,7 @@ impl Mesh {
     fn begin_session(&mut self, id: PeerId, initiator: bool, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
         peer.statistics.handshakes += 1;
+        peer.health.begin(now);
         if peer.session.is_connected() {
             let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);
             peer.flush(&mut outlet, now);

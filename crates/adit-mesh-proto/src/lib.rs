@@ -15,6 +15,7 @@
 
 mod clamp;
 mod config;
+mod control;
 mod drops;
 mod icmp;
 mod inbound;
@@ -23,6 +24,7 @@ mod keys;
 mod mesh;
 mod outbound;
 mod packet;
+mod probing;
 pub mod segment;
 mod session;
 mod state;

@@ -14,6 +14,7 @@ use crate::keys::PrivateKey;
 use crate::packet::{Event, Incoming, MeshStatistics, Path, PeerId, PeerSnapshot, Transmit};
 use crate::segment::Coalescer;
 use crate::session::{JITTER_MAX, NoiseSession, Session, Tick};
+use crate::state::health::Health;
 use crate::state::limiter::{Bucket, Limiter};
 use crate::state::peer::{Outlet, PATH_MTU_LIFETIME, Peer};
 use crate::state::peers::Peers;
@@ -27,7 +28,7 @@ pub struct Mesh {
     pub(crate) private_key: PrivateKey,
     pub(crate) addresses: Vec<IpNet>,
     pub(crate) mtu: usize,
-    rng: StdRng,
+    pub(crate) rng: StdRng,
     pub(crate) peers: Peers,
     pub(crate) routes: Routes,
     pub(crate) filter: Option<Filter>,
@@ -116,7 +117,7 @@ impl Mesh {
     /// Sends to `remote` from now on, because the name in the configuration resolves to it.
     pub fn set_endpoint(&mut self, id: PeerId, remote: SocketAddr, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
-        peer.move_to(Path { remote, local: None });
+        peer.move_to(Path { remote, local: None }, now);
         self.rearm(id, now);
     }
 
@@ -240,6 +241,7 @@ impl Mesh {
             self.push_event(Event::SessionExpired { peer: id });
         }
         self.judge_reachability(id, now);
+        self.probe_if_due(id, now);
         if begin {
             self.start_handshake(id, now);
         }
@@ -284,7 +286,8 @@ impl Mesh {
             now,
         );
         let keeps_alive = config.keepalive.is_some() && config.endpoint.is_some();
-        self.peers.insert(Peer::new(id, config, index, session));
+        let health = Health::new(self.rng.random());
+        self.peers.insert(Peer::new(id, config, index, session, health));
         if keeps_alive {
             // Not all peers in the same moment: a handshake costs some 0.25 ms.
             let spread = HANDSHAKE_SPREAD * u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
@@ -301,7 +304,7 @@ impl Mesh {
         if let Some(remote) = config.endpoint
             && peer.config.endpoint != config.endpoint
         {
-            peer.move_to(Path { remote, local: None });
+            peer.move_to(Path { remote, local: None }, now);
         }
         peer.config = config;
         self.rearm(id, now);

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::clamp::clamp_mss;
+use crate::control::is_control;
 use crate::drops::DropReason;
 use crate::icmp::{TOO_BIG_LEN_MAX, write_too_big};
 use crate::ip::IpHeader;
@@ -21,6 +22,9 @@ impl Mesh {
         let Some(header) = IpHeader::parse(contents) else {
             return self.drop_unowned(DropReason::MalformedPacket);
         };
+        if is_control(&header) {
+            return self.drop_unowned(DropReason::SourceNotAllowed);
+        }
         let contents = &mut contents[..header.len];
         let Some(id) = self.routes.find(header.destination) else {
             return self.drop_unowned(DropReason::NoRoute);

@@ -78,6 +78,20 @@ pub enum Event {
         /// The new address.
         path: Path,
     },
+    /// A probe was answered.
+    Probed {
+        /// By whom.
+        peer: PeerId,
+        /// Its round trip.
+        latency: Duration,
+    },
+    /// The path to a peer was found to carry only packets of this size, or all of the usual size again (`None`).
+    PathMtu {
+        /// To whom.
+        peer: PeerId,
+        /// Largest inner packet in bytes.
+        mtu: Option<usize>,
+    },
     /// The peer does not answer (handshakes or traffic unanswered for 15 s), or answers again.
     Reachability {
         /// Who.
@@ -110,10 +124,16 @@ pub struct PeerSnapshot {
     pub last_handshake: Option<Instant>,
     /// When the last authenticated datagram came.
     pub last_received: Option<Instant>,
-    /// Round trip of the last handshake that we began.
+    /// Round trip: of probes where the peer is an adit and the session is in use, else of the last handshake.
     pub latency: Option<Duration>,
     /// Share of the peer's data datagrams that never came, 0 to 1, over the latest sessions.
     pub loss: f32,
+    /// Share of our datagrams that never reached the peer, 0 to 1; only an adit tells.
+    pub sent_loss: Option<f32>,
+    /// Whether the peer answers probes: it is an adit.
+    pub probed: bool,
+    /// Largest inner packet that the path carries, where that is less than the mesh's MTU.
+    pub path_mtu: Option<usize>,
     /// Whether it answers, see [`Event::Reachability`].
     pub reachable: bool,
     /// Counters.

@@ -461,10 +461,11 @@ impl Session for NoiseSession {
         }
         let period = if self.last_sent.max(self.last_received) >= Some(self.clock) { BUSY } else { QUIET };
         let next = now + period;
-        if self.idle_until(next).is_some() {
-            return Some(next);
+        // A repetition comes exactly when its jitter says; everything else may be late by a period.
+        match self.hold_until(next) {
+            Some(until) if self.initiation.is_some() => Some(until.max(now)),
+            _ => Some(next),
         }
-        Some(self.hold_until(next).map_or(next, |until| until.max(now)))
     }
 }
 

@@ -444,7 +444,7 @@ proptest! {
         world.run_for(MOMENT);
         world.nodes[1].delivered.clear();
         world.link = Link {
-            delay: Duration::from_millis(1), jitter: Duration::from_millis(jitter), lost, duplicated,
+            delay: Duration::from_millis(1), jitter: Duration::from_millis(jitter), lost, duplicated, ..Link::PERFECT
         };
         let sent: Vec<Vec<u8>> = (0..100_u16).map(|n| packet_v4(0, 1, &n.to_be_bytes())).collect();
         for packet in &sent {

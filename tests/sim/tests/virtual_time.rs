@@ -178,8 +178,13 @@ fn after_an_outage_packets_pass_again_within_seconds() {
 fn loss_reordering_and_duplication_over_many_rekeys_cost_no_packet_of_their_own() {
     let mut world = pair(7);
     connect(&mut world);
-    world.link =
-        Link { delay: Duration::from_millis(10), jitter: Duration::from_millis(5), lost: 50, duplicated: 50 };
+    world.link = Link {
+        delay: Duration::from_millis(10),
+        jitter: Duration::from_millis(5),
+        lost: 50,
+        duplicated: 50,
+        ..Link::PERFECT
+    };
     let sent = 40_000_u32;
     for number in 0..sent {
         world.send(0, &packet_v4(0, 1, &number.to_be_bytes()));
@@ -212,6 +217,89 @@ fn a_peer_whose_address_changes_every_five_minutes_is_never_lost() {
         world.send(1, &packet_v4(1, 0, b"found"));
         world.run_for(5 * MINUTE);
         assert_eq!(world.nodes[0].delivered.len(), 1, "after move {number}");
+    }
+}
+
+#[test]
+fn round_trip_and_loss_of_a_path_in_use_are_measured() {
+    let mut world = pair(10);
+    connect(&mut world);
+    world.link.delay = Duration::from_millis(40);
+    for number in 0..600 {
+        world.link.lost = if number < 300 { 0 } else { 200 };
+        for _ in 0..10 {
+            world.send(0, &packet_v4(0, 1, b"load"));
+            world.run_for(SECOND / 10);
+        }
+        if number == 290 {
+            let peer = world.peer(0);
+            assert!(peer.probed && peer.sent_loss.is_some_and(|loss| loss < 0.01), "{:?}", peer.sent_loss);
+            assert!((80..90).contains(&peer.latency.unwrap().as_millis()), "{:?}", peer.latency);
+        }
+    }
+    let lost = world.peer(0).sent_loss.unwrap();
+    assert!((0.1..0.3).contains(&lost), "{lost} measured of 0.2");
+    assert!((0.1..0.3).contains(&world.peer(1).loss), "{} measured of 0.2", world.peer(1).loss);
+}
+
+#[test]
+fn a_path_that_swallows_large_packets_is_found_out_and_its_recovery_too() {
+    let mut world = pair(11);
+    connect(&mut world);
+    world.link.longest = 1376 + 32;
+    let largest = packet_v4(0, 1, &[7; 1380]);
+    let mut waited = 0;
+    while world.peer(0).path_mtu.is_none() {
+        world.send(0, &largest);
+        world.run_for(SECOND);
+        waited += 1;
+        assert!(waited < 90, "not found out in 90 s");
+    }
+    assert_eq!(world.peer(0).path_mtu, Some(1376));
+    // From now on the sender is told.
+    world.nodes[0].delivered.clear();
+    world.send(0, &largest);
+    let error = &world.nodes[0].delivered.last().unwrap().1;
+    assert_eq!((error[9], error[20], error[21]), (1, 3, 4), "ICMP: fragmentation needed");
+    assert_eq!(error[26..28], 1376_u16.to_be_bytes());
+    assert_eq!(world.drops(0, DropReason::TooBig), 1);
+
+    world.link.longest = 65_535;
+    for _ in 0..700 {
+        world.send(0, &packet_v4(0, 1, b"in use"));
+        world.run_for(SECOND);
+    }
+    assert_eq!(world.peer(0).path_mtu, None);
+    assert!(world.nodes[0].events.contains(&Event::PathMtu { peer: world.peer(0).id, mtu: None }));
+}
+
+#[test]
+fn an_outage_is_not_taken_for_a_small_mtu() {
+    let mut world = pair(12);
+    connect(&mut world);
+    for second in 0..600 {
+        world.link.lost = if second % 60 < 40 { 1000 } else { 0 };
+        world.send(0, &packet_v4(0, 1, b"in use"));
+        world.run_for(SECOND);
+        assert_eq!(world.peer(0).path_mtu, None, "second {second}");
+    }
+}
+
+#[test]
+fn a_suspended_node_is_back_with_its_first_packet() {
+    let mut world = pair(13);
+    connect(&mut world);
+    // Its clock stood still for it, but not for boringtun's (boot time), nor for the peer.
+    for pause in [MINUTE, 5 * MINUTE, 24 * HOUR] {
+        world.nodes[0].up = false;
+        MockClock::advance(pause);
+        world.now += pause;
+        world.nodes[0].up = true;
+        world.run_for(SECOND);
+        world.nodes[1].delivered.clear();
+        world.send(0, &packet_v4(0, 1, b"awake"));
+        world.run_for(6 * SECOND);
+        assert_eq!(world.nodes[1].delivered.len(), 1, "after {pause:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine's state, one concern per file; `mesh.rs` only dispatches.
 
 pub(crate) mod flows;
+pub(crate) mod health;
 pub(crate) mod limiter;
 pub(crate) mod peer;
 pub(crate) mod peers;

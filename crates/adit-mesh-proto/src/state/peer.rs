@@ -4,10 +4,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::config::PeerConfig;
+use crate::control::{CONTROL_LEN, Control};
 use crate::drops::{DropCounts, DropReason};
 use crate::packet::{Path, PeerId, PeerSnapshot, PeerStatistics};
 use crate::segment::{Offload, Splitter};
 use crate::session::{ANSWER_TIMEOUT, DATA_OVERHEAD, NoiseSession, Session};
+use crate::state::health::{Health, PROBE_MAX};
 use crate::state::timers::Deadline;
 use crate::state::trains::{OpenTrain, Trains};
 
@@ -24,6 +26,7 @@ pub(crate) struct Peer {
     /// When the last initiation of the peer was accepted.
     pub(crate) initiation_accepted: Option<Instant>,
     pub(crate) reachable: bool,
+    pub(crate) health: Health,
     /// Largest inner packet that the path is known to carry, and until when that is believed.
     pub(crate) path_mtu: Option<(usize, Instant)>,
     staged: VecDeque<Staged>,
@@ -50,7 +53,13 @@ struct Staged {
 }
 
 impl Peer {
-    pub(crate) fn new(id: PeerId, config: PeerConfig, index: u32, session: NoiseSession) -> Self {
+    pub(crate) fn new(
+        id: PeerId,
+        config: PeerConfig,
+        index: u32,
+        session: NoiseSession,
+        health: Health,
+    ) -> Self {
         let path = config.endpoint.map(|remote| Path { remote, local: None });
         Self {
             id,
@@ -62,6 +71,7 @@ impl Peer {
             statistics: PeerStatistics::default(),
             initiation_accepted: None,
             reachable: true,
+            health,
             path_mtu: None,
             staged: VecDeque::new(),
             staged_bytes: 0,
@@ -84,6 +94,7 @@ impl Peer {
         offload: Offload,
         now: Instant,
     ) {
+        self.health.note_use(now);
         let Some(path) = self.path else { return self.drop(outlet.drops, DropReason::NoEndpoint, 1) };
         let Ok(mut segments) = Splitter::new(packet, offload) else {
             return self.drop(outlet.drops, DropReason::InvalidOffload, 1);
@@ -92,6 +103,25 @@ impl Peer {
             if let Err(reason) = self.seal(outlet, path, segment, now) {
                 self.drop(outlet.drops, reason, 1);
             }
+        }
+    }
+
+    /// Queues a probe or an answer of `len` bytes; the session is connected.
+    pub(crate) fn send_control(
+        &mut self,
+        outlet: &mut Outlet<'_>,
+        control: Control,
+        len: usize,
+        now: Instant,
+    ) {
+        let Some(path) = self.path else { return };
+        let mut packet = [0; PROBE_MAX];
+        let Some(packet) = packet.get_mut(..len.max(CONTROL_LEN)) else { return };
+        if control.write(packet).is_none() {
+            return;
+        }
+        if let Err(reason) = self.seal(outlet, path, packet, now) {
+            self.drop(outlet.drops, reason, 1);
         }
     }
 
@@ -183,18 +213,24 @@ impl Peer {
     }
 
     /// Moves the peer; says whether that is news.
-    pub(crate) fn move_to(&mut self, path: Path) -> bool {
+    pub(crate) fn move_to(&mut self, path: Path, now: Instant) -> bool {
         let moved = self.path != Some(path);
         if moved {
             self.path = Some(path);
             self.path_mtu = None;
+            self.health.forget_path(now);
         }
         moved
     }
 
+    /// Largest inner packet for this peer if its path were perfect.
+    pub(crate) fn largest(&self, mesh_mtu: usize) -> usize {
+        self.config.mtu.map_or(mesh_mtu, |mtu| mesh_mtu.min(usize::from(mtu)))
+    }
+
     /// Largest inner packet for this peer.
     pub(crate) fn mtu(&self, mesh_mtu: usize, now: Instant) -> usize {
-        let configured = self.config.mtu.map_or(mesh_mtu, |mtu| mesh_mtu.min(usize::from(mtu)));
+        let configured = self.largest(mesh_mtu);
         match self.path_mtu {
             Some((mtu, until)) if now < until => configured.min(mtu),
             _ => configured,
@@ -225,8 +261,11 @@ impl Peer {
             connected: self.session.is_connected(),
             last_handshake: self.session.completed(),
             last_received: self.session.last_received(),
-            latency: self.session.latency(),
+            latency: self.health.latency().or(self.session.latency()),
             loss: self.session.loss(),
+            sent_loss: self.health.loss(),
+            probed: self.health.speaks(),
+            path_mtu: self.path_mtu.map(|(mtu, _)| mtu),
             reachable: self.reachable,
             statistics: self.statistics.clone(),
         }

@@ -35,6 +35,8 @@ pub struct Link {
     /// Shares of a thousand.
     pub lost: u64,
     pub duplicated: u64,
+    /// Longer datagrams vanish without a word.
+    pub longest: usize,
 }
 
 /// One engine and what came out of it.
@@ -59,8 +61,13 @@ pub struct Flight {
 }
 
 impl Link {
-    pub const PERFECT: Self =
-        Self { delay: Duration::from_millis(1), jitter: Duration::ZERO, lost: 0, duplicated: 0 };
+    pub const PERFECT: Self = Self {
+        delay: Duration::from_millis(1),
+        jitter: Duration::ZERO,
+        lost: 0,
+        duplicated: 0,
+        longest: 65_535,
+    };
 }
 
 impl World {
@@ -199,7 +206,7 @@ impl World {
     fn launch(&mut self, from: SocketAddr, to: SocketAddr, datagram: &[u8]) {
         let copies = 1 + u64::from(self.draw() % 1000 < self.link.duplicated);
         for _ in 0..copies {
-            if self.draw() % 1000 < self.link.lost {
+            if self.draw() % 1000 < self.link.lost || datagram.len() > self.link.longest {
                 continue;
             }
             let jitter = self.link.jitter.mul_f64((self.draw() % 1000) as f64 / 1000.0);
