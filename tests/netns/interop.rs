@@ -58,7 +58,7 @@ fn two_adits_carry_traffic() {
     let _nodes = join(&cable, &Engine::Adit, &sides);
     carries(&cable, &sides);
     let address = sides[1].inner(false).parse().expect("an address");
-    let report = Iperf::serve(&cable.right).run(&cable.left, address, &["-P", "4", "-n", "5M"]);
+    let report = Iperf::serve(&cable.right).run(&cable.left, address, &["-P", "4", "-n", "20M"]);
     assert!(
         report["end"]["sum_received"]["bytes"].as_u64().is_some_and(|bytes| bytes >= 20 << 20),
         "{report}"

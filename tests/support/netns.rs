@@ -318,7 +318,10 @@ fn start_adit(
         format!("mesh: {{ interface: {interface}, import: wg.conf }}\nadmin: {{ address: \"{ADMIN}\" }}\n");
     let path = folder.write("adit.yaml", configuration);
     let mut command = namespace.command(env!("CARGO_BIN_EXE_adit"));
-    Process::start("adit", command.arg("run").arg("--config").arg(path))
+    let mut process = Process::start("adit", command.arg("run").arg("--config").arg(path));
+    // From here on it obeys signals.
+    process.wait_for_line("Starting metrics server on ");
+    process
 }
 
 fn set_up_stock(namespace: &Namespace, folder: &TempFolder, interface: &str, side: &Side, other: &Side) {
