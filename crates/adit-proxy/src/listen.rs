@@ -13,13 +13,14 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::drain::Drain;
 use crate::h1::server::Options;
+use crate::inlet::{self, Incoming, Source};
 use crate::message::Service;
 use crate::proxy_protocol::ProxyProtocolPolicy;
 
@@ -37,7 +38,7 @@ use accepted::Accepted;
 /// A bound entry point.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    source: Source,
     active: Arc<ArcSwap<Active>>,
 }
 
@@ -135,7 +136,16 @@ impl Listener {
         let name = options.name.clone();
         let socket = bind_tcp(address, options.reuse_port, options.device.as_deref())
             .map_err(|source| ListenError { name, address, source })?;
-        Ok(Self { socket, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) })
+        Ok(Self::from_source(Source::Kernel(socket), options))
+    }
+
+    /// Accepts from somebody else than the kernel; `local` is what [`Self::local_addr`] says.
+    pub fn over(incoming: Box<dyn Incoming>, local: SocketAddr, options: ListenerOptions) -> Self {
+        Self::from_source(Source::Other { incoming, local }, options)
+    }
+
+    fn from_source(source: Source, options: ListenerOptions) -> Self {
+        Self { source, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) }
     }
 
     /// For later changes of settings.
@@ -148,13 +158,13 @@ impl Listener {
     /// # Errors
     /// The system's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.source.local_addr()
     }
 
     /// Accepts until `drain` begins, then waits for the connections to finish.
     ///
     /// To end without waiting, drop the future: remaining connections are cut.
-    pub async fn run<S: Service>(self, service: Arc<S>, drain: Drain) {
+    pub async fn run<S: Service>(mut self, service: Arc<S>, drain: Drain) {
         let mut connections = JoinSet::new();
         loop {
             let permits = Arc::clone(&self.active.load().permits);
@@ -165,13 +175,15 @@ impl Listener {
             };
             let Ok(permit) = permit else { break };
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = poll_fn(|cx| self.source.poll_accept(cx)) => accepted,
                 () = drain.started() => break,
                 Some(_) = connections.join_next() => continue,
             };
             let active = self.active.load_full();
-            let (stream, remote) = match accepted {
-                Ok(accepted) => accepted,
+            let accepted = match accepted {
+                Ok(Some(accepted)) => accepted,
+                // A network stack that has ended: what it carried ends by itself.
+                Ok(None) => break,
                 Err(error) => {
                     // Out of descriptors, most likely: the backlog holds the visitors meanwhile.
                     tracing::warn!(entry_point = %active.shared.name, %error, reason = "accept", "cannot accept");
@@ -180,17 +192,11 @@ impl Listener {
                     continue;
                 }
             };
-            connections.spawn(serve_accepted(
-                active,
-                stream,
-                remote,
-                permit,
-                Arc::clone(&service),
-                drain.clone(),
-            ));
+            let serving = serve_accepted(active, accepted, permit, Arc::clone(&service), drain.clone());
+            connections.spawn(serving);
         }
         self.empty_backlog(&mut connections, &service, &drain).await;
-        drop(self.socket);
+        drop(self.source);
         while connections.join_next().await.is_some() {}
     }
 }
@@ -198,20 +204,20 @@ impl Listener {
 impl Listener {
     /// Takes the connections that the kernel has accepted already: closing the socket would reset them.
     async fn empty_backlog<S: Service>(
-        &self,
+        &mut self,
         connections: &mut JoinSet<()>,
         service: &Arc<S>,
         drain: &Drain,
     ) {
         for _ in 0..BACKLOG {
-            let accepted = poll_fn(|cx| match self.socket.poll_accept(cx) {
-                Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
+            let accepted = poll_fn(|cx| match self.source.poll_accept(cx) {
+                Poll::Ready(Ok(accepted)) => Poll::Ready(accepted),
                 Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
             });
-            let Some((stream, remote)) = accepted.await else { return };
+            let Some(accepted) = accepted.await else { return };
             let active = self.active.load_full();
             let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
-            let serving = serve_accepted(active, stream, remote, permit, Arc::clone(service), drain.clone());
+            let serving = serve_accepted(active, accepted, permit, Arc::clone(service), drain.clone());
             connections.spawn(serving);
         }
     }
@@ -220,14 +226,13 @@ impl Listener {
 /// Serves one connection with the settings of the moment it was accepted.
 async fn serve_accepted<S: Service>(
     active: Arc<Active>,
-    stream: TcpStream,
-    remote: SocketAddr,
+    accepted: inlet::Accepted,
     permit: OwnedSemaphorePermit,
     service: Arc<S>,
     drain: Drain,
 ) {
     let connection = Accepted { shared: Arc::clone(&active.shared), drain };
-    connection.serve(stream, remote, service).await;
+    connection.serve(accepted, service).await;
     drop(permit);
 }
 

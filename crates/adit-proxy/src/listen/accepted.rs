@@ -9,7 +9,6 @@ use adit_route::tcp::TcpHead;
 use bytes::BytesMut;
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
@@ -19,6 +18,7 @@ use super::rewind::Rewind;
 use super::start::{Hello, Protocol, Start, StartError};
 use super::switch::{Switch, TlsDecision};
 use crate::drain::Drain;
+use crate::inlet::{self, Arrival, Inlet};
 use crate::io::Io;
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
@@ -39,19 +39,32 @@ struct Ends {
     local: SocketAddr,
 }
 
-impl Accepted {
-    pub(super) async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
-        let _open = self.shared.options.metrics.connection();
-        let Ok(local) = stream.local_addr() else { return };
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
-        let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
-        // A socket that cannot do it is served all the same.
-        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
-        let mut start = Start::new(stream);
+impl Ends {
+    /// Makes a connection ready to be served; `None` if it has gone already.
+    fn of(accepted: inlet::Accepted) -> Option<(Inlet, Self)> {
+        let (stream, remote, local) = match accepted {
+            inlet::Accepted::Other(Arrival { stream, remote, local }) => {
+                (Inlet::Other(stream), remote, local)
+            }
+            inlet::Accepted::Kernel(stream, remote) => {
+                let local = stream.local_addr().ok()?;
+                stream.set_nodelay(true).ok()?;
+                let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+                // A socket that cannot do it is served all the same.
+                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+                (Inlet::Tcp(stream), remote, local)
+            }
+        };
         // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
-        let mut ends = Ends { remote: super::canonical(remote), local: super::canonical(local) };
+        Some((stream, Self { remote: super::canonical(remote), local: super::canonical(local) }))
+    }
+}
+
+impl Accepted {
+    pub(super) async fn serve<S: Service>(self, accepted: inlet::Accepted, service: Arc<S>) {
+        let _open = self.shared.options.metrics.connection();
+        let Some((stream, mut ends)) = Ends::of(accepted) else { return };
+        let mut start = Start::new(stream);
         if !self.take_proxy_header(&mut start, &mut ends).await {
             return;
         }
@@ -70,7 +83,7 @@ impl Accepted {
                 }
             }
             (None, None) => {
-                self.serve_http(Io::Tcp(start.stream), start.buffer, ends, &service).await;
+                self.serve_http(Io::from(start.stream), start.buffer, ends, &service).await;
             }
         }
     }
@@ -106,7 +119,7 @@ impl Accepted {
         }
         let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
-            return self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await;
+            return self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await;
         }
         let may_be_postgres = !switch.secure.is_empty();
         let protocol = tokio::select! {
@@ -121,8 +134,8 @@ impl Accepted {
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
-                Some(route) => self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await,
-                None => self.serve_http(Io::Tcp(start.stream), start.buffer, ends, service).await,
+                Some(route) => self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await,
+                None => self.serve_http(Io::from(start.stream), start.buffer, ends, service).await,
             };
         }
         let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
@@ -190,7 +203,7 @@ impl Accepted {
                 drop(hello);
                 let Ends { remote, local } = ends;
                 let metrics = &self.shared.options.metrics;
-                let mut io = Io::Tcp(start.stream);
+                let mut io = Io::from(start.stream);
                 route.serve_after(opening, &mut io, start.buffer, (remote, local), metrics).await;
             }
         }
@@ -222,9 +235,9 @@ impl Accepted {
     async fn handshake(
         &self,
         hello: Hello,
-        stream: TcpStream,
+        stream: Inlet,
         config: &Arc<ServerConfig>,
-    ) -> Option<TlsStream<TcpStream>> {
+    ) -> Option<TlsStream<Inlet>> {
         let handshake = StartHandshake::from_parts(hello.accepted, stream).into_stream(Arc::clone(config));
         match self.within_tls_timeout(handshake).await? {
             Ok(stream) => Some(stream),
@@ -297,7 +310,7 @@ impl Accepted {
 }
 
 /// What a finished handshake settled.
-fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+fn tls_info(stream: &TlsStream<Inlet>) -> TlsInfo {
     let session = stream.get_ref().1;
     TlsInfo {
         version: match session.protocol_version() {
@@ -314,7 +327,7 @@ fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
 }
 
 /// Tells the visitor that its name is not served, in place of a silent close.
-async fn refuse_handshake(stream: &mut TcpStream) {
+async fn refuse_handshake(stream: &mut Inlet) {
     let _ = tokio::io::AsyncWriteExt::write_all(stream, ALERT_UNRECOGNIZED_NAME).await;
 }
 

@@ -14,13 +14,14 @@ use tokio::task::JoinSet;
 use super::service::UdpRoute;
 use super::session::{self, DATAGRAM_BYTES_MAX, Session};
 use crate::drain::Drain;
+use crate::inlet::{DatagramSource, Datagrams};
 use crate::listen::{ListenError, bind_device};
 use crate::metrics::Metrics;
 
 /// A bound UDP entry point.
 #[derive(Debug)]
 pub struct UdpListener {
-    socket: Arc<UdpSocket>,
+    socket: Arc<DatagramSource>,
     options: UdpOptions,
 }
 
@@ -48,7 +49,12 @@ impl UdpListener {
         let name = options.name.clone();
         let device = options.device.as_deref();
         let socket = bind(address, device).map_err(|source| ListenError { name, address, source })?;
-        Ok(Self { socket: Arc::new(socket), options })
+        Ok(Self { socket: Arc::new(DatagramSource::Kernel(socket)), options })
+    }
+
+    /// Takes datagrams of somebody else than the kernel; `local` is what [`Self::local_addr`] says.
+    pub fn over(datagrams: Box<dyn Datagrams>, local: SocketAddr, options: UdpOptions) -> Self {
+        Self { socket: Arc::new(DatagramSource::Other { datagrams, local }), options }
     }
 
     /// The bound address, with the port that the system chose for port 0.
@@ -77,6 +83,8 @@ impl UdpListener {
                         let is_draining = drain.is_started();
                         sessions.take(&buffer[..length], visitor, route.load().as_deref().filter(|_| !is_draining));
                     }
+                    // Its network stack has ended, and will not say anything else.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
                     // An ICMP error about a visitor that has gone.
                     Err(error) => tracing::trace!(%error, "UDP receive"),
                 },

@@ -11,6 +11,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::inlet::DatagramSource;
 use crate::metrics::Metrics;
 
 /// The listener's side of a session.
@@ -48,7 +49,7 @@ pub(super) struct Worker {
     link: Arc<Link>,
     early: mpsc::Receiver<Bytes>,
     visitor: SocketAddr,
-    listener: Arc<UdpSocket>,
+    listener: Arc<DatagramSource>,
     server: String,
     idle: Duration,
     metrics: Arc<Metrics>,
@@ -57,7 +58,7 @@ pub(super) struct Worker {
 /// Both sides of a new session towards `server` (`host:port`).
 pub(super) fn open(
     id: u64,
-    listener: Arc<UdpSocket>,
+    listener: Arc<DatagramSource>,
     visitor: SocketAddr,
     server: String,
     idle: Duration,
