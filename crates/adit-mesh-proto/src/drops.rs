@@ -47,6 +47,8 @@ drop_reasons! {
     Replay = "replay",
     /// Data that fails to authenticate.
     InvalidData = "invalid_data",
+    /// Packet that met congestion on its way and whose ends do not know the signal for it.
+    Congestion = "congestion",
     /// Decrypted data that is no whole IP packet.
     MalformedPacket = "malformed_packet",
     /// Packet from a peer with a source outside its allowed IPs.

@@ -9,7 +9,7 @@ use boringtun::x25519;
 use crate::clamp::clamp_mss;
 use crate::control::{Control, is_control};
 use crate::drops::DropReason;
-use crate::ip::IpHeader;
+use crate::ip::{ECN_CE, IpHeader, mark_congestion};
 use crate::mesh::{Mesh, outlet};
 use crate::packet::{Event, Path, PeerId};
 use crate::session::{DATA_HEADER, DATA_OVERHEAD, Reply, Session};
@@ -19,9 +19,22 @@ use crate::state::policy::Origin;
 impl Mesh {
     /// Takes datagrams received from one source at once: each `stride` bytes long, the last perhaps shorter.
     pub fn handle_datagram(&mut self, path: Path, datagrams: &[u8], stride: usize, now: Instant) {
+        self.handle_marked_datagram(path, datagrams, stride, 0, now);
+    }
+
+    /// As [`Self::handle_datagram`], with the congestion bits of the outer headers (RFC 3168), which all datagrams share.
+    pub fn handle_marked_datagram(
+        &mut self,
+        path: Path,
+        datagrams: &[u8],
+        stride: usize,
+        ecn: u8,
+        now: Instant,
+    ) {
+        let congested = ecn & ECN_CE == ECN_CE;
         for datagram in datagrams.chunks(stride.max(1)) {
             match Kind::of(datagram) {
-                Some(Kind::Data) => self.handle_data(path, datagram, now),
+                Some(Kind::Data) => self.handle_data(path, datagram, congested, now),
                 Some(Kind::Initiation) => self.handle_initiation(path, datagram, now),
                 Some(Kind::Response) => self.handle_response(path, datagram, now),
                 Some(Kind::Cookie) => self.handle_cookie(path, datagram, now),
@@ -31,7 +44,7 @@ impl Mesh {
     }
 
     #[inline]
-    fn handle_data(&mut self, path: Path, datagram: &[u8], now: Instant) {
+    fn handle_data(&mut self, path: Path, datagram: &[u8], congested: bool, now: Instant) {
         let index = field(datagram, 4);
         let Some(id) = self.peers.id_of_index(index) else {
             return self.drop_unowned(DropReason::UnknownIndex);
@@ -69,7 +82,8 @@ impl Mesh {
                     None => Ok(()),
                 };
                 clamp_mss(&header, packet, peer.mtu(self.mtu, now), false);
-                allowed.map(|()| header.len).map_err(Some)
+                let carried = !congested || mark_congestion(packet);
+                allowed.and(if carried { Ok(header.len) } else { Err(DropReason::Congestion) }).map_err(Some)
             }
         };
         match verdict {

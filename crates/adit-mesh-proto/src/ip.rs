@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::segment::checksum;
+
 /// What the engine needs to know of an IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IpHeader {
@@ -98,6 +100,39 @@ impl IpHeader {
     }
 }
 
+/// The two bits of explicit congestion notification (RFC 3168) of a packet that has been parsed.
+#[inline]
+pub(crate) fn ecn(packet: &[u8]) -> u8 {
+    match packet {
+        [first, class, ..] if first >> 4 == 6 => class >> 4 & ECN_CE,
+        [_, class, ..] => class & ECN_CE,
+        _ => 0,
+    }
+}
+
+/// Hands on that the outer packet met congestion; `false` if the inner one must be dropped instead, because its ends do not
+/// know the signal (RFC 6040 section 4.2).
+pub(crate) fn mark_congestion(packet: &mut [u8]) -> bool {
+    if ecn(packet) == 0 {
+        return false;
+    }
+    match packet.first().map(|first| first >> 4) {
+        Some(6) => packet[1] |= ECN_CE << 4,
+        _ if packet.len() >= IPV4_LEN => {
+            let old = u16::from_be_bytes([packet[0], packet[1]]);
+            packet[1] |= ECN_CE;
+            let new = u16::from_be_bytes([packet[0], packet[1]]);
+            let sum = checksum::update([packet[10], packet[11]], old, new);
+            packet[10..12].copy_from_slice(&sum);
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// "Congestion experienced", and the mask of the field.
+pub(crate) const ECN_CE: u8 = 3;
+
 pub(crate) const IPV4_LEN: usize = 20;
 pub(crate) const IPV6_LEN: usize = 40;
 pub(crate) const ICMP: u8 = 1;
@@ -140,7 +175,7 @@ pub(crate) mod tests {
         packet[9] = protocol;
         packet[12..16].copy_from_slice(&source.octets());
         packet[16..20].copy_from_slice(&destination.octets());
-        let sum = crate::segment::checksum::Sum::default().with(&packet[..IPV4_LEN]).finish();
+        let sum = checksum::Sum::default().with(&packet[..IPV4_LEN]).finish();
         packet[10..12].copy_from_slice(&sum);
         packet
     }
@@ -194,6 +229,27 @@ pub(crate) mod tests {
             let packet = packet("fd00::1", "fd00::2", protocol, &udp(53, 4000, b"x"));
             let header = IpHeader::parse(&packet).unwrap();
             assert_eq!((header.shape, header.ports(&packet)), (shape, None));
+        }
+    }
+
+    #[test]
+    fn congestion_is_marked_only_where_the_ends_know_it() {
+        for (source, destination) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
+            let mut packet = packet(source, destination, UDP, &udp(53, 4000, b"x"));
+            let unmarked = packet.clone();
+            assert!(!mark_congestion(&mut packet));
+            assert_eq!(packet, unmarked);
+            let v4 = packet[0] >> 4 == 4;
+            packet[1] |= if v4 { 2 } else { 0x20 };
+            if v4 {
+                packet[10..12].fill(0);
+                let sum = checksum::Sum::default().with(&packet[..IPV4_LEN]).finish();
+                packet[10..12].copy_from_slice(&sum);
+            }
+            assert_eq!(ecn(&packet), 2);
+            assert!(mark_congestion(&mut packet));
+            assert_eq!(ecn(&packet), ECN_CE);
+            assert!(!v4 || checksum::Sum::default().with(&packet[..IPV4_LEN]).is_valid());
         }
     }
 

@@ -338,7 +338,7 @@ pub(crate) fn outlet<'a>(
     drops: &'a mut DropCounts,
     mtu: usize,
 ) -> Outlet<'a> {
-    Outlet { trains, scratch, drops, mtu }
+    Outlet { trains, scratch, drops, mtu, ecn: 0 }
 }
 
 /// Decrypted packets and groups between two drains: a batch of receive offload has at most 64 datagrams, and 128 × 64 KiB

@@ -48,6 +48,8 @@ pub struct Transmit<'a> {
     pub path: Path,
     /// Length of each datagram but the last, which may be shorter; `None` for a single one.
     pub segment_size: Option<usize>,
+    /// Congestion bits for the outer header (RFC 3168), 0 to 3.
+    pub ecn: u8,
     /// All datagrams, one behind the other: at most 64, at most 65,507 bytes.
     pub contents: &'a [u8],
 }

@@ -7,7 +7,7 @@ mod world;
 use std::time::Duration;
 
 use adit_mesh_proto::segment::{Offload, OffloadKind, PartialChecksum};
-use adit_mesh_proto::{DropReason, Event, PresharedKey};
+use adit_mesh_proto::{DropReason, Event, Policy, PresharedKey, Protocol, Rule, Source};
 use proptest::prelude::*;
 use world::{
     Link, World, address_of, node_config, packet_v4, packet_v6, peer_config, preshared, private_key,
@@ -283,6 +283,117 @@ fn a_super_packet_leaves_as_trains_and_arrives_as_what_was_sent() {
         }
     }
     assert_eq!(received, packet[40..]);
+}
+
+#[test]
+fn congestion_bits_go_out_with_the_datagram_and_come_in_with_the_packet() {
+    let mut world = connected();
+    let now = world.now;
+    let path = adit_mesh_proto::Path { remote: address_of(0), local: None };
+    for (inner, outer, expected) in [(0, 0, Some(0)), (2, 2, Some(2)), (2, 3, Some(3)), (0, 3, None)] {
+        let mut packet = packet_v4(0, 1, b"x");
+        packet[1] |= inner;
+        let (mesh, offload) = (&mut world.nodes[0].mesh, Offload::NONE);
+        mesh.handle_packet(adit_mesh_proto::Outgoing { contents: &mut packet, offload }, now);
+        let transmit = mesh.poll_transmit().unwrap();
+        assert_eq!(transmit.ecn, inner);
+        let datagram = transmit.contents.to_vec();
+        let mesh = &mut world.nodes[1].mesh;
+        mesh.handle_marked_datagram(path, &datagram, datagram.len(), outer, now);
+        assert_eq!(mesh.poll_packet().map(|packet| packet.contents[1] & 3), expected);
+    }
+    assert_eq!(world.drops(1, DropReason::Congestion), 1);
+}
+
+/// A SYN that states this MSS.
+fn syn(mss: u16) -> Vec<u8> {
+    let mut packet = packet_v4(0, 1, &[0; 16]);
+    packet[9] = 6;
+    packet[20..44].fill(0);
+    (packet[32], packet[33], packet[40], packet[41]) = (0x60, 2, 2, 4);
+    packet[42..44].copy_from_slice(&mss.to_be_bytes());
+    packet
+}
+
+#[test]
+fn a_syn_states_what_the_tunnel_carries() {
+    let mut world = World::pair(6, still, |number, config| {
+        if number == 1 {
+            config.peers[0].mtu = Some(1300);
+        }
+    });
+    for (stated, arrives) in [(1460, 1260), (1000, 1000)] {
+        world.send(0, &syn(stated));
+        world.run_for(MOMENT);
+        let packet = &world.nodes[1].delivered.last().unwrap().1;
+        assert_eq!(u16::from_be_bytes([packet[42], packet[43]]), arrives);
+    }
+}
+
+#[test]
+fn what_is_too_big_for_a_peer_is_answered_and_tcp_is_cut_smaller() {
+    let mut world = World::pair(7, still, |_, config| config.peers[0].mtu = Some(1280));
+    world.send(0, &packet_v4(0, 1, b"connect"));
+    world.run_for(MOMENT);
+    world.nodes[1].delivered.clear();
+    world.send(0, &packet_v4(0, 1, &[0; 1300]));
+    let error = world.nodes[0].delivered.pop().unwrap().1;
+    assert_eq!((error[9], error[20], error[21]), (1, 3, 4), "ICMP: fragmentation needed");
+    assert_eq!(world.drops(0, DropReason::TooBig), 1);
+
+    let (packet, offload) = super_packet(10_000);
+    world.capture = Some(Vec::new());
+    world.send_offloaded(0, &packet, offload);
+    let longest = world.capture.take().unwrap().iter().map(|flight| flight.datagram.len()).max();
+    assert_eq!(longest, Some(1280 + 32));
+    world.run_for(MOMENT);
+    let arrived: usize = world.nodes[1].delivered.iter().map(|(_, packet)| packet.len() - 40).sum();
+    assert_eq!(arrived, 10_000);
+}
+
+#[test]
+fn a_policy_lets_in_what_it_names_and_the_answers_to_what_goes_out() {
+    let mut world = World::pair(8, still, |number, config| {
+        if number == 1 {
+            config.policy = Some(Policy {
+                rules: vec![Rule {
+                    from: vec![Source::Group("family".into())],
+                    to: Vec::new(),
+                    protocol: Protocol::Udp,
+                    ports: vec![5000..=5000],
+                }],
+            });
+            config.peers[0].groups = vec!["guests".into()];
+        }
+    });
+    world.send(0, &packet_v4(0, 1, b"guest"));
+    world.run_for(MOMENT);
+    assert!(world.nodes[1].delivered.is_empty());
+    assert_eq!(world.peer(1).statistics.drops.of(DropReason::Policy), 1);
+    // From port 4000 to port 5000: the guest's packets now look like answers.
+    let mut request = packet_v4(1, 0, b"asked");
+    request[20..24].copy_from_slice(&[0x13, 0x88, 0x0f, 0xa0]);
+    world.send(1, &request);
+    world.send(0, &packet_v4(0, 1, b"answer"));
+    world.run_for(MOMENT);
+    assert_eq!(payloads(&world, 1), [packet_v4(0, 1, b"answer")]);
+}
+
+#[test]
+fn control_packets_do_not_leak_in_or_out() {
+    let mut world = connected();
+    let mut forged = packet_v6(0, 1, b"forged control packet of the right length and more");
+    forged[8..24].copy_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    world.send(0, &forged);
+    assert_eq!(world.drops(0, DropReason::SourceNotAllowed), 1);
+    let id = world.peer(0).id;
+    let now = world.now;
+    assert!(world.nodes[0].mesh.probe(id, now));
+    world.run_for(MOMENT);
+    world.run_for(MOMENT);
+    assert!(world.nodes[1].delivered.is_empty());
+    assert!(world.nodes[0].events.iter().any(|event| matches!(event, Event::Probed { .. })));
+    assert!(world.peer(0).probed);
 }
 
 #[test]

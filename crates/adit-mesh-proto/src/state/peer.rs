@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::config::PeerConfig;
 use crate::control::{CONTROL_LEN, Control};
 use crate::drops::{DropCounts, DropReason};
+use crate::ip::ecn;
 use crate::packet::{Path, PeerId, PeerSnapshot, PeerStatistics};
 use crate::segment::{Offload, Splitter};
 use crate::session::{ANSWER_TIMEOUT, DATA_OVERHEAD, NoiseSession, Session};
@@ -44,6 +45,8 @@ pub(crate) struct Outlet<'a> {
     pub(crate) drops: &'a mut DropCounts,
     /// The mesh's MTU, beyond which no packet is padded.
     pub(crate) mtu: usize,
+    /// Congestion bits of the packets at hand, which the datagrams carry as well (RFC 6040 section 4.1).
+    pub(crate) ecn: u8,
 }
 
 /// A packet that waits for a session.
@@ -95,6 +98,7 @@ impl Peer {
         now: Instant,
     ) {
         self.health.note_use(now);
+        outlet.ecn = ecn(packet);
         let Some(path) = self.path else { return self.drop(outlet.drops, DropReason::NoEndpoint, 1) };
         let Ok(mut segments) = Splitter::new(packet, offload) else {
             return self.drop(outlet.drops, DropReason::InvalidOffload, 1);
@@ -136,7 +140,7 @@ impl Peer {
     /// Queues a data message that the session itself made.
     pub(crate) fn send_sealed(&mut self, outlet: &mut Outlet<'_>, message_len: usize) {
         let Some(path) = self.path else { return };
-        match outlet.trains.room(&mut self.train, self.id, path, message_len) {
+        match outlet.trains.room(&mut self.train, path, 0, message_len) {
             Some(room) => {
                 room[..message_len].copy_from_slice(&outlet.scratch[..message_len]);
                 outlet.trains.commit(&self.train, message_len);
@@ -283,7 +287,7 @@ impl Peer {
         let padded = packet.len().next_multiple_of(PADDING).min(packet.len().max(outlet.mtu));
         let room = outlet
             .trains
-            .room(&mut self.train, self.id, path, padded + DATA_OVERHEAD)
+            .room(&mut self.train, path, outlet.ecn, padded + DATA_OVERHEAD)
             .ok_or(DropReason::TransmitFull)?;
         let sealed = if padded == packet.len() {
             self.session.encrypt(packet, room, now)

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::packet::{Path, PeerId, Transmit};
+use crate::packet::{Path, Transmit};
 use crate::session::{DATA_OVERHEAD, HANDSHAKE_MAX};
 
 /// Buffers for datagrams in the order in which they go.
@@ -25,8 +25,8 @@ pub(crate) struct OpenTrain {
 }
 
 struct Train {
-    peer: PeerId,
     path: Path,
+    ecn: u8,
     /// Length of each datagram but the last.
     segment_size: usize,
     len: usize,
@@ -63,14 +63,14 @@ impl Trains {
     pub(crate) fn room(
         &mut self,
         open: &mut Option<OpenTrain>,
-        peer: PeerId,
         path: Path,
+        ecn: u8,
         len: usize,
     ) -> Option<&mut [u8]> {
-        let at = match open.filter(|open| self.takes(*open, path, len)) {
+        let at = match open.filter(|open| self.takes(*open, path, ecn, len)) {
             Some(open) => open.train,
             None => {
-                let at = self.start(peer, path, len)?;
+                let at = self.start(path, ecn, len)?;
                 *open = Some(OpenTrain { train: at, generation: self.trains[at].generation });
                 at
             }
@@ -90,28 +90,29 @@ impl Trains {
 
     /// What to send next; handshakes first.
     pub(crate) fn poll(&mut self) -> Option<Transmit<'_>> {
-        if let Some(train) = self.lent.take() {
-            self.release(train);
-        }
+        self.free.extend(self.lent.take());
         self.sent_handshake = self.handshakes.pop_front();
         if self.sent_handshake.is_none() {
             return self.poll_train();
         }
         let handshake = self.sent_handshake.as_ref()?;
         let contents = &handshake.message[..handshake.len];
-        Some(Transmit { path: handshake.path, segment_size: None, contents })
+        Some(Transmit { path: handshake.path, segment_size: None, ecn: 0, contents })
     }
 
     fn poll_train(&mut self) -> Option<Transmit<'_>> {
         while let Some(at) = self.queue.pop_front() {
+            // Nobody may append to what is handed out.
+            self.trains[at].generation += 1;
             if self.trains[at].count == 0 {
-                self.release(at);
+                self.free.push(at);
                 continue;
             }
             self.lent = Some(at);
             let train = &self.trains[at];
             let segment_size = (train.count > 1).then_some(train.segment_size);
-            return Some(Transmit { path: train.path, segment_size, contents: &train.buffer[..train.len] });
+            let contents = &train.buffer[..train.len];
+            return Some(Transmit { path: train.path, segment_size, ecn: train.ecn, contents });
         }
         None
     }
@@ -121,16 +122,17 @@ impl Trains {
         self.handshakes.is_empty() && self.queue.is_empty()
     }
 
-    fn takes(&self, open: OpenTrain, path: Path, len: usize) -> bool {
+    fn takes(&self, open: OpenTrain, path: Path, ecn: u8, len: usize) -> bool {
         let train = &self.trains[open.train];
         train.generation == open.generation
             && !train.closed
             && train.path == path
+            && train.ecn == ecn
             && len <= train.segment_size
             && train.len + len <= TRAIN_BYTES_MAX
     }
 
-    fn start(&mut self, peer: PeerId, path: Path, len: usize) -> Option<usize> {
+    fn start(&mut self, path: Path, ecn: u8, len: usize) -> Option<usize> {
         if len > TRAIN_BYTES_MAX {
             return None;
         }
@@ -143,23 +145,18 @@ impl Trains {
             None => return None,
         };
         let train = &mut self.trains[at];
-        (train.peer, train.path, train.segment_size) = (peer, path, len);
+        (train.path, train.ecn, train.segment_size) = (path, ecn, len);
         (train.len, train.count, train.closed) = (0, 0, false);
         self.queue.push_back(at);
         Some(at)
-    }
-
-    fn release(&mut self, at: usize) {
-        self.trains[at].generation += 1;
-        self.free.push(at);
     }
 }
 
 impl Train {
     fn new(path: Path) -> Self {
         Self {
-            peer: PeerId(0),
             path,
+            ecn: 0,
             segment_size: 0,
             len: 0,
             count: 0,
