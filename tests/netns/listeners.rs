@@ -287,35 +287,36 @@ print('listening')
 server.serve_forever()
 ";
 
-/// Prints the TCP ports of an address that accept connections.
+/// Prints the TCP ports of an address that accept connections; a port that is silent is asked three times.
 const SCAN: &str = "
 import selectors, socket, sys
 address, source, ports = sys.argv[1:]
-start, end = map(int, ports.split('-'))
 family = socket.AF_INET6 if ':' in address else socket.AF_INET
-opened = []
-for first in range(start, end + 1, 512):
-    selector = selectors.DefaultSelector()
-    for port in range(first, min(first + 512, end + 1)):
+def scan(ports):
+    opened, silent, selector = [], [], selectors.DefaultSelector()
+    for port in ports:
         s = socket.socket(family, socket.SOCK_STREAM)
         s.setblocking(False)
         if source:
             s.bind((source, 0))
-        if s.connect_ex((address, port)) == 0:
-            opened.append(port)
-            s.close()
-        else:
-            selector.register(s, selectors.EVENT_WRITE, port)
+        s.connect_ex((address, port))
+        selector.register(s, selectors.EVENT_WRITE, port)
     while selector.get_map():
-        ready = selector.select(0.3)
-        for key, _ in ready:
-            if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+        ready = selector.select(1)
+        for key in [key for key, _ in ready] or list(selector.get_map().values()):
+            if not ready:
+                silent.append(key.data)
+            elif key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
                 opened.append(key.data)
             selector.unregister(key.fileobj)
             key.fileobj.close()
-        if not ready:
-            for key in list(selector.get_map().values()):
-                selector.unregister(key.fileobj)
-                key.fileobj.close()
+    return opened, silent
+start, end = map(int, ports.split('-'))
+opened = []
+for first in range(start, end + 1, 512):
+    ports = range(first, min(first + 512, end + 1))
+    for _ in range(3):
+        more, ports = scan(ports)
+        opened += more
 print(*sorted(opened))
 ";

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -172,6 +172,8 @@ impl Interface {
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         message.header.index = self.index;
+        // Nobody on a tunnel could answer (RFC 4862 §5.4), and until the wait is over nobody can bind the address.
+        message.header.flags = AddressHeaderFlags::Nodad;
         message.attributes =
             vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
         if add {

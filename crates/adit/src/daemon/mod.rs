@@ -300,8 +300,8 @@ impl Daemon {
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
+        self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
         self.mesh.commit(&config);
-        self.admin.mesh.store(self.mesh.view());
         self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
