@@ -135,8 +135,9 @@ impl Listener {
 
 /// Entry points on the mesh need one, and an address of it.
 fn check_mesh(config: &Config, sink: &Sink<'_>) {
-    if config.mesh.as_ref().is_some_and(|mesh| mesh.mode == MeshMode::Netstack) {
-        sink.reject_at("mesh.mode", "netstack", "not implemented in this version");
+    let netstack = config.mesh.as_ref().filter(|mesh| mesh.mode == MeshMode::Netstack);
+    if netstack.is_some_and(|mesh| !mesh.advertise.is_empty()) {
+        sink.reject_at("mesh.advertise", "", "routing for others needs `mode: tun`");
     }
     let on_mesh =
         config.entry_points.iter().filter(|(_, entry_point)| entry_point.on == EntryPointNetwork::Mesh);
@@ -148,6 +149,9 @@ fn check_mesh(config: &Config, sink: &Sink<'_>) {
                 "",
                 "peers of the mesh are known by their own addresses, never by what they claim",
             );
+        }
+        if netstack.is_some() && entry_point.http3.is_some() {
+            sink.reject_at(&format!("entryPoints.{name}.http3"), "", "HTTP/3 on the mesh needs `mode: tun`");
         }
         match &config.mesh {
             Some(mesh) if entry_point.mesh_addresses(mesh).is_empty() => {

@@ -1,27 +1,38 @@
-//! This process as a node of a mesh: interface, socket and lane, made and changed from the configuration.
+//! This process as a node of a mesh: interface or stack, socket and lane, made and changed from the configuration.
 
 use std::io;
 use std::time::Instant;
 
-use adit_config::Mesh;
+use adit_config::{Mesh, MeshMode};
 use ipnet::IpNet;
 
+use crate::device::Device;
 use crate::lane::{LaneHandle, spawn};
 use crate::netlink::{Interface, InterfaceError};
+use crate::netstack::{Limits, Netstack, Stack};
 use crate::plan::{engine_config, interface_spec, key_of, literal_endpoint, socket_spec};
 use crate::resolve::Resolver;
 use crate::tun::{Tun, TunError};
 use crate::udp::{Socket, SocketError, SocketSpec};
 
-/// A node in TUN mode. Dropping it ends the lane and removes the interface.
+/// A node. Dropping it ends the lane and removes the interface.
 #[derive(Debug)]
 pub struct Node {
-    interface: Interface,
+    inside: Inside,
     lane: LaneHandle,
     port: u16,
     addresses: Vec<IpNet>,
     spec: SocketSpec,
     resolver: Resolver,
+}
+
+/// Who takes what comes out of the mesh.
+#[derive(Debug)]
+enum Inside {
+    /// The kernel.
+    Tun(Interface),
+    /// This process.
+    Stack(Stack),
 }
 
 /// Why a node does not start or change.
@@ -48,15 +59,28 @@ pub enum NodeError {
 }
 
 impl Node {
-    /// Opens the TUN device, sets it up, binds the socket and starts the lane. Names of endpoints are
-    /// looked up in the background.
+    /// Makes the interface or the stack, binds the socket and starts the lane. Names of endpoints are looked up in the
+    /// background.
     ///
     /// # Errors
-    /// [`NodeError`]; needs CAP_NET_ADMIN.
+    /// [`NodeError`]; a TUN device needs CAP_NET_ADMIN.
     pub fn start(mesh: &Mesh) -> Result<Self, NodeError> {
-        let tun = Tun::open(&mesh.interface, false)?;
-        let mut interface = Interface::find(&mesh.interface)?;
-        interface.apply(&interface_spec(mesh))?;
+        match mesh.mode {
+            MeshMode::Tun => {
+                let tun = Tun::open(&mesh.interface, false)?;
+                let mut interface = Interface::find(&mesh.interface)?;
+                interface.apply(&interface_spec(mesh))?;
+                Self::run(mesh, tun, Inside::Tun(interface))
+            }
+            MeshMode::Netstack => {
+                let (netstack, stack) = Netstack::new(mesh.addresses.clone(), mesh.mtu, Limits::default())
+                    .map_err(NodeError::Thread)?;
+                Self::run(mesh, netstack, Inside::Stack(stack))
+            }
+        }
+    }
+
+    fn run<D: Device + 'static>(mesh: &Mesh, device: D, inside: Inside) -> Result<Self, NodeError> {
         let spec = socket_spec(mesh);
         let socket = Socket::bind(&spec)?;
         let port = socket.port();
@@ -65,9 +89,9 @@ impl Node {
         let resolver = Resolver::start().map_err(NodeError::Thread)?;
         let alarm = resolver.alarm();
         let events = Box::new(move |event| alarm.on_event(&event));
-        let lane = spawn(engine, tun, socket, events).map_err(NodeError::Thread)?;
+        let lane = spawn(engine, device, socket, events).map_err(NodeError::Thread)?;
         resolver.watch(mesh, &lane);
-        Ok(Self { interface, lane, port, addresses: mesh.addresses.clone(), spec, resolver })
+        Ok(Self { inside, lane, port, addresses: mesh.addresses.clone(), spec, resolver })
     }
 
     /// Becomes what `mesh` says; untouched peers keep their sessions.
@@ -88,7 +112,10 @@ impl Node {
         if spec.mark != self.spec.mark {
             return Err(NodeError::Restart("fwmark"));
         }
-        self.interface.apply(&interface_spec(mesh))?;
+        match &mut self.inside {
+            Inside::Tun(interface) => interface.apply(&interface_spec(mesh))?,
+            Inside::Stack(stack) => stack.relocate(mesh.addresses.clone(), mesh.mtu),
+        }
         let known = self.resolver.addresses();
         let config =
             engine_config(mesh, |peer| literal_endpoint(peer).or_else(|| known.get(&key_of(peer)).copied()));
@@ -102,6 +129,15 @@ impl Node {
     #[must_use]
     pub fn lane(&self) -> &LaneHandle {
         &self.lane
+    }
+
+    /// Opens listeners and connections in netstack mode.
+    #[must_use]
+    pub fn stack(&self) -> Option<&Stack> {
+        match &self.inside {
+            Inside::Tun(_) => None,
+            Inside::Stack(stack) => Some(stack),
+        }
     }
 
     /// The UDP port that it listens on.

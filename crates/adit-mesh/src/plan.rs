@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use adit_config::{Mesh, MeshNetwork, MeshParty, MeshPeer, MeshPolicy, MeshProtocol, MeshRule, MeshTable};
+use adit_config::{
+    Mesh, MeshMode, MeshNetwork, MeshParty, MeshPeer, MeshPolicy, MeshProtocol, MeshRule, MeshTable,
+};
 use adit_mesh_proto::{
     Config, PeerConfig, Policy, PresharedKey, PrivateKey, Protocol, PublicKey, Rule, Source,
 };
@@ -53,7 +55,9 @@ fn exit(mesh: &Mesh) -> Option<Exit> {
         all.into_iter().any(|net| net.prefix_len() == 0 && net.addr().is_ipv4() == v4)
     };
     let exit = Exit { mark: mesh.fwmark.unwrap_or(EXIT_MARK), v4: default(true), v6: default(false) };
-    (mesh.table == MeshTable::Auto && (exit.v4 || exit.v6)).then_some(exit)
+    // Without an interface there is no route that could take them.
+    let routes = mesh.mode == MeshMode::Tun && mesh.table == MeshTable::Auto;
+    (routes && (exit.v4 || exit.v6)).then_some(exit)
 }
 
 /// The address of a peer whose endpoint is an address already.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_config::{Config, EntryPoint, EntryPointNetwork, EntryPointTransport};
+use adit_mesh::netstack::Stack;
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
 use adit_proxy::h3::listener::{H3Listener, H3Options};
@@ -20,6 +21,8 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::mesh_entry;
+
 /// All entry points that are listening.
 #[derive(Debug)]
 pub(crate) struct Listeners {
@@ -30,6 +33,8 @@ pub(crate) struct Listeners {
     h3: BTreeMap<Place, RunningUdp>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
+    /// The mesh's own network stack, if it has one: entry points on the mesh listen there.
+    stack: Option<Stack>,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
@@ -155,9 +160,15 @@ impl Listeners {
             udp: BTreeMap::new(),
             h3: BTreeMap::new(),
             leaving: JoinSet::new(),
+            stack: None,
             tls: store.server_config()?,
             metrics,
         })
+    }
+
+    /// Listens for entry points on the mesh here from now on; `None` = at sockets of the kernel.
+    pub(crate) fn reach(&mut self, stack: Option<Stack>) {
+        self.stack = stack;
     }
 
     /// Binds what `config` has and we do not have yet; nothing that runs is touched.
@@ -203,7 +214,10 @@ impl Listeners {
                     device: place.device.clone(),
                     metrics: Arc::clone(&self.metrics),
                 };
-                Some(UdpListener::bind(place.address, options)?)
+                Some(match self.stack_of(&place) {
+                    Some(stack) => mesh_entry::bind_udp(stack, place.address, options)?,
+                    None => UdpListener::bind(place.address, options)?,
+                })
             }
         };
         prepared.udp.insert(place, (name.to_owned(), listener));
@@ -225,7 +239,10 @@ impl Listeners {
                     device: place.device.clone(),
                     ..self.options(name, &settings, switches)
                 };
-                Some(Listener::bind(address, options)?)
+                Some(match self.stack_of(&place) {
+                    Some(stack) => mesh_entry::listen(stack, address, options)?,
+                    None => Listener::bind(address, options)?,
+                })
             }
         };
         if settings.entry_point.http3.is_some()
@@ -395,6 +412,11 @@ impl Listeners {
                 task.abort();
             }
         });
+    }
+
+    /// Where a socket of the mesh is, if the kernel does not know of the mesh.
+    fn stack_of(&self, place: &Place) -> Option<&Stack> {
+        self.stack.as_ref().filter(|_| place.device.is_some())
     }
 
     fn connection_options(&self, settings: &Settings) -> Options {

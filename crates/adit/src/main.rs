@@ -29,6 +29,7 @@ mod ingress;
 mod listeners;
 mod load;
 mod mesh_command;
+mod mesh_entry;
 mod notify_systemd;
 mod observe;
 mod phase;

@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use adit_config::{Config, Mesh, MeshNetwork, MeshPeer};
 use adit_mesh::netlink::networks_of;
+use adit_mesh::netstack::{Stack, StackMetrics};
 use adit_mesh::uapi::{Uapi, UapiDevice, UapiPeer};
 use adit_mesh::{LaneHandle, LaneSnapshot, MeshMetrics, Node, NodeError};
 use adit_mesh_proto::{DropCounts, PeerSnapshot, PresharedKey, PrivateKey, PublicKey};
@@ -17,7 +18,14 @@ use super::DaemonError;
 #[derive(Debug)]
 pub(super) struct RunningMesh {
     running: Option<RunningNode>,
-    metrics: MeshMetrics,
+    metrics: Watches,
+}
+
+/// The registry's view of whatever runs.
+#[derive(Debug)]
+struct Watches {
+    mesh: MeshMetrics,
+    stack: StackMetrics,
 }
 
 /// The node, and who looks at it.
@@ -48,7 +56,8 @@ impl RunningMesh {
     /// # Errors
     /// [`NodeError`], or metrics whose names are taken.
     pub(super) fn start(config: &Config, registry: &Registry) -> Result<Self, DaemonError> {
-        let metrics = MeshMetrics::register(registry)?;
+        let metrics =
+            Watches { mesh: MeshMetrics::register(registry)?, stack: StackMetrics::register(registry)? };
         let running = config.mesh.as_ref().map(|mesh| RunningNode::start(mesh, &metrics)).transpose()?;
         Ok(Self { running, metrics })
     }
@@ -93,6 +102,11 @@ impl RunningMesh {
         }
     }
 
+    /// Where entry points on the mesh listen, if the kernel does not know of it.
+    pub(super) fn stack(&self) -> Option<Stack> {
+        self.running.as_ref()?.node.stack().cloned()
+    }
+
     /// For the admin endpoint.
     pub(super) fn view(&self) -> Option<Arc<MeshView>> {
         self.running.as_ref().map(|running| Arc::clone(&running.view))
@@ -111,11 +125,14 @@ impl RunningNode {
     ///
     /// # Errors
     /// [`NodeError`]; nothing is left behind.
-    fn start(mesh: &Mesh, metrics: &MeshMetrics) -> Result<Self, NodeError> {
+    fn start(mesh: &Mesh, metrics: &Watches) -> Result<Self, NodeError> {
         let settings = looked_up(mesh);
         let node = Node::start(&settings)?;
         warn_of_forwarding(&settings);
-        metrics.watch(node.lane());
+        metrics.mesh.watch(node.lane());
+        if let Some(stack) = node.stack() {
+            metrics.stack.watch(stack);
+        }
         let view = Arc::new(MeshView {
             settings: Mutex::new(Arc::new(settings.clone())),
             lane: node.lane().clone(),

@@ -128,6 +128,7 @@ impl Daemon {
         gauges::register(&registry, ingress.gateway(), ingress.store())?;
         let mesh = RunningMesh::start(&config, &registry)?;
         let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
+        listeners.reach(mesh.stack());
         let edge = match &config.edge {
             Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
             None => None,
@@ -285,11 +286,13 @@ impl Daemon {
         };
         self.ingress.reserve(&config);
         let before = self.mesh.change(&config)?;
+        self.listeners.reach(self.mesh.stack());
         let planned = self.prepare(&config, plan.as_ref());
         let (prepared, replacement) = match planned {
             Ok(planned) => planned,
             Err(error) => {
                 self.mesh.restore(before);
+                self.listeners.reach(self.mesh.stack());
                 return Err(error);
             }
         };
