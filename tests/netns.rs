@@ -4,6 +4,8 @@
 mod interop;
 #[path = "netns/listeners.rs"]
 mod listeners;
+#[path = "netns/netstack.rs"]
+mod netstack;
 #[path = "netns/paths.rs"]
 mod paths;
 mod support;

@@ -1,0 +1,201 @@
+//! The mesh without a TUN device: adit as an ordinary user, a stock client, and the same entry points.
+
+use std::net::IpAddr;
+
+use super::support::netns::{ADMIN, Cable, Engine, Iperf, Namespace, Node, Side};
+use super::support::process::Process;
+use super::support::{require, wait_for};
+use super::{cable, stock};
+
+/// adit on the left in netstack mode, a stock client on the right, servers beside adit.
+struct Hub {
+    cable: Cable,
+    hub: Node,
+    client: Node,
+    _servers: Vec<Process>,
+}
+
+impl Hub {
+    fn start() -> Option<Self> {
+        if !require("curl") || !require("python3") {
+            return None;
+        }
+        let (cable, stock): (Cable, Engine) = (cable(1500)?, stock()?);
+        let sides = Side::pair();
+        let servers = [HTTP_SERVER, TCP_SERVER, UDP_SERVER].map(|script| server(&cable.left, script));
+        let hub = Node::adit(&cable.left, [&sides[0], &sides[1]], |interface| {
+            configuration(interface, sides[1].public_key())
+        });
+        let client = stock.start(&cable.right, &sides[1], &sides[0]);
+        let started = Self { cable, hub, client, _servers: servers.into() };
+        started.wait_for("http://10.9.0.1:8443/", "GET /");
+        Some(started)
+    }
+
+    fn curl(&self, arguments: &[&str]) -> String {
+        let arguments = [&["-s", "-m", "10"], arguments].concat();
+        String::from_utf8_lossy(&self.cable.right.run("curl", &arguments).stdout).into_owned()
+    }
+
+    fn python(&self, script: &str) -> String {
+        let output = self.cable.right.run("python3", &["-c", script]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, url: &str, wanted: &str) -> String {
+        wait_for(&format!("{url} to answer {wanted:?}"), || {
+            Some(self.curl(&["-k", url])).filter(|answer| answer.contains(wanted))
+        })
+    }
+
+    fn metrics(&self) -> String {
+        let url = format!("http://{ADMIN}/metrics");
+        String::from_utf8_lossy(&self.cable.left.run("curl", &["-s", &url]).stdout).into_owned()
+    }
+}
+
+fn configuration(interface: &str, client: &str) -> String {
+    format!(
+        r#"entryPoints:
+  admin: {{ address: ":8443", on: mesh }}
+  ssh: {{ address: ":2222", on: mesh }}
+  speed: {{ address: ":5201", on: mesh }}
+  dns: {{ address: ":5300/udp", on: mesh }}
+http:
+  routers:
+    shown: {{ rule: "PathPrefix(`/`)", entryPoints: [admin], service: shown }}
+    secure: {{ rule: "PathPrefix(`/`)", entryPoints: [admin], service: shown, tls: {{}} }}
+  services:
+    shown: {{ loadBalancer: {{ servers: [ {{ url: "http://127.0.0.1:9001" }} ] }} }}
+tcp:
+  routers:
+    shell: {{ rule: "HostSNI(`*`) && MeshGroup(`admins`)", entryPoints: [ssh], service: shell }}
+    speed: {{ rule: "HostSNI(`*`)", entryPoints: [speed], service: speed }}
+  services:
+    shell: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9002" }} ] }} }}
+    speed: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:5201" }} ] }} }}
+udp:
+  routers: {{ dns: {{ entryPoints: [dns], service: dns }} }}
+  services: {{ dns: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9003" }} ] }} }} }}
+admin: {{ address: "{ADMIN}" }}
+mesh:
+  mode: netstack
+  interface: {interface}
+  import: wg.conf
+  peers:
+    laptop: {{ public-key: "{client}", groups: [admins] }}
+"#
+    )
+}
+
+fn server(namespace: &Namespace, script: &str) -> Process {
+    let mut server = Process::start("server", namespace.command("python3").args(["-u", "-c", script]));
+    server.wait_for_line("listening");
+    server
+}
+
+#[test]
+fn http_and_https_tcp_and_udp_are_served_without_an_interface() {
+    let Some(hub) = Hub::start() else { return };
+    let interfaces = hub.cable.left.run("ip", &["-o", "link"]);
+    let interfaces = String::from_utf8_lossy(&interfaces.stdout).into_owned();
+    assert!(!interfaces.contains(&hub.hub.interface), "there is a TUN device: {interfaces}");
+    for address in ["10.9.0.1", "[fd00:9::1]"] {
+        let plain = hub.curl(&[&format!("http://{address}:8443/who")]).to_ascii_lowercase();
+        assert!(plain.contains("get /who") && plain.contains("x-adit-mesh-peer: laptop"), "{plain}");
+        let h2 = hub.curl(&["-k", "-w", " %{http_version}", &format!("https://{address}:8443/tls")]);
+        assert!(h2.contains("GET /tls") && h2.ends_with(" 2"), "{h2}");
+    }
+    // A client that ends first still gets the answer: half-close in both directions.
+    let whole = hub.python(
+        "import socket; s = socket.create_connection(('10.9.0.1', 2222), 5); s.sendall(b'x' * 300000); \
+         s.shutdown(socket.SHUT_WR); data = b''\nwhile True:\n    part = s.recv(65536)\n    if not part: break\n    \
+         data += part\nprint(len(data), data[:10])",
+    );
+    assert_eq!(whole, "300011 b'shell says'");
+    let udp = hub.python(
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); \
+         s.sendto(b'ask', ('10.9.0.1', 5300)); print(s.recv(99))",
+    );
+    assert_eq!(udp, "b'udp says ask'");
+    hub.cable.right.wait_for_ping("10.9.0.1");
+    hub.cable.right.wait_for_ping("fd00:9::1");
+}
+
+#[test]
+fn closed_ports_refuse_at_once_and_are_counted() {
+    let Some(hub) = Hub::start() else { return };
+    let refused = hub.python(
+        "import socket\ntry:\n    socket.create_connection(('10.9.0.1', 81), 10)\nexcept ConnectionRefusedError:\n    print('refused')\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(10); s.connect(('10.9.0.1', 82)); s.send(b'x')\n\
+         try:\n    s.recv(9)\nexcept ConnectionRefusedError:\n    print('unreachable')",
+    );
+    assert_eq!(refused, "refused\nunreachable");
+    let metrics = hub.metrics();
+    for line in [
+        r#"adit_mesh_stack_drops_total{reason="port_closed"} 1"#,
+        r#"adit_mesh_stack_drops_total{reason="udp_port_closed"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+}
+
+#[test]
+fn slow_a_stream_in_each_direction_runs_at_speed_and_survives_loss() {
+    let Some(hub) = Hub::start() else { return };
+    let address: IpAddr = "10.9.0.1".parse().unwrap();
+    for (arguments, loss) in
+        [(&["-t", "2"][..], false), (&["-t", "2", "-R"][..], false), (&["-t", "2", "-R"][..], true)]
+    {
+        if loss {
+            hub.cable.left.filter("output", &["udp sport 51820 numgen random mod 1000 < 5 drop"]);
+        }
+        let server = Iperf::serve(&hub.cable.left);
+        let report = server.run(&hub.cable.right, address, arguments);
+        let received = Iperf::received_mib(&report);
+        println!("{arguments:?} loss {loss}: {received} MiB in 2 s");
+        assert!(received >= 8, "{arguments:?}: {received} MiB");
+    }
+    assert!(!hub.client.interface.is_empty());
+}
+
+/// Answers each request with its head.
+const HTTP_SERVER: &str = "
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def do_GET(self):
+        body = (self.requestline + '\\n' + str(self.headers)).encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = ThreadingHTTPServer(('127.0.0.1', 9001), Handler)
+print('listening')
+server.serve_forever()
+";
+
+/// Answers each connection with all it was sent, once that has ended.
+const TCP_SERVER: &str = "
+import socketserver
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b'shell says ' + self.rfile.read())
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+server = socketserver.ThreadingTCPServer(('127.0.0.1', 9002), Handler)
+print('listening')
+server.serve_forever()
+";
+
+/// Answers each datagram.
+const UDP_SERVER: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('127.0.0.1', 9003))
+print('listening')
+while True:
+    data, address = s.recvfrom(2048)
+    s.sendto(b'udp says ' + data, address)
+";
