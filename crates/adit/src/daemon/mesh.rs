@@ -228,6 +228,8 @@ fn peer_view(peer: &MeshPeer, snapshot: Option<&LaneSnapshot>) -> Value {
         "latestHandshakeSeconds": seen.and_then(|seen| seen.last_handshake).map(|at| at.elapsed().as_secs()),
         "latencyMs": seen.and_then(|seen| seen.latency).map(|latency| latency.as_secs_f64() * 1000.0),
         "loss": seen.map(|seen| seen.loss),
+        "sentLoss": seen.and_then(|seen| seen.sent_loss),
+        "pathMtu": seen.and_then(|seen| seen.path_mtu),
         "sentBytes": statistics.map_or(0, |s| s.sent_bytes),
         "receivedBytes": statistics.map_or(0, |s| s.received_bytes),
         "handshakes": statistics.map_or(0, |s| s.handshakes),

@@ -69,8 +69,12 @@ fn peer_lines(peer: &Value) -> Vec<String> {
         add("latency", format!("{latency:.1} ms"));
     }
     if let Some(loss) = peer["loss"].as_f64().filter(|loss| *loss > 0.0) {
-        add("loss", format!("{:.2} %", loss * 100.0));
+        add("loss", format!("{:.2} % of what it sends", loss * 100.0));
     }
+    if let Some(loss) = peer["sentLoss"].as_f64().filter(|loss| *loss > 0.0) {
+        add("sent loss", format!("{:.2} % of what we send", loss * 100.0));
+    }
+    add("path mtu", text(&peer["pathMtu"]));
     if peer["reachable"] == false {
         add("state", "does not answer".to_owned());
     }
@@ -142,7 +146,7 @@ mod tests {
             "peers": [{
                 "name": "laptop", "publicKey": "KEY=", "presharedKey": true, "endpoint": "192.0.2.1:51820",
                 "allowedIps": ["10.9.0.2/32", "fd00::2/128"], "groups": ["admins"], "latestHandshakeSeconds": 3723,
-                "receivedBytes": 2048, "sentBytes": 12, "latencyMs": 12.34, "loss": 0.001, "reachable": true,
+                "receivedBytes": 2048, "sentBytes": 12, "latencyMs": 12.34, "loss": 0.001, "sentLoss": 0.02, "pathMtu": 1392, "reachable": true,
                 "persistentKeepaliveSeconds": 25, "drops": {},
             }, { "name": "phone", "publicKey": "OTHER=", "receivedBytes": 0, "sentBytes": 0, "reachable": false }],
         });
@@ -152,7 +156,7 @@ mod tests {
              addresses: 10.9.0.1/24\n  mtu: 1408\n  drops: 2 policy\n\npeer: KEY= (laptop)\n  preshared key: (hidden)\n  \
              endpoint: 192.0.2.1:51820\n  allowed ips: 10.9.0.2/32, fd00::2/128\n  groups: admins\n  \
              latest handshake: 1 hour, 2 minutes, 3 seconds ago\n  transfer: 2.00 KiB received, 12 B sent\n  \
-             latency: 12.3 ms\n  loss: 0.10 %\n  persistent keepalive: every 25 seconds\n\n\
+             latency: 12.3 ms\n  loss: 0.10 % of what it sends\n  sent loss: 2.00 % of what we send\n  path mtu: 1392\n  persistent keepalive: every 25 seconds\n\n\
              peer: OTHER= (phone)\n  state: does not answer\n"
         );
     }
