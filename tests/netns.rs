@@ -1,5 +1,7 @@
 //! The mesh between network namespaces: adit with itself and with other implementations of WireGuard.
 
+#[path = "netns/blackhole.rs"]
+mod blackhole;
 #[path = "netns/interop.rs"]
 mod interop;
 #[path = "netns/listeners.rs"]
@@ -8,6 +10,8 @@ mod listeners;
 mod netstack;
 #[path = "netns/paths.rs"]
 mod paths;
+#[path = "netns/sites.rs"]
+mod sites;
 mod support;
 
 use support::netns::{Cable, Engine};

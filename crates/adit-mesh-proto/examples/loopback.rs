@@ -9,6 +9,7 @@ use adit_mesh_proto::{Config, Mesh, Outgoing, Path, PeerConfig, PrivateKey};
 
 const MTU: usize = 1408;
 const SEGMENT: usize = MTU - 40;
+const FLOOD: u32 = 200_000;
 
 fn main() {
     let gib: f64 = std::env::args().nth(1).and_then(|arg| arg.parse().ok()).unwrap_or(2.0);
@@ -54,6 +55,37 @@ fn main() {
     println!("{gib:.1} GiB in {groups} super-packets of {rounds} sent");
     println!("out: {:.0} ns a packet, {:.2} s/GiB", per_packet(out), out.as_secs_f64() / gib);
     println!("in:  {:.0} ns a packet, {:.2} s/GiB", per_packet(back), back.as_secs_f64() / gib);
+    strangers(&mut receiver);
+}
+
+/// What messages of strangers cost: the bound on what a flood can take from the peers.
+fn strangers(mesh: &mut Mesh) {
+    let initiation = initiation();
+    let (mut bad_mac, mut bad_index) = (initiation.clone(), vec![4, 0, 0, 0]);
+    bad_mac[120] ^= 1;
+    bad_index.resize(1440, 0x5a);
+    let now = Instant::now();
+    for (name, message) in
+        [("of an unknown index", bad_index), ("with a wrong MAC", bad_mac), ("with a right MAC", initiation)]
+    {
+        let begin = Instant::now();
+        for number in 0..FLOOD {
+            // A new address each time, as if all were forged.
+            let remote = (number.to_be_bytes(), 4000).into();
+            mesh.handle_datagram(Path { remote, local: None }, &message, message.len(), now);
+            while mesh.poll_transmit().is_some() {}
+        }
+        let each = begin.elapsed().as_nanos() / u128::from(FLOOD);
+        println!("stranger's message {name}: {each} ns, {} computed", mesh.statistics().handshakes_computed);
+    }
+}
+
+/// An initiation to the receiver from somebody it does not know.
+fn initiation() -> Vec<u8> {
+    let mut stranger = Mesh::new(config(3, 2), [3; 32], Instant::now());
+    let (mut packet, _) = super_packet(100);
+    stranger.handle_packet(Outgoing { contents: &mut packet, offload: Offload::NONE }, Instant::now());
+    stranger.poll_transmit().unwrap().contents.to_vec()
 }
 
 fn key(number: u8) -> PrivateKey {

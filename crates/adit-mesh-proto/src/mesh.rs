@@ -4,7 +4,6 @@ use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -26,7 +25,6 @@ use crate::state::trains::Trains;
 /// One lane's engine.
 pub struct Mesh {
     pub(crate) private_key: PrivateKey,
-    pub(crate) addresses: Vec<IpNet>,
     pub(crate) mtu: usize,
     pub(crate) rng: StdRng,
     pub(crate) peers: Peers,
@@ -53,7 +51,6 @@ impl Mesh {
         let limiter = Limiter::new(config.private_key.public(), rng.random(), now);
         let mut mesh = Self {
             private_key: config.private_key.clone(),
-            addresses: Vec::new(),
             mtu: usize::from(config.mtu),
             rng,
             peers: Peers::default(),
@@ -84,7 +81,6 @@ impl Mesh {
             self.remove_peers(|_| true);
         }
         self.mtu = usize::from(config.mtu);
-        self.addresses.clone_from(&config.addresses);
         self.filter = match (config.policy.clone(), self.filter.take()) {
             (None, _) => None,
             (Some(policy), None) => Some(Filter::new(policy, &config, now)),
@@ -170,6 +166,11 @@ impl Mesh {
     /// Whose this mesh address is.
     pub fn peer_by_address(&self, address: IpAddr) -> Option<PeerId> {
         self.routes.search(address)
+    }
+
+    /// Where datagrams to a peer go now.
+    pub fn path(&self, id: PeerId) -> Option<Path> {
+        self.peers.look(id)?.path
     }
 
     /// Counters of the lane.

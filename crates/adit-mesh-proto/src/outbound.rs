@@ -1,6 +1,5 @@
 //! Packets on their way to peers.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::clamp::clamp_mss;
@@ -68,10 +67,9 @@ impl Mesh {
         if !self.errors.take(millis_since(self.began, now), ERRORS) {
             return;
         }
-        // In the name of this node, or, where it has no address of that version, of the packet's own destination.
-        let own = self.addresses.iter().map(ipnet::IpNet::addr);
-        let from = own.into_iter().find(|own| own.is_ipv4() == header.source.is_ipv4());
-        let from: IpAddr = from.unwrap_or(header.destination);
+        // In the name of the packet's destination: a kernel takes no packet from outside that has an address of its own as
+        // source, and the answer has to come from where the packet was routed to.
+        let from = header.destination;
         let Some(room) = self.arrivals.slot(TOO_BIG_LEN_MAX) else { return };
         match write_too_big(header, packet, mtu, from, room) {
             Some(len) => self.arrivals.commit(len, id.0),

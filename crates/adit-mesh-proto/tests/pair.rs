@@ -339,6 +339,7 @@ fn what_is_too_big_for_a_peer_is_answered_and_tcp_is_cut_smaller() {
     world.send(0, &packet_v4(0, 1, &[0; 1300]));
     let error = world.nodes[0].delivered.pop().unwrap().1;
     assert_eq!((error[9], error[20], error[21]), (1, 3, 4), "ICMP: fragmentation needed");
+    assert_eq!(error[12..16], packet_v4(0, 1, b"")[16..20], "in the name of the destination");
     assert_eq!(world.drops(0, DropReason::TooBig), 1);
 
     let (packet, offload) = super_packet(10_000);

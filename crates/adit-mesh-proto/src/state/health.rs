@@ -203,7 +203,10 @@ impl Health {
     /// Gives up probes that nobody answered.
     fn expire(&mut self, limit: usize, now: Instant) {
         while let Some(pending) = self.pending.front().copied() {
-            if now.duration_since(pending.sent_at) < ANSWER_WITHIN {
+            let patience = self
+                .latency
+                .map_or(ANSWER_WITHIN, |latency| (latency * 4).clamp(ANSWER_WITHIN / 4, ANSWER_WITHIN));
+            if now.duration_since(pending.sent_at) < patience {
                 return;
             }
             self.pending.pop_front();
@@ -240,7 +243,7 @@ impl Search {
 const INTERVAL: Duration = Duration::from_secs(10);
 /// How recently a packet must have passed for a session to be in use.
 const USED_WITHIN: Duration = Duration::from_secs(30);
-/// How long an answer is waited for.
+/// How long an answer is waited for at most; less where answers come soon.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Probes of one size that must fail.
 const FAILURES: u32 = 3;

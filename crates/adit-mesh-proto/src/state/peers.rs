@@ -48,6 +48,11 @@ impl Peers {
         self.slots.get_mut(id.0 as usize)?.as_mut()
     }
 
+    /// As [`Self::find`], to look only.
+    pub(crate) fn look(&self, id: PeerId) -> Option<&Peer> {
+        self.slots.get(id.0 as usize)?.as_ref()
+    }
+
     pub(crate) fn id_of_key(&self, key: PublicKey) -> Option<PeerId> {
         self.by_key.get(&key).copied()
     }
