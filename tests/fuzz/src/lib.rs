@@ -123,8 +123,12 @@ pub fn token(data: &[u8]) {
     let _ = OriginCertificate::from_pem(text);
 }
 
-/// `adit.yaml`; what it accepts must have an effective form.
+/// `adit.yaml`, and the same bytes as a wg-quick file; what is accepted must have an effective form.
 pub fn config(data: &[u8]) {
+    let imported = |_: &Path| -> Result<Vec<u8>, String> { Ok(data.to_vec()) };
+    if let Ok(config) = Config::parse("mesh: { import: wg0.conf }", "fuzz.yaml", &imported) {
+        drop(config.to_effective_yaml());
+    }
     let Ok(text) = std::str::from_utf8(data) else { return };
     let no_files = |_: &Path| -> Result<Vec<u8>, String> { Err("no files here".to_owned()) };
     match Config::parse(text, "fuzz.yaml", &no_files) {

@@ -100,7 +100,8 @@ pub enum MeshNetwork {
     Interface(String),
 }
 
-/// Default deny: a packet that no rule allows and that belongs to no allowed flow is dropped.
+/// Default deny: a packet that no rule allows and that belongs to no allowed flow is dropped. What this node itself begins
+/// may always go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MeshPolicy {
     /// What may start a flow; answers belong to it.

@@ -1,9 +1,10 @@
 //! The mesh while the process runs: started, changed on reload, shown, ended.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use adit_config::{Config, Mesh, MeshNetwork, MeshPeer};
+use adit_config::{Config, Mesh, MeshMode, MeshNetwork, MeshPeer};
 use adit_mesh::netlink::networks_of;
 use adit_mesh::netstack::{Stack, StackMetrics};
 use adit_mesh::uapi::{Uapi, UapiDevice, UapiPeer};
@@ -186,7 +187,14 @@ impl MeshView {
             let io = seen.io.drops().into_iter().map(|(reason, count)| (reason.to_owned(), count.into()));
             drops(&seen.mesh.drops).into_iter().chain(io).collect::<Map<_, _>>()
         });
+        let seen = by_key(snapshot.as_ref());
+        let peers = settings.peers.iter().map(|peer| peer_view(peer, seen.get(&peer.public_key.0).copied()));
+        let mode = match settings.mode {
+            MeshMode::Tun => "tun",
+            MeshMode::Netstack => "netstack",
+        };
         json!({
+            "mode": mode,
             "interface": settings.interface,
             "running": snapshot.is_some(),
             "publicKey": adit_config::PeerKey(public.0).to_string(),
@@ -195,7 +203,7 @@ impl MeshView {
             "addresses": settings.addresses,
             "mtu": settings.mtu,
             "drops": drops,
-            "peers": settings.peers.iter().map(|peer| peer_view(peer, snapshot.as_ref())).collect::<Vec<_>>(),
+            "peers": peers.collect::<Vec<_>>(),
         })
     }
 
@@ -203,17 +211,21 @@ impl MeshView {
     fn device(&self) -> UapiDevice {
         let settings = self.settings();
         let snapshot = self.lane.snapshot().ok();
+        let seen = by_key(snapshot.as_ref());
         UapiDevice {
             private_key: PrivateKey::new(*settings.private_key.expose()),
             listen_port: self.port,
             fwmark: settings.fwmark,
-            peers: settings.peers.iter().map(|peer| uapi_peer(peer, snapshot.as_ref())).collect(),
+            peers: settings
+                .peers
+                .iter()
+                .map(|peer| uapi_peer(peer, seen.get(&peer.public_key.0).copied()))
+                .collect(),
         }
     }
 }
 
-fn peer_view(peer: &MeshPeer, snapshot: Option<&LaneSnapshot>) -> Value {
-    let seen = seen(peer, snapshot);
+fn peer_view(peer: &MeshPeer, seen: Option<&PeerSnapshot>) -> Value {
     let statistics = seen.map(|seen| &seen.statistics);
     json!({
         "name": peer.name,
@@ -237,8 +249,7 @@ fn peer_view(peer: &MeshPeer, snapshot: Option<&LaneSnapshot>) -> Value {
     })
 }
 
-fn uapi_peer(peer: &MeshPeer, snapshot: Option<&LaneSnapshot>) -> UapiPeer {
-    let seen = seen(peer, snapshot);
+fn uapi_peer(peer: &MeshPeer, seen: Option<&PeerSnapshot>) -> UapiPeer {
     UapiPeer {
         public_key: PublicKey(peer.public_key.0),
         preshared_key: peer.preshared_key.as_ref().map(|key| PresharedKey::new(*key.expose())),
@@ -251,8 +262,9 @@ fn uapi_peer(peer: &MeshPeer, snapshot: Option<&LaneSnapshot>) -> UapiPeer {
     }
 }
 
-fn seen<'a>(peer: &MeshPeer, snapshot: Option<&'a LaneSnapshot>) -> Option<&'a PeerSnapshot> {
-    snapshot?.peers.iter().find(|seen| seen.public_key.0 == peer.public_key.0)
+/// What the lane knows of each peer, by key: ten thousand are still joined at once.
+fn by_key(snapshot: Option<&LaneSnapshot>) -> HashMap<[u8; 32], &PeerSnapshot> {
+    snapshot.iter().flat_map(|snapshot| &snapshot.peers).map(|seen| (seen.public_key.0, seen)).collect()
 }
 
 /// Only those that occurred.

@@ -15,7 +15,15 @@ pub(super) fn main(matches: &ArgMatches) -> Result<(), Failure> {
     let wanted = name(matches);
     let address = match wanted.parse::<IpAddr>() {
         Ok(address) => address,
-        Err(_) => address_of(&fetch(matches)?, wanted)?,
+        Err(_) => {
+            let mesh = fetch(matches)?;
+            if mesh["mode"] == "netstack" {
+                let why = "this mesh has no interface (`mode: netstack`), which echo requests could go through; \
+                           `adit mesh show` has the latency of each peer";
+                return Err(Failure::new(why));
+            }
+            address_of(&mesh, wanted)?
+        }
     };
     let count = *matches.get_one::<u16>("count").unwrap_or(&COUNT_DEFAULT);
     let echo = Echo::open(address).map_err(|error| {
