@@ -169,6 +169,7 @@ fn what_waits_for_a_session_is_bounded() {
 #[test]
 fn a_peer_is_followed_to_a_new_address_but_not_by_old_messages() {
     let mut world = connected();
+    assert!(!world.nodes[0].events.iter().any(|event| matches!(event, Event::Roamed { .. })));
     world.capture = Some(Vec::new());
     world.send(0, &packet_v4(0, 1, b"one"));
     world.send(0, &packet_v4(0, 1, b"two"));
