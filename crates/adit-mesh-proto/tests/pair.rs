@@ -153,6 +153,15 @@ fn packets_to_nobody_and_to_the_unheard_are_dropped_by_name() {
     assert_eq!(world.drops(0, DropReason::NoRoute), 1);
     assert_eq!(world.drops(1, DropReason::NoEndpoint), 1);
     assert_eq!(world.drops(0, DropReason::MalformedPacket), 1);
+    for node in 0..2 {
+        let (_, error) = &world.nodes[node].delivered[0];
+        assert_eq!((error[9], error[20], error[21]), (1, 3, 1), "ICMP: host unreachable");
+        assert_eq!(error[16..20], packet_v4(node, 9, b"")[12..16], "to the sender");
+    }
+    for _ in 0..1000 {
+        world.send(0, &packet_v4(0, 9, b"x"));
+    }
+    assert_eq!(world.nodes[0].delivered.len(), 50, "and no more than a burst of them");
 }
 
 #[test]
