@@ -109,6 +109,28 @@ fn a_request_every_half_minute_does_not_look_unanswered() {
 }
 
 #[test]
+fn data_that_is_not_answered_is_acknowledged_by_a_keepalive_after_ten_seconds() {
+    // boringtun: the one that got a quick reply stays silent, and its peer takes it for dead after 15 s.
+    for pause in [Duration::ZERO, Duration::from_millis(5), 2 * SECOND] {
+        let mut world = pair(40);
+        connect(&mut world);
+        world.run_for(30 * SECOND);
+        world.send(0, &packet_v4(0, 1, b"request"));
+        world.run_for(Duration::from_millis(2) + pause);
+        world.capture = Some(Vec::new());
+        world.send(1, &packet_v4(1, 0, b"reply"));
+        let replied = world.now;
+        world.run_for(14 * SECOND);
+        let flights = world.capture.take().unwrap();
+        let keepalives: Vec<_> = flights.iter().filter(|flight| flight.datagram.len() == 32).collect();
+        assert_eq!(keepalives.len(), 1, "after a pause of {pause:?}");
+        assert_eq!(keepalives[0].from, address_of(0));
+        let after = keepalives[0].arrives - replied;
+        assert!((8 * SECOND..12 * SECOND).contains(&after), "{after:?}");
+    }
+}
+
+#[test]
 fn data_in_one_direction_only_rekeys_every_two_minutes() {
     for sender in [0, 1] {
         let mut world = pair(5);
