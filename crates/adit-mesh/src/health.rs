@@ -78,6 +78,9 @@ impl Health {
     }
 
     fn execute(&mut self, verdict: Verdict, remote: SocketAddr, now: Instant) {
+        if verdict != Verdict::Undecided {
+            self.retransmits.begin_window();
+        }
         match verdict {
             Verdict::Undecided => {}
             Verdict::TrySingles if self.tried.len() < PATHS_MAX => {

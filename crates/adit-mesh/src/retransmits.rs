@@ -25,6 +25,8 @@ struct Flow {
     tag: u64,
     /// The sequence number after the last byte sent.
     end: u32,
+    /// Bytes before this are none of the present window's: what they are sent again for happened earlier.
+    floor: u32,
 }
 
 impl Default for Retransmits {
@@ -34,6 +36,13 @@ impl Default for Retransmits {
 }
 
 impl Retransmits {
+    /// Leaves all that was sent so far out of what is seen from now on.
+    pub(crate) fn begin_window(&mut self) {
+        for flow in &mut self.flows {
+            flow.floor = flow.end;
+        }
+    }
+
     /// Looks at a packet from the device; nothing unless it is TCP with a fair amount of data.
     pub(crate) fn observe(&mut self, packet: &[u8]) -> Option<Seen> {
         let (destination, addresses, transport) = match packet.first()? >> 4 {
@@ -58,16 +67,22 @@ impl Retransmits {
         let place = usize::try_from(tag % FLOWS as u64).ok()?;
         let flow = &mut self.flows[place];
         if flow.tag != tag {
-            *flow = Flow { tag, end };
+            *flow = Flow { tag, end, floor: sequence };
             return Some(Seen { destination, sent, repeated: 0 });
         }
-        let behind = flow.end.wrapping_sub(sequence).cast_signed();
-        let repeated = u32::try_from(behind).unwrap_or_default().min(sent);
+        let old = ahead(flow.floor, sequence).min(sent);
+        let sent = sent - old;
+        let repeated = ahead(flow.end, sequence.wrapping_add(old)).min(sent);
         if end.wrapping_sub(flow.end).cast_signed() > 0 {
             flow.end = end;
         }
         Some(Seen { destination, sent, repeated })
     }
+}
+
+/// How far `one` is ahead of `other`, 0 if it is behind (RFC 9293 section 3.4).
+fn ahead(one: u32, other: u32) -> u32 {
+    u32::try_from(one.wrapping_sub(other).cast_signed()).unwrap_or_default()
 }
 
 /// FNV-1a over four bytes at a time: flows only have to differ, nobody gains by making them collide.
@@ -114,6 +129,19 @@ mod tests {
         assert_eq!(repeated(&mut sampler, 1, start.wrapping_add(1500), 1000), 500);
         assert_eq!(repeated(&mut sampler, 1, start.wrapping_add(2500), 1000), 0);
         assert_eq!(repeated(&mut sampler, 2, start, 1000), 0);
+    }
+
+    #[test]
+    fn repairs_of_an_earlier_window_are_not_held_against_the_present_one() {
+        let mut sampler = Retransmits::default();
+        repeated(&mut sampler, 1, 0, 5000);
+        sampler.begin_window();
+        let seen = sampler.observe(&packet(1, 4000, 2000)).unwrap();
+        assert_eq!((seen.sent, seen.repeated), (1000, 0));
+        let seen = sampler.observe(&packet(1, 4000, 2000)).unwrap();
+        assert_eq!((seen.sent, seen.repeated), (1000, 1000));
+        let seen = sampler.observe(&packet(1, 1000, 2000)).unwrap();
+        assert_eq!((seen.sent, seen.repeated), (0, 0));
     }
 
     #[test]

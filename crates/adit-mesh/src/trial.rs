@@ -128,7 +128,7 @@ const WINDOW_TIME: Duration = Duration::from_secs(5);
 /// Length of a window of single datagrams.
 const SINGLES_WINDOW: u64 = 256 << 10;
 /// Pause after an acquittal, doubled each time: a path that just loses packets costs little.
-const QUIET_MIN: Duration = Duration::from_secs(60);
+const QUIET_MIN: Duration = Duration::from_secs(10);
 const QUIET_MAX: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
