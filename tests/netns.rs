@@ -6,6 +6,8 @@ mod blackhole;
 mod interop;
 #[path = "netns/listeners.rs"]
 mod listeners;
+#[path = "netns/moves.rs"]
+mod moves;
 #[path = "netns/netstack.rs"]
 mod netstack;
 #[path = "netns/paths.rs"]

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use adit_mesh_proto::Transmit;
+use adit_mesh_proto::{Path, Transmit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::health::Health;
@@ -74,6 +74,11 @@ fn send_once(
         let _ = poll(&mut descriptors, Some(&timespec(SEND_WAIT)));
         outcome = socket.send(transmit);
     }
+    if transmit.path.local.is_some() && outcome.as_ref().is_err_and(is_refusal_of_source) {
+        // The address that the peer knows us by is ours no more. From another one the peer will answer, and follow.
+        let path = Path { local: None, ..transmit.path };
+        outcome = socket.send(&Transmit { path, ..*transmit });
+    }
     if outcome.is_ok() {
         statistics.sends += 1;
         statistics.sent_datagrams += datagrams;
@@ -86,6 +91,14 @@ fn send_once(
 fn is_refusal_of_trains(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::IO, Errno::INVAL, Errno::MSGSIZE, Errno::OPNOTSUPP]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// What the kernel answers to a source address that is not, or no more, the node's own, or has no route of its own.
+fn is_refusal_of_source(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::INVAL, Errno::ADDRNOTAVAIL, Errno::NETUNREACH, Errno::HOSTUNREACH]
         .iter()
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
