@@ -283,6 +283,9 @@ fn deliver<D: Device>(mesh: &mut Mesh, device: &mut D, statistics: &mut IoStatis
                 if error.kind() == io::ErrorKind::InvalidInput
                     && packet.offload.kind != OffloadKind::None =>
             {
+                if statistics.device_steps_down == 0 {
+                    tracing::warn!(%error, kind = ?packet.offload.kind, "the device refuses super-packets");
+                }
                 statistics.device_steps_down += 1;
                 deliver_singly(&mut packet, device, statistics, now);
             }
