@@ -1,6 +1,6 @@
 //! Paths that change, lose, shrink and break.
 
-use super::support::netns::{ADMIN, Cable, Engine, Iperf, Side};
+use super::support::netns::{Cable, Engine, Iperf, Side};
 use super::support::wait_for;
 use super::{cable, stock};
 
@@ -107,14 +107,6 @@ fn slow_trains_that_the_path_swallows_are_noticed_and_given_up() {
     cable.right.filter("input", &["meta l4proto udp meta length > 2000 drop"]);
     transfers(&cable, right);
     assert!(node.process.output().contains("trains get lost on this path"), "{}", node.process.output());
-    let steps = metric(&cable, "adit_mesh_io_total{kind=\"train_steps_down\"}");
+    let steps = cable.left.metric("adit_mesh_io_total{kind=\"train_steps_down\"}");
     assert!(steps >= 1, "{steps} steps down");
-}
-
-/// A counter of the left adit.
-fn metric(cable: &Cable, start: &str) -> u64 {
-    let output = cable.left.run("curl", &["-s", &format!("http://{ADMIN}/metrics")]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = text.lines().find(|line| line.starts_with(start));
-    line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok()).unwrap_or_default()
 }
