@@ -470,8 +470,8 @@ impl Session for NoiseSession {
 
     fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         if !self.connected && self.initiation.is_none() && self.unconfirmed.is_none() {
-            // Nothing but wiping the keys of a session that was held.
-            return self.idle_until(now);
+            // Nothing but wiping the last keys (WireGuard section 6.3).
+            return self.established.map(|at| at + REJECT_AFTER_TIME * 3);
         }
         let period = if self.last_sent.max(self.last_received) >= Some(self.clock) { BUSY } else { QUIET };
         let next = now + period;
