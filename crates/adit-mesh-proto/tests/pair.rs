@@ -11,6 +11,7 @@ use adit_mesh_proto::{DropReason, Event, Policy, PresharedKey, Protocol, Rule, S
 use proptest::prelude::*;
 use world::{
     Link, World, address_of, node_config, packet_v4, packet_v6, peer_config, preshared, private_key,
+    strangers,
 };
 
 const MOMENT: Duration = Duration::from_millis(20);
@@ -427,25 +428,10 @@ fn outputs_that_nobody_drains_are_bounded() {
     assert!(world.nodes[0].mesh.is_drained());
 }
 
-/// Initiations as a stranger or a peer would send them, each with an ephemeral key of its own.
-fn initiations(from: usize, count: usize) -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    for seed in 0..count {
-        let mut config = node_config(from);
-        config.peers.push(peer_config(1, Some(address_of(1))));
-        let mut world = World::new(seed as u64 + 1, still);
-        world.capture = Some(Vec::new());
-        world.add(from, config);
-        world.send(0, &packet_v4(from, 1, b"x"));
-        found.push(world.capture.take().unwrap().remove(0).datagram);
-    }
-    found
-}
-
 #[test]
 fn a_source_that_floods_is_asked_for_a_cookie_while_others_pass() {
     let mut world = connected();
-    let flood = initiations(30, 40);
+    let flood = strangers(30, 40);
     for message in &flood {
         world.inject("203.0.113.1:66".parse().unwrap(), 1, message);
     }

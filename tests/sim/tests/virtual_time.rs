@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use adit_mesh_proto::{DropReason, Event};
 use mock_instant::MockClock;
-use world::{Link, World, address_of, packet_v4};
+use world::{Link, World, address_of, packet_v4, strangers};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -324,6 +324,31 @@ fn a_suspended_node_is_back_with_its_first_packet() {
         world.run_for(6 * SECOND);
         assert_eq!(world.nodes[1].delivered.len(), 1, "after {pause:?}");
     }
+}
+
+#[test]
+fn a_peer_behind_the_address_of_a_flooder_proves_itself_by_the_cookie() {
+    let mut world = pair(14);
+    let flood = strangers(30, 64);
+    let mut sent = 0;
+    // From the peer's own address, as fast as to keep its network's budget empty.
+    let mut burst = |world: &mut World| {
+        for _ in 0..32 {
+            world.inject(address_of(66), 1, &flood[sent % flood.len()]);
+            sent += 1;
+        }
+    };
+    burst(&mut world);
+    world.send(0, &packet_v4(0, 1, b"let me in"));
+    for _ in 0..60 {
+        burst(&mut world);
+        world.run_for(SECOND / 10);
+    }
+    assert_eq!(world.nodes[1].delivered.len(), 1);
+    assert_eq!(world.nodes[0].initiations, 2, "one answered by a cookie, one with it");
+    let statistics = world.nodes[1].mesh.statistics();
+    assert!(statistics.handshakes_computed < 16 + 70, "{} computed", statistics.handshakes_computed);
+    assert!(statistics.cookies > 1000);
 }
 
 #[test]

@@ -226,6 +226,21 @@ impl World {
     }
 }
 
+/// Initiations as a stranger or a peer would send them, each with an ephemeral key of its own.
+pub fn strangers(from: usize, count: usize) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    for seed in 0..count {
+        let mut config = node_config(from);
+        config.peers.push(peer_config(1, Some(address_of(1))));
+        let mut world = World::new(seed as u64 + 1, |_| {});
+        world.capture = Some(Vec::new());
+        world.add(from, config);
+        world.send(0, &packet_v4(from, 1, b"x"));
+        found.push(world.capture.take().unwrap().remove(0).datagram);
+    }
+    found
+}
+
 pub fn private_key(number: usize) -> PrivateKey {
     let mut bytes = [7; 32];
     // X25519 ignores the lowest three bits of the first byte.
