@@ -1,6 +1,7 @@
 //! Paths that change, lose, shrink and break.
 
 use super::support::netns::{Cable, Engine, Iperf, Side};
+use super::support::process::Process;
 use super::support::wait_for;
 use super::{cable, stock};
 
@@ -100,13 +101,15 @@ fn slow_trains_that_the_path_swallows_are_noticed_and_given_up() {
     let Some(cable) = cable(1500) else { return };
     let sides = Side::pair();
     let [left, right] = &sides;
-    let node = Engine::Adit.start(&cable.left, left, right);
+    let mut node = Engine::Adit.start(&cable.left, left, right);
     let _right = Engine::Adit.start(&cable.right, right, left);
     cable.left.wait_for_ping(&right.inner(false));
     // What a network card with broken segmentation does: several datagrams at once vanish, one alone does not.
     cable.right.filter("input", &["meta l4proto udp meta length > 2000 drop"]);
-    transfers(&cable, right);
-    assert!(node.process.output().contains("trains get lost on this path"), "{}", node.process.output());
+    let _server = Iperf::serve(&cable.right);
+    let mut client = cable.left.command("iperf3");
+    let _client = Process::start("iperf3", client.args(["-c", &right.inner(false), "-t", "60"]));
+    node.process.wait_for_line("trains get lost on this path");
     let steps = cable.left.metric("adit_mesh_io_total{kind=\"train_steps_down\"}");
-    assert!(steps >= 1, "{steps} steps down");
+    assert_eq!(steps, 1);
 }

@@ -78,20 +78,20 @@ impl Health {
     }
 
     fn execute(&mut self, verdict: Verdict, remote: SocketAddr, now: Instant) {
-        if verdict != Verdict::Undecided {
-            self.retransmits.begin_window();
-        }
         match verdict {
             Verdict::Undecided => {}
             Verdict::TrySingles if self.tried.len() < PATHS_MAX => {
                 tracing::debug!(%remote, "much is sent again: trying single datagrams");
                 self.tried.insert(remote);
+                self.retransmits.leave_out_old(true);
             }
-            Verdict::TrySingles | Verdict::Acquitted => {
+            Verdict::TrySingles | Verdict::BackToTrains => {
                 self.tried.remove(&remote);
+                self.retransmits.leave_out_old(false);
             }
             Verdict::Guilty => {
                 self.tried.remove(&remote);
+                self.retransmits.leave_out_old(false);
                 self.steps_down += 1;
                 let seconds = self.hold(remote, now).as_secs();
                 tracing::warn!(%remote, seconds, "trains get lost on this path: sending single datagrams");

@@ -25,7 +25,7 @@ struct Flow {
     tag: u64,
     /// The sequence number after the last byte sent.
     end: u32,
-    /// Bytes before this are none of the present window's: what they are sent again for happened earlier.
+    /// Bytes before this are left out.
     floor: u32,
 }
 
@@ -36,10 +36,10 @@ impl Default for Retransmits {
 }
 
 impl Retransmits {
-    /// Leaves all that was sent so far out of what is seen from now on.
-    pub(crate) fn begin_window(&mut self) {
+    /// Whether to leave out all that was sent so far, whose repetitions tell of losses before now.
+    pub(crate) fn leave_out_old(&mut self, out: bool) {
         for flow in &mut self.flows {
-            flow.floor = flow.end;
+            flow.floor = if out { flow.end } else { flow.end.wrapping_sub(FLIGHT_MAX) };
         }
     }
 
@@ -67,7 +67,7 @@ impl Retransmits {
         let place = usize::try_from(tag % FLOWS as u64).ok()?;
         let flow = &mut self.flows[place];
         if flow.tag != tag {
-            *flow = Flow { tag, end, floor: sequence };
+            *flow = Flow { tag, end, floor: sequence.wrapping_sub(FLIGHT_MAX) };
             return Some(Seen { destination, sent, repeated: 0 });
         }
         let old = ahead(flow.floor, sequence).min(sent);
@@ -97,6 +97,8 @@ fn tag(addresses: &[u8], ports: &[u8]) -> u64 {
 const TCP: u8 = 6;
 /// Flows sampled; 16 bytes each, 4 KiB.
 const FLOWS: usize = 256;
+/// Longest window of TCP (RFC 7323 section 2.3): nothing older is ever sent again.
+const FLIGHT_MAX: u32 = 1 << 30;
 /// Less payload than this is neither a train nor the repetition of a part of one.
 const SENT_MIN: u32 = 256;
 
@@ -135,13 +137,16 @@ mod tests {
     fn repairs_of_an_earlier_window_are_not_held_against_the_present_one() {
         let mut sampler = Retransmits::default();
         repeated(&mut sampler, 1, 0, 5000);
-        sampler.begin_window();
+        sampler.leave_out_old(true);
         let seen = sampler.observe(&packet(1, 4000, 2000)).unwrap();
         assert_eq!((seen.sent, seen.repeated), (1000, 0));
         let seen = sampler.observe(&packet(1, 4000, 2000)).unwrap();
         assert_eq!((seen.sent, seen.repeated), (1000, 1000));
         let seen = sampler.observe(&packet(1, 1000, 2000)).unwrap();
         assert_eq!((seen.sent, seen.repeated), (0, 0));
+        sampler.leave_out_old(false);
+        let seen = sampler.observe(&packet(1, 1000, 2000)).unwrap();
+        assert_eq!((seen.sent, seen.repeated), (2000, 2000));
     }
 
     #[test]

@@ -10,8 +10,9 @@ pub(crate) struct Trial {
     sent: u64,
     repeated: u64,
     repeats: u32,
-    /// Rounds in a row in which single datagrams did much better.
+    /// Rounds in which single datagrams did much better, and when the last of them ended.
     guilty: u32,
+    guilty_since: Instant,
     /// No new trial before this; longer after each acquittal.
     quiet_until: Instant,
     quiet: Duration,
@@ -32,8 +33,8 @@ pub(crate) enum Verdict {
     Undecided,
     /// Send single datagrams until told otherwise.
     TrySingles,
-    /// Trains are as good as single datagrams.
-    Acquitted,
+    /// Send trains again: they are as good as single datagrams, or have to prove bad once more.
+    BackToTrains,
     /// Twice in a row trains got lost where single datagrams did not.
     Guilty,
 }
@@ -47,6 +48,7 @@ impl Trial {
             repeated: 0,
             repeats: 0,
             guilty: 0,
+            guilty_since: now,
             quiet_until: now,
             quiet: QUIET_MIN,
         }
@@ -75,14 +77,14 @@ impl Trial {
         }
         if self.sent >= WINDOW || now.duration_since(self.since) > WINDOW_TIME {
             self.restart(now);
-            self.guilty = 0;
         }
         Verdict::Undecided
     }
 
     fn judge_singles(&mut self, before: f64, now: Instant) -> Verdict {
-        let late = now.duration_since(self.since) > WINDOW_TIME;
-        if self.sent < SINGLES_WINDOW && !(late && self.sent >= SENT_MIN) {
+        let lasted = now.duration_since(self.since);
+        let enough = if lasted > WINDOW_TIME { SENT_MIN } else { SINGLES_WINDOW };
+        if lasted < SINGLES_TIME || self.sent < enough {
             return Verdict::Undecided;
         }
         let better = self.share() < before / BETTER;
@@ -92,11 +94,15 @@ impl Trial {
             self.guilty = 0;
             self.quiet_until = now + self.quiet;
             self.quiet = (self.quiet * 2).min(QUIET_MAX);
-            return Verdict::Acquitted;
+            return Verdict::BackToTrains;
+        }
+        if now.duration_since(self.guilty_since) > MEMORY {
+            self.guilty = 0;
         }
         self.guilty += 1;
+        self.guilty_since = now;
         if self.guilty < ROUNDS {
-            return Verdict::Acquitted;
+            return Verdict::BackToTrains;
         }
         self.guilty = 0;
         Verdict::Guilty
@@ -116,8 +122,9 @@ impl Trial {
 const SUSPICIOUS: f64 = 0.05;
 /// How much rarer repetitions have to be among single datagrams.
 const BETTER: f64 = 4.0;
-/// Rounds that have to agree, because a burst of congestion may end just when a trial begins.
+/// Rounds that have to agree within [`MEMORY`], because a burst of congestion may end just when a trial begins.
 const ROUNDS: u32 = 2;
+const MEMORY: Duration = Duration::from_secs(120);
 /// Repetitions and bytes that make a share mean something. A path that swallows all trains moves one
 /// segment per retransmission timeout, so this may not be much.
 const REPEATS_MIN: u32 = 3;
@@ -125,8 +132,9 @@ const SENT_MIN: u64 = 8 << 10;
 /// Length of an unsuspicious window.
 const WINDOW: u64 = 1 << 20;
 const WINDOW_TIME: Duration = Duration::from_secs(5);
-/// Length of a window of single datagrams.
-const SINGLES_WINDOW: u64 = 256 << 10;
+/// Length of a window of single datagrams: long enough that what gets lost in it is also sent again in it.
+const SINGLES_WINDOW: u64 = 32 << 10;
+const SINGLES_TIME: Duration = Duration::from_secs(1);
 /// Pause after an acquittal, doubled each time: a path that just loses packets costs little.
 const QUIET_MIN: Duration = Duration::from_secs(10);
 const QUIET_MAX: Duration = Duration::from_secs(3600);
@@ -135,9 +143,9 @@ const QUIET_MAX: Duration = Duration::from_secs(3600);
 mod tests {
     use super::*;
 
-    /// Sends 1,400-byte segments, every n-th of them twice, until a verdict falls or a second is over.
+    /// Sends 1,400-byte segments, every n-th of them twice, until a verdict falls or 2 seconds are over.
     fn run(trial: &mut Trial, every: u32, now: &mut Instant) -> Verdict {
-        for count in 1..1000 {
+        for count in 1..2000 {
             *now += Duration::from_millis(1);
             let repeated = if every > 0 && count % every == 0 { 1400 } else { 0 };
             match trial.observe(1400, repeated, *now) {
@@ -153,7 +161,7 @@ mod tests {
         let mut now = Instant::now();
         let mut trial = Trial::new(now);
         assert_eq!(run(&mut trial, 3, &mut now), Verdict::TrySingles);
-        assert_eq!(run(&mut trial, 0, &mut now), Verdict::Acquitted);
+        assert_eq!(run(&mut trial, 0, &mut now), Verdict::BackToTrains);
         assert_eq!(run(&mut trial, 3, &mut now), Verdict::TrySingles);
         assert_eq!(run(&mut trial, 100, &mut now), Verdict::Guilty);
     }
@@ -163,7 +171,7 @@ mod tests {
         let mut now = Instant::now();
         let mut trial = Trial::new(now);
         assert_eq!(run(&mut trial, 5, &mut now), Verdict::TrySingles);
-        assert_eq!(run(&mut trial, 5, &mut now), Verdict::Acquitted);
+        assert_eq!(run(&mut trial, 5, &mut now), Verdict::BackToTrains);
         assert_eq!(run(&mut trial, 5, &mut now), Verdict::Undecided);
         now += QUIET_MIN;
         assert_eq!(run(&mut trial, 5, &mut now), Verdict::TrySingles);
