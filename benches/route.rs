@@ -54,6 +54,7 @@ fn table(size: usize) -> RouterTable<usize> {
         is_internal: false,
         entry_points: vec!["web".to_owned()],
         tls: false,
+        any_scheme: false,
         target: n,
     });
     let (table, disabled) = RouterTable::build(specs.collect::<Vec<_>>());

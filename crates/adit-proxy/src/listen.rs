@@ -31,7 +31,7 @@ mod switch;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use switch::Switch;
+pub use switch::{Switch, TlsChallenges};
 
 use accepted::Accepted;
 

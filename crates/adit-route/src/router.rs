@@ -61,6 +61,7 @@ pub struct Router<R> {
     pub entry_points: Vec<String>,
     /// Whether it wants TLS.
     pub tls: bool,
+    any_scheme: bool,
     /// What answers.
     pub target: R,
     hosts: Vec<String>,
@@ -106,6 +107,11 @@ impl<R> Router<R> {
     /// Hosts that its rule names and does not negate, in lower case: its TLS options hold for handshakes with these names.
     pub fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    /// Whether it is asked for requests over TLS, or for those without.
+    pub fn takes(&self, tls: bool) -> bool {
+        self.any_scheme || self.tls == tls
     }
 
     /// What in its rule is right and very likely not meant, a line each.

@@ -32,6 +32,7 @@ fn table(dynamic: &Dynamic) -> (RouterTable<String>, BTreeSet<String>) {
             is_internal: false,
             entry_points: vec!["web".to_owned()],
             tls: router.tls.is_some(),
+            any_scheme: false,
             target: router.service.clone(),
         });
     }

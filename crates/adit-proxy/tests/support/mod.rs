@@ -165,6 +165,7 @@ impl Plan {
         let blueprint = Blueprint {
             services: &self.services,
             transports: &self.transports,
+            internal: &BTreeMap::new(),
             chains: &|_, names, _| Err(format!("no middlewares here: {names:?}")),
         };
         Services::compile(blueprint, previous)
@@ -173,8 +174,14 @@ impl Plan {
 
 pub fn request(path: &str) -> Request {
     let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    let visitor =
-        Visitor { remote: nobody, local: nobody, secure: false, entry_point: "web".into(), tls: None };
+    let visitor = Visitor {
+        remote: nobody,
+        local: nobody,
+        secure: false,
+        entry_point: "web".into(),
+        tls: None,
+        address: adit_proxy::message::AddressText::default(),
+    };
     Request {
         method: Method::GET,
         uri: path.parse().unwrap(),

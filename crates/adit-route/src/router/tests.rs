@@ -59,6 +59,7 @@ fn spec(name: &str, rule: &str) -> RouterSpec<()> {
         is_internal: false,
         entry_points: vec!["web".to_owned()],
         tls: false,
+        any_scheme: false,
         target: (),
     }
 }
