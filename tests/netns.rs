@@ -2,10 +2,14 @@
 
 #[path = "netns/blackhole.rs"]
 mod blackhole;
+#[path = "netns/floods.rs"]
+mod floods;
 #[path = "netns/interop.rs"]
 mod interop;
 #[path = "netns/listeners.rs"]
 mod listeners;
+#[path = "netns/moves.rs"]
+mod moves;
 #[path = "netns/netstack.rs"]
 mod netstack;
 #[path = "netns/paths.rs"]
@@ -19,7 +23,7 @@ use support::{require, skip};
 
 /// What every case here needs; nothing, with a printed reason, where something is missing.
 fn cable(mtu: u32) -> Option<Cable> {
-    let programs = ["ip", "wg", "ping", "nft", "iperf3"];
+    let programs = ["ip", "curl", "wg", "ping", "nft", "iperf3"];
     programs.iter().all(|program| require(program)).then(|| Cable::lay(mtu))?
 }
 

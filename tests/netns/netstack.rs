@@ -63,19 +63,25 @@ fn configuration(interface: &str, client: &str) -> String {
   ssh: {{ address: ":2222", on: mesh }}
   speed: {{ address: ":5201", on: mesh }}
   dns: {{ address: ":5300/udp", on: mesh }}
+  outside: {{ address: "127.0.0.1:8081" }}
+  raw: {{ address: "127.0.0.1:8082" }}
 http:
   routers:
     shown: {{ rule: "PathPrefix(`/`)", entryPoints: [admin], service: shown }}
+    behind: {{ rule: "PathPrefix(`/`)", entryPoints: [outside], service: behind }}
     secure: {{ rule: "PathPrefix(`/`)", entryPoints: [admin], service: shown, tls: {{}} }}
   services:
     shown: {{ loadBalancer: {{ servers: [ {{ url: "http://127.0.0.1:9001" }} ] }} }}
+    behind: {{ loadBalancer: {{ servers: [ {{ url: "http://10.9.0.2:9001" }} ] }} }}
 tcp:
   routers:
+    raw: {{ rule: "HostSNI(`*`)", entryPoints: [raw], service: raw }}
     shell: {{ rule: "HostSNI(`*`) && MeshGroup(`admins`)", entryPoints: [ssh], service: shell }}
     speed: {{ rule: "HostSNI(`*`)", entryPoints: [speed], service: speed }}
   services:
     shell: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9002" }} ] }} }}
     speed: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:5201" }} ] }} }}
+    raw: {{ loadBalancer: {{ servers: [ {{ address: "[fd00:9::2]:9002" }} ] }} }}
 udp:
   routers: {{ dns: {{ entryPoints: [dns], service: dns }} }}
   services: {{ dns: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9003" }} ] }} }} }}
@@ -122,6 +128,23 @@ fn http_and_https_tcp_and_udp_are_served_without_an_interface() {
     assert_eq!(udp, "b'udp says ask'");
     hub.cable.right.wait_for_ping("10.9.0.1");
     hub.cable.right.wait_for_ping("fd00:9::1");
+}
+
+#[test]
+fn servers_behind_a_peer_are_reached_through_the_mesh() {
+    let Some(hub) = Hub::start() else { return };
+    let _servers = [
+        server(&hub.cable.right, &HTTP_SERVER.replace("127.0.0.1", "10.9.0.2")),
+        server(&hub.cable.right, &TCP_SERVER.replace("('127.0.0.1'", "('::'").replace("AF_INET", "AF_INET6")),
+    ];
+    let answer = hub.cable.left.run("curl", &["-s", "-m", "10", "http://127.0.0.1:8081/behind"]);
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(answer.contains("GET /behind"), "{answer}");
+    let script = "import socket; s = socket.create_connection(('127.0.0.1', 8082), 5); s.sendall(b'ask'); \
+                  s.shutdown(socket.SHUT_WR); print(s.recv(99).decode())";
+    let raw = hub.cable.left.run("python3", &["-c", script]);
+    assert_eq!(String::from_utf8_lossy(&raw.stdout).trim(), "shell says ask");
+    assert!(hub.metrics().contains(r#"adit_mesh_stack_connections_total{side="connected"} 2"#));
 }
 
 #[test]
@@ -179,11 +202,12 @@ server.serve_forever()
 
 /// Answers each connection with all it was sent, once that has ended.
 const TCP_SERVER: &str = "
-import socketserver
+import socket, socketserver
 class Handler(socketserver.StreamRequestHandler):
     def handle(self):
         self.wfile.write(b'shell says ' + self.rfile.read())
 socketserver.ThreadingTCPServer.allow_reuse_address = True
+socketserver.ThreadingTCPServer.address_family = socket.AF_INET
 server = socketserver.ThreadingTCPServer(('127.0.0.1', 9002), Handler)
 print('listening')
 server.serve_forever()

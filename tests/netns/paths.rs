@@ -55,7 +55,7 @@ fn loss_slows_but_does_not_break() {
 }
 
 #[test]
-fn packets_from_outside_the_allowed_ips_are_dropped() {
+fn slow_packets_from_outside_the_allowed_ips_are_dropped() {
     let (Some(cable), Some(peer)) = (cable(1500), stock()) else { return };
     let sides = Side::pair();
     let [left, right] = &sides;
@@ -69,7 +69,7 @@ fn packets_from_outside_the_allowed_ips_are_dropped() {
 }
 
 #[test]
-fn an_outage_ends_when_the_cable_is_back() {
+fn slow_an_outage_ends_when_the_cable_is_back() {
     let (Some(cable), Some(peer)) = (cable(1500), stock()) else { return };
     let sides = Side::pair();
     let [left, right] = &sides;
@@ -93,4 +93,20 @@ fn stopping_takes_the_interface_away() {
         let output = cable.left.run("ip", &["link", "show", "dev", &node.interface]);
         (!output.status.success()).then_some(())
     });
+}
+
+#[test]
+fn slow_trains_that_the_path_swallows_are_noticed_and_given_up() {
+    let Some(cable) = cable(1500) else { return };
+    let sides = Side::pair();
+    let [left, right] = &sides;
+    let node = Engine::Adit.start(&cable.left, left, right);
+    let _right = Engine::Adit.start(&cable.right, right, left);
+    cable.left.wait_for_ping(&right.inner(false));
+    // What a network card with broken segmentation does: several datagrams at once vanish, one alone does not.
+    cable.right.filter("input", &["meta l4proto udp meta length > 2000 drop"]);
+    transfers(&cable, right);
+    assert!(node.process.output().contains("trains get lost on this path"), "{}", node.process.output());
+    let steps = cable.left.metric("adit_mesh_io_total{kind=\"train_steps_down\"}");
+    assert!(steps >= 1, "{steps} steps down");
 }

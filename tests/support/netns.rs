@@ -130,6 +130,14 @@ impl Namespace {
         let _ = self.run("nft", &["delete table inet t"]);
     }
 
+    /// A counter of the adit in this namespace by the text before its value; zero if it is not there.
+    pub(crate) fn metric(&self, start: &str) -> u64 {
+        let output = self.run("curl", &["-s", &format!("http://{ADMIN}/metrics")]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.starts_with(start));
+        line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok()).unwrap_or_default()
+    }
+
     /// Waits until a ping comes back.
     #[track_caller]
     pub(crate) fn wait_for_ping(&self, address: &str) {

@@ -1,4 +1,4 @@
-//! ICMP errors: what one quotes, and the one that this engine itself sends, "packet too big".
+//! ICMP errors: what one quotes, and those that this engine itself sends.
 
 use std::net::IpAddr;
 
@@ -48,14 +48,36 @@ fn parse_cut(packet: &[u8]) -> Option<Tuple> {
     }
 }
 
-/// Writes the error that tells the sender of `packet` to send at most `mtu` bytes, and says how long it is (RFC 792, RFC
-/// 1191 section 4; RFC 4443 section 3.2). `None` where no error may be sent: about errors, fragments but the first,
-/// and senders that are no single host.
-pub(crate) fn write_too_big(
+/// What is wrong with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// It is larger than this many bytes (RFC 1191 section 4, RFC 4443 section 3.2).
+    TooBig(usize),
+    /// Nobody has its destination, or nobody knows where that peer is (RFC 792, RFC 4443 section 3.1).
+    Unreachable,
+}
+
+impl Problem {
+    /// Type, code and the four bytes behind the checksum.
+    fn message(self, v4: bool) -> (u8, u8, [u8; 4]) {
+        match (self, v4) {
+            (Self::TooBig(mtu), true) => {
+                (3, 4, u32::from(u16::try_from(mtu).unwrap_or(u16::MAX)).to_be_bytes())
+            }
+            (Self::TooBig(mtu), false) => (2, 0, u32::try_from(mtu).unwrap_or(u32::MAX).to_be_bytes()),
+            (Self::Unreachable, true) => (3, 1, [0; 4]),
+            (Self::Unreachable, false) => (1, 3, [0; 4]),
+        }
+    }
+}
+
+/// Writes the error that tells the sender of `packet` what is wrong with it, and says how long it is. It comes in the name
+/// of the packet's destination: a kernel takes no packet from outside that has an address of its own as source. `None`
+/// where no error may be sent: about errors, fragments, and senders that are no single host (RFC 1122 section 3.2.2).
+pub(crate) fn write_error(
     header: &IpHeader,
     packet: &[u8],
-    mtu: usize,
-    from: IpAddr,
+    problem: Problem,
     out: &mut [u8],
 ) -> Option<usize> {
     let is_error = match header.protocol {
@@ -68,43 +90,43 @@ pub(crate) fn write_too_big(
     if is_error || nobody || header.shape == Shape::Fragment {
         return None;
     }
-    match (from, header.source) {
+    let (kind, code, rest) = problem.message(header.source.is_ipv4());
+    let (ip_len, quote) = match header.source {
+        IpAddr::V4(_) => (IPV4_LEN, QUOTE_V4),
+        IpAddr::V6(_) => (IPV6_LEN, QUOTE_V6),
+    };
+    let quote = packet.get(..header.len.min(quote))?;
+    let len = ip_len + ICMP_LEN + quote.len();
+    let (ip, message) = out.get_mut(..len)?.split_at_mut(ip_len);
+    (message[0], message[1]) = (kind, code);
+    message[2..4].fill(0);
+    message[4..8].copy_from_slice(&rest);
+    message[ICMP_LEN..].copy_from_slice(quote);
+    let pseudo = write_ip(header, u16::try_from(message.len()).ok()?, ip)?;
+    let checksum = pseudo.with(message).finish();
+    message[2..4].copy_from_slice(&checksum);
+    Some(len)
+}
+
+/// Writes the IP header of an answer to a packet; what the checksum of its message begins with.
+fn write_ip(header: &IpHeader, message_len: u16, ip: &mut [u8]) -> Option<Sum> {
+    ip.fill(0);
+    match (header.destination, header.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let quote = packet.get(..header.len.min(QUOTE_V4))?;
-            let len = IPV4_LEN + ICMP_LEN + quote.len();
-            let error = out.get_mut(..len)?;
-            error[..IPV4_LEN + ICMP_LEN].fill(0);
-            (error[0], error[8], error[9]) = (0x45, TTL, ICMP);
-            error[2..4].copy_from_slice(&u16::try_from(len).ok()?.to_be_bytes());
-            error[12..16].copy_from_slice(&from.octets());
-            error[16..20].copy_from_slice(&to.octets());
-            let checksum = Sum::default().with(&error[..IPV4_LEN]).finish();
-            error[10..12].copy_from_slice(&checksum);
-            let message = &mut error[IPV4_LEN..];
-            (message[0], message[1]) = (3, 4);
-            message[6..8].copy_from_slice(&u16::try_from(mtu).ok()?.to_be_bytes());
-            message[ICMP_LEN..].copy_from_slice(quote);
-            let checksum = Sum::default().with(message).finish();
-            message[2..4].copy_from_slice(&checksum);
-            Some(len)
+            (ip[0], ip[8], ip[9]) = (0x45, TTL, ICMP);
+            ip[2..4].copy_from_slice(&(message_len + 20).to_be_bytes());
+            ip[12..16].copy_from_slice(&from.octets());
+            ip[16..20].copy_from_slice(&to.octets());
+            let checksum = Sum::default().with(ip).finish();
+            ip[10..12].copy_from_slice(&checksum);
+            Some(Sum::default())
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let quote = packet.get(..header.len.min(QUOTE_V6))?;
-            let len = IPV6_LEN + ICMP_LEN + quote.len();
-            let error = out.get_mut(..len)?;
-            error[..IPV6_LEN + ICMP_LEN].fill(0);
-            (error[0], error[6], error[7]) = (0x60, ICMPV6, TTL);
-            let message_len = u16::try_from(ICMP_LEN + quote.len()).ok()?;
-            error[4..6].copy_from_slice(&message_len.to_be_bytes());
-            error[8..24].copy_from_slice(&from.octets());
-            error[24..40].copy_from_slice(&to.octets());
-            let (ip, message) = error.split_at_mut(IPV6_LEN);
-            message[0] = 2;
-            message[4..8].copy_from_slice(&u32::try_from(mtu).ok()?.to_be_bytes());
-            message[ICMP_LEN..].copy_from_slice(quote);
-            let checksum = pseudo_header(&ip[8..40], ICMPV6, message_len).with(message).finish();
-            message[2..4].copy_from_slice(&checksum);
-            Some(len)
+            (ip[0], ip[6], ip[7]) = (0x60, ICMPV6, TTL);
+            ip[4..6].copy_from_slice(&message_len.to_be_bytes());
+            ip[8..24].copy_from_slice(&from.octets());
+            ip[24..40].copy_from_slice(&to.octets());
+            Some(pseudo_header(&ip[8..40], ICMPV6, message_len))
         }
         _ => None,
     }
@@ -116,7 +138,7 @@ const TTL: u8 = 64;
 const QUOTE_V4: usize = 576 - IPV4_LEN - ICMP_LEN;
 const QUOTE_V6: usize = 1280 - IPV6_LEN - ICMP_LEN;
 /// Longest error.
-pub(crate) const TOO_BIG_LEN_MAX: usize = 1280;
+pub(crate) const ERROR_LEN_MAX: usize = 1280;
 
 #[cfg(test)]
 mod tests {
@@ -128,8 +150,8 @@ mod tests {
         for (source, destination) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
             let sent = packet(source, destination, UDP, &udp(4000, 53, &[0x5a; 1400]));
             let header = IpHeader::parse(&sent).unwrap();
-            let mut out = [0; TOO_BIG_LEN_MAX];
-            let len = write_too_big(&header, &sent, 1280, header.destination, &mut out).unwrap();
+            let mut out = [0; ERROR_LEN_MAX];
+            let len = write_error(&header, &sent, Problem::TooBig(1280), &mut out).unwrap();
             let error = IpHeader::parse(&out[..len]).unwrap();
             assert_eq!((error.len, error.destination), (len, header.source));
             assert_eq!(quoted(&error, &out[..len]), Tuple::of(&header, &sent));
@@ -148,12 +170,12 @@ mod tests {
 
     #[test]
     fn errors_are_not_answered_by_errors() {
-        let mut out = [0; TOO_BIG_LEN_MAX];
+        let mut out = [0; ERROR_LEN_MAX];
         let error = packet("10.0.0.1", "10.0.0.2", ICMP, &[3, 1, 0, 0, 0, 0, 0, 0]);
         let header = IpHeader::parse(&error).unwrap();
-        assert_eq!(write_too_big(&header, &error, 1280, header.destination, &mut out), None);
+        assert_eq!(write_error(&header, &error, Problem::Unreachable, &mut out), None);
         let ping = packet("10.0.0.1", "10.0.0.2", ICMP, &[8, 0, 0, 0, 0, 0, 0, 0]);
         let header = IpHeader::parse(&ping).unwrap();
-        assert!(write_too_big(&header, &ping, 1280, header.destination, &mut out).is_some());
+        assert!(write_error(&header, &ping, Problem::Unreachable, &mut out).is_some());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::clamp::clamp_mss;
 use crate::control::is_control;
 use crate::drops::DropReason;
-use crate::icmp::{TOO_BIG_LEN_MAX, write_too_big};
+use crate::icmp::{ERROR_LEN_MAX, Problem, write_error};
 use crate::ip::IpHeader;
 use crate::mesh::{Mesh, outlet};
 use crate::packet::{Outgoing, PeerId};
@@ -26,7 +26,8 @@ impl Mesh {
         }
         let contents = &mut contents[..header.len];
         let Some(id) = self.routes.find(header.destination) else {
-            return self.drop_unowned(DropReason::NoRoute);
+            self.drop_unowned(DropReason::NoRoute);
+            return self.answer(PeerId::NOBODY, &header, contents, Problem::Unreachable, now);
         };
         let Some(peer) = self.peers.find(id) else { return };
         if let Some(filter) = &mut self.filter
@@ -38,7 +39,11 @@ impl Mesh {
         clamp_mss(&header, contents, mtu, offload.partial_checksum.is_some());
         if !fit(&header, contents, &mut offload, mtu) {
             peer.drop(&mut self.drops, DropReason::TooBig, 1);
-            return self.answer_too_big(id, &header, contents, mtu, now);
+            return self.answer(id, &header, contents, Problem::TooBig(mtu), now);
+        }
+        if peer.path.is_none() {
+            peer.drop(&mut self.drops, DropReason::NoEndpoint, 1);
+            return self.answer(id, &header, contents, Problem::Unreachable, now);
         }
         self.send_to(id, contents, offload, now);
     }
@@ -53,25 +58,19 @@ impl Mesh {
             }
             return;
         }
-        if peer.path.is_none() {
-            return peer.drop(&mut self.drops, DropReason::NoEndpoint, 1);
-        }
         peer.stage(&mut self.drops, packet, offload);
         if peer.wants_handshake(now) {
             self.start_handshake(id, now);
         }
     }
 
-    /// Tells the sender of a packet what would fit; the answer comes out like a packet from the peer.
-    fn answer_too_big(&mut self, id: PeerId, header: &IpHeader, packet: &[u8], mtu: usize, now: Instant) {
+    /// Tells the sender of a packet what is wrong with it; the answer comes out like a packet from the peer.
+    fn answer(&mut self, id: PeerId, header: &IpHeader, packet: &[u8], problem: Problem, now: Instant) {
         if !self.errors.take(millis_since(self.began, now), ERRORS) {
             return;
         }
-        // In the name of the packet's destination: a kernel takes no packet from outside that has an address of its own as
-        // source, and the answer has to come from where the packet was routed to.
-        let from = header.destination;
-        let Some(room) = self.arrivals.slot(TOO_BIG_LEN_MAX) else { return };
-        match write_too_big(header, packet, mtu, from, room) {
+        let Some(room) = self.arrivals.slot(ERROR_LEN_MAX) else { return };
+        match write_error(header, packet, problem, room) {
             Some(len) => self.arrivals.commit(len, id.0),
             None => self.arrivals.abort(),
         }

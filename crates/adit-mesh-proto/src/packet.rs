@@ -33,7 +33,8 @@ pub struct Outgoing<'a> {
 /// One IP packet, or several of one flow joined, decrypted and allowed.
 #[derive(Debug)]
 pub struct Incoming<'a> {
-    /// Who sent it; for packets that the engine itself makes (ICMP errors), the peer they are about.
+    /// Who sent it; for packets that the engine itself makes (ICMP errors), the peer they are about, or
+    /// [`PeerId::NOBODY`].
     pub peer: PeerId,
     /// What a receiver with segmentation offload needs to know.
     pub offload: Offload,
@@ -57,6 +58,11 @@ pub struct Transmit<'a> {
 /// A peer's place in this lane; stays the same while the peer is configured, and may be taken by another afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId(pub u32);
+
+impl PeerId {
+    /// No peer at all: what an error about a packet without a route is about.
+    pub const NOBODY: Self = Self(u32::MAX);
+}
 
 /// Something that happened to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]

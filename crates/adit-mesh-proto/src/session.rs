@@ -81,6 +81,8 @@ pub(crate) struct NoiseSession {
     data_sent_stamp: Option<Instant>,
     /// When the first data since the last authenticated message went.
     unanswered_since: Option<Instant>,
+    /// When the first data came that nothing has been sent after.
+    owes_answer_since: Option<Instant>,
     /// When the last data went or came.
     last_data: Option<Instant>,
     initiation: Option<Initiation>,
@@ -136,6 +138,7 @@ impl NoiseSession {
             received_stamp: now,
             data_sent_stamp: None,
             unanswered_since: None,
+            owes_answer_since: None,
             last_data: None,
             initiation: None,
             overtaken: None,
@@ -209,10 +212,15 @@ impl NoiseSession {
         self.last_received = Some(now);
     }
 
+    fn note_sent(&mut self, now: Instant) {
+        self.last_sent = Some(now);
+        self.owes_answer_since = None;
+    }
+
     fn note_initiation(&mut self, jitter: Duration, now: Instant) {
         let began = self.initiation.map_or(now, |initiation| initiation.began);
         self.initiation = Some(Initiation { began, sent: now, jitter });
-        self.last_sent = Some(now);
+        self.note_sent(now);
     }
 
     fn age(&self, now: Instant) -> Option<Duration> {
@@ -280,7 +288,7 @@ impl NoiseSession {
         self.refresh_connected();
         match tick {
             Tick::Initiation(_) => self.note_initiation(jitter, now),
-            Tick::Keepalive(_) => self.last_sent = Some(now),
+            Tick::Keepalive(_) => self.note_sent(now),
             // The last session ran out with nothing on its way.
             Tick::Nothing if was_connected && !self.connected => return Tick::Expired,
             _ => {}
@@ -313,7 +321,7 @@ impl NoiseSession {
         self.established = Some(now);
         self.completed = Some(now);
         self.connected = true;
-        self.last_sent = Some(now);
+        self.note_sent(now);
         Reply::Established(len)
     }
 
@@ -322,7 +330,7 @@ impl NoiseSession {
         self.overtaken = self.initiation.take().map(|_| now);
         self.is_initiator = false;
         self.note_received(now);
-        self.last_sent = Some(now);
+        self.note_sent(now);
         self.established = Some(now);
         self.unconfirmed = response.get(4..8).and_then(|field| field.try_into().ok()).map(u32::from_le_bytes);
         self.refresh_connected();
@@ -358,7 +366,7 @@ impl Session for NoiseSession {
             return None;
         };
         let len = sealed.len();
-        self.last_sent = Some(now);
+        self.note_sent(now);
         if !packet.is_empty() {
             self.data_sent_stamp = Some(self.clock);
             self.last_data = Some(now);
@@ -390,6 +398,7 @@ impl Session for NoiseSession {
         self.note_received(now);
         if opened > 0 {
             self.last_data = Some(now);
+            self.owes_answer_since.get_or_insert(now);
         }
         if !self.connected {
             self.refresh_connected();
@@ -443,21 +452,26 @@ impl Session for NoiseSession {
     }
 
     fn handle_timeout(&mut self, out: &mut [u8], jitter: Duration, now: Instant) -> Tick {
-        if out.len() < HANDSHAKE_MAX || !self.is_held(now) {
-            return self.update_timers(out, jitter, now);
+        let tick = if self.is_held(now) { Tick::Nothing } else { self.update_timers(out, jitter, now) };
+        if tick != Tick::Nothing {
+            return tick;
         }
-        let ended = self.connected && self.initiation.is_none() && self.is_outlived(now);
-        if ended {
+        if self.connected && self.initiation.is_none() && self.is_outlived(now) {
             self.connected = false;
             return Tick::Expired;
+        }
+        // WireGuard section 6.5. boringtun does so only where the data came at least a tick after what was sent last, so that
+        // peers would take the sender of a quickly answered request for dead.
+        if self.owes_answer_since.is_some_and(|since| now.duration_since(since) >= KEEPALIVE_TIMEOUT) {
+            return self.encrypt(&[], out, now).map_or(Tick::Nothing, Tick::Keepalive);
         }
         Tick::Nothing
     }
 
     fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         if !self.connected && self.initiation.is_none() && self.unconfirmed.is_none() {
-            // Nothing but wiping the keys of a session that was held.
-            return self.idle_until(now);
+            // Nothing but wiping the last keys (WireGuard section 6.3).
+            return self.established.map(|at| at + REJECT_AFTER_TIME * 3);
         }
         let period = if self.last_sent.max(self.last_received) >= Some(self.clock) { BUSY } else { QUIET };
         let next = now + period;
@@ -484,6 +498,7 @@ const COUNTER_MAX: u64 = 1 << 63;
 // WireGuard section 6.1.
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keepalive-Timeout and Rekey-Timeout.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

@@ -153,6 +153,15 @@ fn packets_to_nobody_and_to_the_unheard_are_dropped_by_name() {
     assert_eq!(world.drops(0, DropReason::NoRoute), 1);
     assert_eq!(world.drops(1, DropReason::NoEndpoint), 1);
     assert_eq!(world.drops(0, DropReason::MalformedPacket), 1);
+    for node in 0..2 {
+        let (_, error) = &world.nodes[node].delivered[0];
+        assert_eq!((error[9], error[20], error[21]), (1, 3, 1), "ICMP: host unreachable");
+        assert_eq!(error[16..20], packet_v4(node, 9, b"")[12..16], "to the sender");
+    }
+    for _ in 0..1000 {
+        world.send(0, &packet_v4(0, 9, b"x"));
+    }
+    assert_eq!(world.nodes[0].delivered.len(), 50, "and no more than a burst of them");
 }
 
 #[test]
@@ -169,6 +178,7 @@ fn what_waits_for_a_session_is_bounded() {
 #[test]
 fn a_peer_is_followed_to_a_new_address_but_not_by_old_messages() {
     let mut world = connected();
+    assert!(!world.nodes[0].events.iter().any(|event| matches!(event, Event::Roamed { .. })));
     world.capture = Some(Vec::new());
     world.send(0, &packet_v4(0, 1, b"one"));
     world.send(0, &packet_v4(0, 1, b"two"));

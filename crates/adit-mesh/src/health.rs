@@ -1,12 +1,14 @@
 //! Notices paths on which trains do not work, and steps down to single datagrams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use adit_mesh_proto::Path;
+use adit_mesh_proto::{Mesh, Path, PeerId};
 
+use crate::retransmits::Retransmits;
+use crate::trial::{Trial, Verdict};
 use crate::udp::Socket;
 
 /// What is known about the paths of one lane.
@@ -15,6 +17,10 @@ pub(crate) struct Health {
     kernel_takes_trains: bool,
     /// Paths to which no trains go, until when, and for how long next time.
     refusals: HashMap<SocketAddr, Refusal>,
+    /// Peers whose TCP data was looked at, and paths on which single datagrams are being tried.
+    trials: HashMap<PeerId, Trial>,
+    tried: HashSet<SocketAddr>,
+    retransmits: Retransmits,
     steps_down: u64,
     path_mtus: Vec<(Path, usize)>,
 }
@@ -27,7 +33,15 @@ struct Refusal {
 
 impl Health {
     pub(crate) fn new(kernel_takes_trains: bool) -> Self {
-        Self { kernel_takes_trains, refusals: HashMap::new(), steps_down: 0, path_mtus: Vec::new() }
+        Self {
+            kernel_takes_trains,
+            refusals: HashMap::new(),
+            trials: HashMap::new(),
+            tried: HashSet::new(),
+            retransmits: Retransmits::default(),
+            steps_down: 0,
+            path_mtus: Vec::new(),
+        }
     }
 
     /// Whether to send trains to `remote` now.
@@ -35,7 +49,54 @@ impl Health {
         if !self.kernel_takes_trains {
             return false;
         }
-        self.refusals.is_empty() || self.refusals.get(&remote).is_none_or(|refusal| refusal.until <= now)
+        (self.refusals.is_empty() || self.refusals.get(&remote).is_none_or(|refusal| refusal.until <= now))
+            && (self.tried.is_empty() || !self.tried.contains(&remote))
+    }
+
+    /// Looks at a packet that is about to go to a peer.
+    pub(crate) fn observe(&mut self, mesh: &Mesh, packet: &[u8], now: Instant) {
+        let Some(seen) = self.retransmits.observe(packet).filter(|_| self.kernel_takes_trains) else {
+            return;
+        };
+        let Some(peer) = mesh.peer_by_address(seen.destination) else { return };
+        if self.trials.len() >= PATHS_MAX && !self.trials.contains_key(&peer) {
+            return;
+        }
+        let trial = self.trials.entry(peer).or_insert_with(|| Trial::new(now));
+        let verdict = trial.observe(seen.sent, seen.repeated, now);
+        if verdict != Verdict::Undecided
+            && let Some(path) = mesh.path(peer)
+        {
+            self.execute(verdict, path.remote, now);
+        }
+    }
+
+    /// Forgets everybody, because the peers have changed.
+    pub(crate) fn forget_peers(&mut self) {
+        self.trials.clear();
+        self.tried.clear();
+    }
+
+    fn execute(&mut self, verdict: Verdict, remote: SocketAddr, now: Instant) {
+        if verdict != Verdict::Undecided {
+            self.retransmits.begin_window();
+        }
+        match verdict {
+            Verdict::Undecided => {}
+            Verdict::TrySingles if self.tried.len() < PATHS_MAX => {
+                tracing::debug!(%remote, "much is sent again: trying single datagrams");
+                self.tried.insert(remote);
+            }
+            Verdict::TrySingles | Verdict::Acquitted => {
+                self.tried.remove(&remote);
+            }
+            Verdict::Guilty => {
+                self.tried.remove(&remote);
+                self.steps_down += 1;
+                let seconds = self.hold(remote, now).as_secs();
+                tracing::warn!(%remote, seconds, "trains get lost on this path: sending single datagrams");
+            }
+        }
     }
 
     /// The kernel refused a train of datagrams of `size` bytes.
@@ -94,5 +155,5 @@ const WIREGUARD_LEN: usize = 32;
 /// First pause of trains on a path; doubles each time up to [`HOLD_MAX`], because routes and drivers change.
 const HOLD_MIN: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(3600);
-/// Paths remembered: one per peer and a few that they came from; 64 bytes each, 1 MiB.
+/// Paths remembered: one per peer and a few that they came from; at most 128 bytes each, 2 MiB.
 const PATHS_MAX: usize = 16_384;

@@ -12,7 +12,8 @@ use adit_mesh_proto::{Config, Event, Mesh, MeshStatistics, PeerSnapshot, PublicK
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::Device;
-use crate::pump::{IoStatistics, Pump};
+use crate::pump::Pump;
+use crate::statistics::IoStatistics;
 use crate::udp::Socket;
 
 /// Steers a lane from other threads. Dropping the last handle stops the lane.

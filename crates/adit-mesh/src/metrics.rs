@@ -44,7 +44,8 @@ struct Reading {
     peer_drops: IntCounterVec,
     peer_up: IntGaugeVec,
     peer_seconds: [GaugeVec; 2],
-    peer_loss: GaugeVec,
+    peer_loss: [GaugeVec; 2],
+    peer_mtu: IntGaugeVec,
 }
 
 impl Reading {
@@ -57,7 +58,11 @@ impl Reading {
         let state = Opts::new("adit_mesh_state", "Peers, sessions, waiting packets and the like, by kind");
         let up = Opts::new("adit_mesh_peer_reachable", "Whether a peer answers (1) or not (0)");
         let age = "Age of a peer's latest handshake";
-        let latency = "Round trip of the latest handshake that we began";
+        let latency = "Round trip to a peer: of probes between adit nodes, of handshakes else";
+        let loss = "Share of a peer's latest datagrams that never came";
+        let sent_loss = "Share of our latest datagrams that did not reach a peer, which only adit nodes tell";
+        let mtu =
+            Opts::new("adit_mesh_peer_path_mtu_bytes", "Longest packet that the path to a peer carries");
         Ok(Self {
             lane,
             drops: counter("drops_total", "Packets and datagrams dropped, by reason", &["reason"])?,
@@ -76,11 +81,12 @@ impl Reading {
                 gauge("peer_handshake_age_seconds", age)?,
                 gauge("peer_latency_seconds", latency)?,
             ],
-            peer_loss: gauge("peer_loss_ratio", "Share of a peer's latest datagrams that never came")?,
+            peer_loss: [gauge("peer_loss_ratio", loss)?, gauge("peer_sent_loss_ratio", sent_loss)?],
+            peer_mtu: IntGaugeVec::new(mtu, &["peer"])?,
         })
     }
 
-    fn parts(&self) -> [&dyn Collector; 11] {
+    fn parts(&self) -> [&dyn Collector; 13] {
         [
             &self.drops,
             &self.counters,
@@ -92,7 +98,9 @@ impl Reading {
             &self.peer_up,
             &self.peer_seconds[0],
             &self.peer_seconds[1],
-            &self.peer_loss,
+            &self.peer_loss[0],
+            &self.peer_loss[1],
+            &self.peer_mtu,
         ]
     }
 
@@ -102,7 +110,8 @@ impl Reading {
         counters.into_iter().chain([&self.peer_handshakes, &self.peer_drops]).for_each(IntCounterVec::reset);
         self.state.reset();
         self.peer_up.reset();
-        self.peer_seconds.iter().chain([&self.peer_loss]).for_each(GaugeVec::reset);
+        self.peer_mtu.reset();
+        self.peer_seconds.iter().chain(&self.peer_loss).for_each(GaugeVec::reset);
     }
 
     fn read(&self, lane: &LaneSnapshot, now: Instant) {
@@ -148,7 +157,13 @@ impl Reading {
         if let Some(latency) = peer.latency {
             self.peer_seconds[1].with_label_values(&[name]).set(latency.as_secs_f64());
         }
-        self.peer_loss.with_label_values(&[name]).set(f64::from(peer.loss));
+        self.peer_loss[0].with_label_values(&[name]).set(f64::from(peer.loss));
+        if let Some(loss) = peer.sent_loss {
+            self.peer_loss[1].with_label_values(&[name]).set(f64::from(loss));
+        }
+        if let Some(mtu) = peer.path_mtu {
+            self.peer_mtu.with_label_values(&[name]).set(i64::try_from(mtu).unwrap_or(i64::MAX));
+        }
     }
 }
 

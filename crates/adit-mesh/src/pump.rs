@@ -3,82 +3,20 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adit_mesh_proto::segment::{OffloadKind, Splitter};
-use adit_mesh_proto::{Incoming, Mesh, Outgoing, PeerId, PublicKey, Transmit};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use adit_mesh_proto::{Event, Incoming, Mesh, Outgoing, PeerId, PublicKey};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::device::Device;
 use crate::health::Health;
 use crate::lane::{Control, Controls, EventSink, LaneSnapshot};
+use crate::statistics::IoStatistics;
+use crate::transmit::{send, timespec};
 use crate::tun::READ_LEN;
 use crate::udp::{Receiver, Socket};
-
-/// Counters of a lane's device and socket.
-#[derive(Debug, Clone, Default)]
-pub struct IoStatistics {
-    /// Calls that sent datagrams.
-    pub sends: u64,
-    /// Of these, trains of more than one datagram.
-    pub trains: u64,
-    /// Datagrams sent.
-    pub sent_datagrams: u64,
-    /// Batches received: coalesced datagrams count as one.
-    pub batches: u64,
-    /// Datagrams received.
-    pub received_datagrams: u64,
-    /// Packets and super-packets read from the device.
-    pub device_reads: u64,
-    /// Packets and super-packets written to it.
-    pub device_writes: u64,
-    /// Datagrams dropped because the send buffer stayed full.
-    pub send_buffer_full: u64,
-    /// Datagrams that the kernel refused to send: no route, firewall, …
-    pub send_refused: u64,
-    /// Packets that the device refused.
-    pub device_refused: u64,
-    /// Packets from the device whose offload made no sense.
-    pub device_malformed: u64,
-    /// Receive calls that failed.
-    pub receive_failed: u64,
-    /// How often trains to a path were given up because the kernel refused them or because they got lost.
-    pub train_steps_down: u64,
-    /// Paths to which single datagrams are sent now.
-    pub paths_without_trains: u64,
-    /// How often the device refused a super-packet, which was then written packet by packet.
-    pub device_steps_down: u64,
-}
-
-impl IoStatistics {
-    /// Drops by reason.
-    #[must_use]
-    pub fn drops(&self) -> [(&'static str, u64); 4] {
-        [
-            ("send_buffer_full", self.send_buffer_full),
-            ("send_refused", self.send_refused),
-            ("device_refused", self.device_refused),
-            ("device_malformed", self.device_malformed),
-        ]
-    }
-
-    /// Everything else that only grows, by name.
-    #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
-        [
-            ("sends", self.sends),
-            ("trains", self.trains),
-            ("sent_datagrams", self.sent_datagrams),
-            ("batches", self.batches),
-            ("received_datagrams", self.received_datagrams),
-            ("device_reads", self.device_reads),
-            ("device_writes", self.device_writes),
-            ("receive_failed", self.receive_failed),
-            ("train_steps_down", self.train_steps_down),
-            ("device_steps_down", self.device_steps_down),
-        ]
-    }
-}
 
 /// Everything that a lane's thread owns.
 pub(crate) struct Pump<D> {
@@ -91,13 +29,20 @@ pub(crate) struct Pump<D> {
     receiver: Receiver,
     /// What the device is read into; longer than a packet, so that the engine can pad in place.
     buffer: Vec<u8>,
-    ids: HashMap<PublicKey, PeerId>,
+    roll: Roll,
     /// Datagrams handled since the engine's packets were last drained.
     undelivered: usize,
     statistics: IoStatistics,
     /// After a failed receive: when to look at the socket again, lest an error that stays makes the
     /// loop spin.
     socket_rests_until: Option<Instant>,
+}
+
+/// The peers by key and by place.
+#[derive(Default)]
+struct Roll {
+    ids: HashMap<PublicKey, PeerId>,
+    names: HashMap<PeerId, Arc<str>>,
 }
 
 /// Why the loop ends.
@@ -109,7 +54,7 @@ enum Ended {
 impl<D: Device> Pump<D> {
     pub(crate) fn new(mesh: Mesh, device: D, socket: Socket, controls: Controls, events: EventSink) -> Self {
         let health = Health::new(socket.takes_trains());
-        let ids = ids(&mesh);
+        let roll = Roll::of(&mesh);
         Self {
             mesh,
             device,
@@ -119,7 +64,7 @@ impl<D: Device> Pump<D> {
             health,
             receiver: Receiver::default(),
             buffer: vec![0; READ_LEN + PADDING_MAX],
-            ids,
+            roll,
             undelivered: 0,
             statistics: IoStatistics::default(),
             socket_rests_until: None,
@@ -162,15 +107,16 @@ impl<D: Device> Pump<D> {
                 Control::Stop => return true,
                 Control::Reconfigure(config) => {
                     self.mesh.reconfigure(*config, now);
-                    self.ids = ids(&self.mesh);
+                    self.roll = Roll::of(&self.mesh);
+                    self.health.forget_peers();
                 }
                 Control::SetEndpoint(key, remote) => {
-                    if let Some(&id) = self.ids.get(&key) {
+                    if let Some(&id) = self.roll.ids.get(&key) {
                         self.mesh.set_endpoint(id, remote, now);
                     }
                 }
                 Control::Initiate(key) => {
-                    if let Some(&id) = self.ids.get(&key) {
+                    if let Some(&id) = self.roll.ids.get(&key) {
                         self.mesh.initiate(id, now);
                     }
                 }
@@ -215,8 +161,9 @@ impl<D: Device> Pump<D> {
                 deliver(&mut self.mesh, &mut self.device, &mut self.statistics, now);
             }
             self.undelivered += datagrams;
+            let ecn = self.receiver.ecn(index);
             let (path, bytes, stride) = self.receiver.batch(index);
-            self.mesh.handle_datagram(path, bytes, stride, now);
+            self.mesh.handle_marked_datagram(path, bytes, stride, ecn, now);
         }
         self.drain(now);
         true
@@ -233,6 +180,7 @@ impl<D: Device> Pump<D> {
                     reads += 1;
                     bytes += range.len();
                     let contents = &mut self.buffer[range];
+                    self.health.observe(&self.mesh, contents, now);
                     self.mesh.handle_packet(Outgoing { contents, offload }, now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -259,6 +207,7 @@ impl<D: Device> Pump<D> {
         self.undelivered = 0;
         deliver(&mut self.mesh, &mut self.device, &mut self.statistics, now);
         while let Some(event) = self.mesh.poll_event() {
+            self.roll.note(&event);
             (self.events)(event);
         }
         for (path, mtu) in self.health.drain_path_mtus() {
@@ -286,88 +235,42 @@ impl<D: Device> Pump<D> {
     }
 }
 
-fn ids(mesh: &Mesh) -> HashMap<PublicKey, PeerId> {
-    mesh.peers().map(|peer| (peer.public_key, peer.id)).collect()
-}
+impl Roll {
+    fn of(mesh: &Mesh) -> Self {
+        let mut roll = Self::default();
+        for peer in mesh.peers() {
+            roll.ids.insert(peer.public_key, peer.id);
+            roll.names.insert(peer.id, peer.name);
+        }
+        roll
+    }
 
-/// Sends a train as the path takes it: in one call, or datagram by datagram.
-fn send(
-    socket: &Socket,
-    health: &mut Health,
-    statistics: &mut IoStatistics,
-    transmit: &Transmit<'_>,
-    now: Instant,
-) {
-    let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
-    let datagrams = transmit.contents.len().div_ceil(size) as u64;
-    if datagrams <= 1 || health.takes_trains(transmit.path.remote, now) {
-        match send_once(socket, statistics, transmit, datagrams) {
-            Ok(()) => {
-                if datagrams > 1 {
-                    statistics.trains += 1;
-                }
-                return;
+    /// Says what an operator may want to know without asking.
+    fn note(&self, event: &Event) {
+        let name = |id: &PeerId| self.names.get(id).cloned().unwrap_or_default();
+        match event {
+            Event::SessionEstablished { peer, initiator } => {
+                tracing::debug!(peer = %name(peer), initiator, "session established");
             }
-            Err(error) if datagrams > 1 && is_refusal_of_trains(&error) => {
-                health.refused(transmit.path, size, &error, now);
+            Event::SessionExpired { peer } => tracing::debug!(peer = %name(peer), "session ended"),
+            Event::Roamed { peer, path } => {
+                tracing::info!(peer = %name(peer), endpoint = %path.remote, "the peer has moved");
             }
-            Err(error) => return count_refusal(health, statistics, transmit, datagrams, &error),
+            Event::Reachability { peer, reachable: true } => {
+                tracing::info!(peer = %name(peer), "the peer answers");
+            }
+            Event::Reachability { peer, reachable: false } => {
+                tracing::warn!(peer = %name(peer), "the peer does not answer");
+            }
+            Event::PathMtu { peer, mtu: Some(mtu) } => {
+                tracing::info!(peer = %name(peer), mtu, "the path carries no longer packets than this");
+            }
+            Event::PathMtu { peer, mtu: None } => {
+                tracing::info!(peer = %name(peer), "the path carries packets of the mesh's length again");
+            }
+            Event::Probed { .. } => {}
         }
     }
-    for datagram in transmit.contents.chunks(size) {
-        let single = Transmit { path: transmit.path, segment_size: None, contents: datagram };
-        if let Err(error) = send_once(socket, statistics, &single, 1) {
-            count_refusal(health, statistics, &single, 1, &error);
-        }
-    }
-}
-
-fn count_refusal(
-    health: &mut Health,
-    statistics: &mut IoStatistics,
-    transmit: &Transmit<'_>,
-    datagrams: u64,
-    error: &io::Error,
-) {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        statistics.send_buffer_full += datagrams;
-        return;
-    }
-    if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
-        health.too_long(transmit.path, transmit.contents.len());
-    }
-    statistics.send_refused += datagrams;
-    tracing::trace!(remote = %transmit.path.remote, %error, "not sent");
-}
-
-/// One call; waits a little for room in the send buffer, because TCP inside the tunnel would take the
-/// drop for congestion of the path.
-fn send_once(
-    socket: &Socket,
-    statistics: &mut IoStatistics,
-    transmit: &Transmit<'_>,
-    datagrams: u64,
-) -> io::Result<()> {
-    let mut outcome = socket.send(transmit);
-    if outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
-        let mut descriptors = [PollFd::new(socket, PollFlags::OUT)];
-        let _ = poll(&mut descriptors, Some(&timespec(SEND_WAIT)));
-        outcome = socket.send(transmit);
-    }
-    if outcome.is_ok() {
-        statistics.sends += 1;
-        statistics.sent_datagrams += datagrams;
-    }
-    outcome
-}
-
-/// What drivers and kernels answer to a train that they cannot send (EIO: no checksum offload; EINVAL
-/// and EMSGSIZE: a segment longer than the link's MTU, which may go out alone as fragments).
-fn is_refusal_of_trains(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::IO, Errno::INVAL, Errno::MSGSIZE, Errno::OPNOTSUPP]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// Writes to the device what the engine has decrypted.
@@ -380,6 +283,9 @@ fn deliver<D: Device>(mesh: &mut Mesh, device: &mut D, statistics: &mut IoStatis
                 if error.kind() == io::ErrorKind::InvalidInput
                     && packet.offload.kind != OffloadKind::None =>
             {
+                if statistics.device_steps_down == 0 {
+                    tracing::warn!(%error, kind = ?packet.offload.kind, "the device refuses super-packets");
+                }
                 statistics.device_steps_down += 1;
                 deliver_singly(&mut packet, device, statistics, now);
             }
@@ -411,10 +317,6 @@ fn deliver_singly<D: Device>(
     }
 }
 
-fn timespec(duration: Duration) -> Timespec {
-    Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
-}
-
 /// The engine pads packets to 16 bytes and seals them with 16 more.
 const PADDING_MAX: usize = 64;
 /// Packets read before trains go out: enough to fill one with small packets, few enough to keep
@@ -424,7 +326,5 @@ const READS_MAX: u64 = 64;
 const READ_BYTES_MAX: usize = 48 * 1024;
 /// Datagrams between two drains; the engine has room for twice as many packets.
 const UNDELIVERED_MAX: usize = 64;
-/// How long to wait for room in the send buffer before a drop: it holds 8 ms at 8 Gbit/s.
-const SEND_WAIT: Duration = Duration::from_millis(5);
 /// Pause after a failed receive.
 const ERROR_REST: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use adit_mesh_proto::{Path, Transmit};
-use quinn_udp::{RecvMeta, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, UdpSocketState};
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Type};
 
@@ -72,6 +72,7 @@ impl Socket {
         }
         enlarge_buffers(&socket);
         let state = UdpSocketState::new((&socket).into()).map_err(option("UDP_GRO"))?;
+        without_timestamps(&socket).map_err(option("SO_TIMESTAMPNS"))?;
         allow_fragments(&socket, v6).map_err(option("IP_MTU_DISCOVER"))?;
         let socket = UdpSocket::from(socket);
         let port = socket.local_addr().map_err(option("port"))?.port();
@@ -98,7 +99,7 @@ impl Socket {
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: self.native(transmit.path.remote),
-            ecn: None,
+            ecn: EcnCodepoint::from_bits(transmit.ecn),
             contents: transmit.contents,
             segment_size: transmit.segment_size,
             src_ip: transmit.path.local,
@@ -164,6 +165,12 @@ impl Receiver {
         meta.len.div_ceil(meta.stride.max(1))
     }
 
+    /// Congestion bits of the outer headers of a batch (RFC 3168), 0 to 3.
+    #[must_use]
+    pub fn ecn(&self, index: usize) -> u8 {
+        self.batches[index].ecn.map_or(0, |ecn| ecn as u8)
+    }
+
     /// One batch of the last [`Receiver::receive`]: from where to where, its bytes, and the length of
     /// each datagram but the last.
     pub fn batch(&mut self, index: usize) -> (Path, &mut [u8], usize) {
@@ -213,6 +220,12 @@ fn enlarge_buffers(socket: &socket2::Socket) {
     }
 }
 
+/// `quinn-udp` asks for the time of each datagram, which nobody here reads; and its 96 bytes for control
+/// messages do not hold time, stride, address and congestion bits together, so that the bits get lost.
+fn without_timestamps(socket: &socket2::Socket) -> io::Result<()> {
+    Ok(nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::ReceiveTimestampns, &false)?)
+}
+
 /// WireGuard lets its datagrams be fragmented, so that a tunnel whose MTU is set too high still works.
 fn allow_fragments(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
     sockopt::set_ip_mtu_discover(socket, sockopt::Ipv4PathMtuDiscovery::DONT)?;
@@ -252,13 +265,15 @@ mod tests {
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
             let path = Path { remote: (ip, target.port()).into(), local: None };
             let contents: Vec<u8> = (0..10_007_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
-            sender.send(&Transmit { path, segment_size: Some(1000), contents: &contents }).unwrap();
+            sender.send(&Transmit { path, segment_size: Some(1000), ecn: 2, contents: &contents }).unwrap();
             let mut got = Vec::new();
             while got.len() < contents.len() {
                 for index in 0..receive(&target, &mut receiver) {
+                    let ecn = receiver.ecn(index);
                     let (path, datagrams, stride) = receiver.batch(index);
                     assert_eq!(path.remote, (ip, sender.port()).into());
                     assert_eq!(path.local, Some(ip));
+                    assert_eq!(ecn, 2);
                     assert!(stride == 1000 || datagrams.len() <= 1000);
                     got.extend_from_slice(datagrams);
                 }

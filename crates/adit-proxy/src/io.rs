@@ -22,8 +22,8 @@ pub enum Io {
     Unix(UnixStream),
     /// TLS that we ended.
     TlsServer(Box<server::TlsStream<Inlet>>),
-    /// TLS that we started over TCP.
-    TlsClient(Box<client::TlsStream<TcpStream>>),
+    /// TLS that we started, over anything but a unix socket.
+    TlsClient(Box<client::TlsStream<Inlet>>),
     /// TLS that we started over a unix socket.
     TlsUnix(Box<client::TlsStream<UnixStream>>),
 }
@@ -40,7 +40,7 @@ pub enum ReadIo {
     /// See [`Io::TlsServer`].
     TlsServer(tokio::io::ReadHalf<Box<server::TlsStream<Inlet>>>),
     /// See [`Io::TlsClient`].
-    TlsClient(tokio::io::ReadHalf<Box<client::TlsStream<TcpStream>>>),
+    TlsClient(tokio::io::ReadHalf<Box<client::TlsStream<Inlet>>>),
     /// See [`Io::TlsUnix`].
     TlsUnix(tokio::io::ReadHalf<Box<client::TlsStream<UnixStream>>>),
 }
@@ -57,7 +57,7 @@ pub enum WriteIo {
     /// See [`Io::TlsServer`].
     TlsServer(tokio::io::WriteHalf<Box<server::TlsStream<Inlet>>>),
     /// See [`Io::TlsClient`].
-    TlsClient(tokio::io::WriteHalf<Box<client::TlsStream<TcpStream>>>),
+    TlsClient(tokio::io::WriteHalf<Box<client::TlsStream<Inlet>>>),
     /// See [`Io::TlsUnix`].
     TlsUnix(tokio::io::WriteHalf<Box<client::TlsStream<UnixStream>>>),
 }

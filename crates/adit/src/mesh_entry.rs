@@ -1,13 +1,16 @@
-//! Entry points on the mesh's own network stack: where `adit-mesh` and `adit-proxy` meet.
+//! Entry points and servers on the mesh's own network stack: where `adit-mesh` and `adit-proxy` meet.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
+use adit_config::{Mesh, MeshTable};
 use adit_mesh::netstack::{BufferClass, Listener, Stack, UdpSocket};
-use adit_proxy::inlet::{Arrival, Datagrams, Incoming};
+use adit_proxy::connect::{self, Dial, Dialling};
+use adit_proxy::inlet::{Arrival, ByteStream, Datagrams, Incoming};
 use adit_proxy::listen::{self, ListenError, ListenerOptions};
 use adit_proxy::udp::{UdpListener, UdpOptions};
+use ipnet::IpNet;
 
 /// Listens on the stack for connections.
 ///
@@ -43,6 +46,44 @@ pub(crate) fn bind_udp(
     })?;
     let local = socket.local_addr();
     Ok(UdpListener::over(Box::new(MeshDatagrams(socket)), local, options))
+}
+
+/// Opens connections to servers behind peers through the stack, as a kernel with a TUN device would route them.
+/// Default routes are left out: what else this machine reaches, nobody here knows.
+pub(crate) fn route_through(stack: Option<&Stack>, mesh: &Mesh) {
+    let networks = mesh.peers.iter().flat_map(|peer| &peer.allowed_ips).copied();
+    let networks = match mesh.table {
+        MeshTable::Off => Vec::new(),
+        _ => networks.filter(|network| network.prefix_len() > 0).collect(),
+    };
+    connect::route_through(
+        stack.map(|stack| Box::new(MeshRoutes { stack: stack.clone(), networks }) as Box<dyn Dial>),
+    );
+}
+
+/// No mesh: everything goes through the kernel.
+pub(crate) fn route_directly() {
+    connect::route_through(None);
+}
+
+struct MeshRoutes {
+    stack: Stack,
+    networks: Vec<IpNet>,
+}
+
+impl Dial for MeshRoutes {
+    fn covers(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&address)) && !self.stack.is_ours(address)
+    }
+
+    fn connect(&self, address: SocketAddr) -> Dialling {
+        let stack = self.stack.clone();
+        let canonical = SocketAddr::new(address.ip().to_canonical(), address.port());
+        Box::pin(async move {
+            let stream = stack.connect(canonical, BufferClass::default()).await?;
+            Ok(Box::new(stream) as Box<dyn ByteStream>)
+        })
+    }
 }
 
 #[derive(Debug)]

@@ -44,7 +44,7 @@ fn initiations(world: &World) -> usize {
 }
 
 #[test]
-fn a_day_with_a_packet_a_second_each_way_loses_nothing_and_rekeys_every_two_minutes() {
+fn slow_a_day_with_a_packet_a_second_each_way_loses_nothing_and_rekeys_every_two_minutes() {
     let mut world = pair(1);
     for _ in 0..86_400 {
         world.send(0, &packet_v4(0, 1, b"there"));
@@ -74,7 +74,7 @@ fn an_idle_day_costs_one_handshake_and_then_no_wakeup() {
 }
 
 #[test]
-fn an_idle_day_with_keepalives_stays_connected() {
+fn slow_an_idle_day_with_keepalives_stays_connected() {
     // boringtun: 433 handshakes, and no session for some 20 s after each has run out.
     let mut world = keeping_alive(3, 25 * SECOND);
     connect(&mut world);
@@ -106,6 +106,29 @@ fn a_request_every_half_minute_does_not_look_unanswered() {
     let count = handshakes(&world);
     assert!(count <= 5, "{count} handshakes in ten minutes, one each 120 s are 5");
     assert_eq!(initiations(&world) as u64, count);
+}
+
+#[test]
+fn data_that_is_not_answered_is_acknowledged_by_a_keepalive_after_ten_seconds() {
+    // boringtun: the one that got a quick reply stays silent, and its peer takes it for dead after 15 s.
+    for pause in [Duration::ZERO, Duration::from_millis(5), 2 * SECOND] {
+        let mut world = pair(40);
+        connect(&mut world);
+        world.run_for(30 * SECOND);
+        world.send(0, &packet_v4(0, 1, b"request"));
+        world.run_for(Duration::from_millis(2) + pause);
+        world.capture = Some(Vec::new());
+        world.send(1, &packet_v4(1, 0, b"reply"));
+        let replied = world.now;
+        world.run_for(14 * SECOND);
+        let flights = world.capture.take().unwrap();
+        let keepalives: Vec<_> = flights.iter().filter(|flight| flight.datagram.len() == 32).collect();
+        assert_eq!(keepalives.len(), 1, "after a pause of {pause:?}");
+        assert_eq!(keepalives[0].from, address_of(0));
+        let after = keepalives[0].arrives - replied;
+        // boringtun counts from what was sent last, on a clock a second late; only too late would do harm.
+        assert!((6 * SECOND..12 * SECOND).contains(&after), "{after:?}");
+    }
 }
 
 #[test]
@@ -175,7 +198,7 @@ fn after_an_outage_packets_pass_again_within_seconds() {
 }
 
 #[test]
-fn loss_reordering_and_duplication_over_many_rekeys_cost_no_packet_of_their_own() {
+fn slow_loss_reordering_and_duplication_over_many_rekeys_cost_no_packet_of_their_own() {
     let mut world = pair(7);
     connect(&mut world);
     world.link = Link {
@@ -221,7 +244,7 @@ fn a_peer_whose_address_changes_every_five_minutes_is_never_lost() {
 }
 
 #[test]
-fn round_trip_and_loss_of_a_path_in_use_are_measured() {
+fn slow_round_trip_and_loss_of_a_path_in_use_are_measured() {
     let mut world = pair(10);
     connect(&mut world);
     world.link.delay = Duration::from_millis(40);
@@ -243,7 +266,7 @@ fn round_trip_and_loss_of_a_path_in_use_are_measured() {
 }
 
 #[test]
-fn a_path_that_swallows_large_packets_is_found_out_and_its_recovery_too() {
+fn slow_a_path_that_swallows_large_packets_is_found_out_and_its_recovery_too() {
     let mut world = pair(11);
     connect(&mut world);
     world.link.longest = 1376 + 32;
@@ -321,7 +344,7 @@ fn two_peers_that_both_know_and_both_begin_agree() {
 }
 
 #[test]
-fn random_lives_of_two_peers_always_end_connected() {
+fn slow_random_lives_of_two_peers_always_end_connected() {
     for seed in 1..60_u64 {
         let mut world = World::pair(seed, MockClock::advance, |number, config| {
             config.peers[0].endpoint = Some(address_of(1 - number));

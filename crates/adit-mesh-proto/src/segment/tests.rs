@@ -42,7 +42,7 @@ impl Recipe {
     }
 
     fn transport(&self) -> Vec<u8> {
-        let mut bytes = vec![0x10, 0x00 + self.flow, 0x20, 0x02];
+        let mut bytes = vec![0x10, self.flow, 0x20, 0x02];
         if self.tcp {
             bytes.extend(self.sequence.to_be_bytes());
             bytes.extend(self.ack.to_be_bytes());
@@ -427,7 +427,7 @@ fn headers_and_offload_that_do_not_fit_are_refused_by_name() {
         Err(SplitError::Protocol)
     );
     assert_eq!(split(&whole.build()[..39], offload), Err(SplitError::Truncated));
-    let mut fragment = whole.clone();
+    let mut fragment = whole;
     fragment.fragment = true;
     assert_eq!(split(&fragment.build(), offload), Err(SplitError::Protocol));
     assert_eq!(split(&vec![0x45; 65_536], offload), Err(SplitError::Oversize));

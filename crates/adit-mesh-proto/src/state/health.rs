@@ -12,6 +12,8 @@ pub(crate) struct Health {
     epoch: u32,
     /// Whether the peer has ever answered a probe: it is an adit.
     speaks: bool,
+    /// Sessions in which one that never answered was asked.
+    asked: u32,
     pending: VecDeque<Pending>,
     next_probe: Option<Instant>,
     last_used: Option<Instant>,
@@ -67,6 +69,7 @@ impl Health {
         Self {
             epoch,
             speaks: false,
+            asked: 0,
             pending: VecDeque::new(),
             next_probe: None,
             last_used: None,
@@ -100,10 +103,16 @@ impl Health {
 
     /// A session began: whether the peer speaks, and what the path carries, is asked anew.
     pub(crate) fn begin(&mut self, now: Instant) {
-        self.next_probe = Some(now);
         if self.speaks {
+            self.next_probe = Some(now);
             self.search = Search { step: Some(0), failures: 0, next: Some(now) };
+            return;
         }
+        // A stock peer notes each question as a packet from a wrong source: it is asked in its first sessions and then about
+        // once an hour, in case it was replaced by an adit.
+        self.asked = self.asked.wrapping_add(1);
+        self.next_probe =
+            (self.asked <= ASKED_FIRST || self.asked.is_multiple_of(ASKED_EVERY)).then_some(now);
     }
 
     /// The path changed: what was measured on the other means nothing.
@@ -256,6 +265,9 @@ const SIZES: [usize; 6] = [8912, 4080, 1408, 1376, 1328, 1280];
 pub(crate) const PROBE_MAX: usize = 9216;
 /// Probes waiting for answers, 40 bytes each.
 const PENDING_MAX: usize = 8;
+/// Sessions in which a peer is asked whether it is an adit, and which one of those after them.
+const ASKED_FIRST: u32 = 3;
+const ASKED_EVERY: u32 = 30;
 /// Answers a second and peer.
 const ANSWERS: u32 = 10;
 /// Datagrams below which a share says nothing.

@@ -216,15 +216,18 @@ impl Peer {
         self.newest = (index, 0);
     }
 
-    /// Moves the peer; says whether that is news.
+    /// Moves the peer; says whether that is news. Learning our own side of a known path is none.
     pub(crate) fn move_to(&mut self, path: Path, now: Instant) -> bool {
-        let moved = self.path != Some(path);
-        if moved {
-            self.path = Some(path);
+        if self.path == Some(path) {
+            return false;
+        }
+        let completes = self.path.is_some_and(|old| old.remote == path.remote && old.local.is_none());
+        self.path = Some(path);
+        if !completes {
             self.path_mtu = None;
             self.health.forget_path(now);
         }
-        moved
+        !completes
     }
 
     /// Largest inner packet for this peer if its path were perfect.

@@ -237,7 +237,7 @@ fn family(address: IpAddr) -> AddressFamily {
 /// How many packets of `mtu` bytes fit one UDP train: 65,507 bytes of payload with 32 bytes of
 /// WireGuard around each packet. Super-packets of that size fill trains without a short one behind.
 fn train_segments(mtu: u32) -> u32 {
-    ((65_507 / (mtu + 32)).min(64)).max(1)
+    (65_507 / (mtu + 32)).clamp(1, 64)
 }
 
 /// Packets that wait for the lane's thread: 10,000 super-packets would be far too many, but the queue

@@ -15,7 +15,7 @@ use smoltcp::iface::SocketSet;
 use super::budget::PeerBytes;
 use super::drops::StackDrop;
 use super::lifecycle::Entry;
-use super::link::{Answers, Emitted, Link};
+use super::link::{Answers, Emitted, Links, Width};
 use super::packet::{
     FourTuple, Header, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, UDP, complete_tcp,
     echo_reply, port_unreachable, too_big,
@@ -27,8 +27,7 @@ use crate::device::Device;
 pub struct Netstack {
     pub(super) shared: Arc<Shared>,
     pub(super) place: Arc<Place>,
-    /// For packets as long as the mesh's, and for those that must be short because some path is narrow.
-    pub(super) links: [Link; 2],
+    pub(super) links: Links,
     pub(super) connections: HashMap<FourTuple, Entry>,
     /// Connections that may have something to send; each is in it at most once.
     pub(super) ready: VecDeque<FourTuple>,
@@ -73,7 +72,7 @@ impl Netstack {
         let epoch = Instant::now();
         let place = shared.place();
         Self {
-            links: links(&place, epoch),
+            links: Links::new(place.mtu, epoch),
             place,
             shared,
             connections: HashMap::new(),
@@ -125,10 +124,10 @@ impl Netstack {
         if segment.opens() && self.connections.get(&tuple).is_some_and(Entry::may_be_replaced) {
             self.forget(&tuple);
         }
-        if !self.connections.contains_key(&tuple) {
-            if !segment.opens() || !self.open(peer, tuple, now)? {
-                return self.reset(peer, segment, packet, now);
-            }
+        let is_known = self.connections.contains_key(&tuple);
+        let is_open = is_known || (segment.opens() && self.open(peer, tuple, now)?);
+        if !is_open {
+            return self.reset(peer, segment, packet, now);
         }
         self.feed(peer, segment, packet, now)
     }
@@ -147,7 +146,7 @@ impl Netstack {
         if !self.peer(peer, now).may_answer(now) {
             return Err(StackDrop::AnswerRate);
         }
-        self.links[0].ingress(packet, &mut SocketSet::new(Vec::new()), &mut self.answers, now);
+        self.links.of(Width::Wide).ingress(packet, &mut SocketSet::new(Vec::new()), &mut self.answers, now);
         Err(StackDrop::PortClosed)
     }
 
@@ -227,7 +226,7 @@ impl Netstack {
 
     fn move_to(&mut self, place: Arc<Place>, now: Instant) {
         if place.mtu != self.place.mtu {
-            self.links = links(&place, self.epoch);
+            self.links = Links::new(place.mtu, self.epoch);
         }
         self.place = place;
         let gone: Vec<_> =
@@ -289,10 +288,6 @@ impl std::fmt::Debug for Netstack {
     }
 }
 
-fn links(place: &Place, epoch: Instant) -> [Link; 2] {
-    [Link::new(place.mtu, epoch), Link::new(place.mtu.min(NARROW_MTU), epoch)]
-}
-
 /// Completes a segment, or says how the engine is to cut it.
 fn finish(buffer: &mut [u8], emitted: Emitted) -> Offload {
     let packet = &mut buffer[..emitted.len];
@@ -309,8 +304,6 @@ fn finish(buffer: &mut [u8], emitted: Emitted) -> Offload {
     Offload { kind, header_len, segment_size, partial_checksum: None }
 }
 
-/// The least MTU of IPv6, which every path has (RFC 8200 §5).
-const NARROW_MTU: u16 = 1280;
 /// Answers to refused packets that one peer may get at once: a browser that tries a dozen closed ports.
 const ANSWERS_BURST: u32 = 64;
 /// And then one per so long: 100 a second, as Linux allows (`icmp_msgs_per_sec` is for all of them).

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use adit_mesh_proto::PeerId;
-use smoltcp::socket::tcp::{Socket, State};
+use smoltcp::socket::tcp::{CongestionControl, Socket, State};
 use tokio::sync::{mpsc, oneshot};
 
 use super::demux::Netstack;
 use super::drops::StackDrop;
-use super::link::Emitted;
-use super::packet::{FourTuple, Segment};
+use super::link::{Emitted, Width, smoltcp_time};
+use super::packet::{FourTuple, PartialAck, Segment};
 use super::shared::{Connect, Port, TcpPort, add};
 use super::stream::{Connection, Stream};
 use super::{ConnectError, ephemeral_ports};
@@ -32,6 +32,10 @@ pub(super) struct Entry {
     delays_ack: bool,
     /// Its segments must be short.
     is_narrow: bool,
+    /// Segments of the first flight that are still to be sent.
+    first_flight: u8,
+    /// What the peer has acknowledged.
+    acknowledged: Option<u32>,
     /// Nobody holds the stream: latest end.
     ends_at: Option<Instant>,
     /// Over on both sides, and the peer has been told: only what it repeats is answered.
@@ -64,6 +68,8 @@ impl Entry {
             is_ready: false,
             delays_ack: false,
             is_narrow: false,
+            first_flight: FIRST_FLIGHT,
+            acknowledged: None,
             ends_at: None,
             is_quiet: false,
             state: State::Closed,
@@ -76,8 +82,12 @@ impl Entry {
         self.state == State::TimeWait
     }
 
-    fn link(&self) -> usize {
-        usize::from(self.is_narrow)
+    fn width(&self) -> Width {
+        match (self.is_narrow, self.first_flight) {
+            (true, _) => Width::Narrow,
+            (false, 0) => Width::Wide,
+            (false, _) => Width::Single,
+        }
     }
 }
 
@@ -143,7 +153,7 @@ impl Netstack {
         let mut held = connection.lock();
         let socket = held.socket();
         socket.set_timeout(Some(CONNECT_TIMEOUT));
-        let connected = socket.connect(self.links[0].context(), remote, tuple.local);
+        let connected = socket.connect(self.links.of(Width::Wide).context(), remote, tuple.local);
         drop(held);
         // Port 0 or the unspecified address.
         connected.map_err(|_| ConnectError::NoAddress)?;
@@ -171,8 +181,19 @@ impl Netstack {
         let delay = (is_small || entry.delays_ack).then_some(ACK_DELAY);
         held.socket().set_ack_delay(delay);
         entry.delays_ack |= is_small && segment.payload_len > 0;
-        let link = entry.link();
-        self.links[link].ingress(packet, &mut held.sockets, &mut self.answers, now);
+        let link = self.links.of(entry.width());
+        let queued = held.socket().send_queue();
+        if segment.acknowledges() {
+            let before = entry.acknowledged.replace(segment.acknowledged).unwrap_or(segment.acknowledged);
+            let mut steps = steps(before, segment.acknowledged, queued).peekable();
+            if steps.peek().is_some() {
+                let mut partial = PartialAck::of(segment, packet);
+                for step in steps {
+                    link.ingress(partial.up_to(step), &mut held.sockets, &mut self.answers, now);
+                }
+            }
+        }
+        link.ingress(packet, &mut held.sockets, &mut self.answers, now);
         drop(held);
         self.settle(&tuple, Cause::Packet, now);
         self.mark(&tuple);
@@ -183,21 +204,25 @@ impl Netstack {
     pub(super) fn drain(&mut self, tuple: &FourTuple, buffer: &mut [u8], now: Instant) -> Option<Emitted> {
         let entry = self.connections.get_mut(tuple)?;
         entry.is_ready = false;
-        let (connection, link, is_quiet) = (Arc::clone(&entry.connection), entry.link(), entry.is_quiet);
+        let (connection, is_quiet) = (Arc::clone(&entry.connection), entry.is_quiet);
         let mut held = connection.lock();
+        let link = self.links.of(entry.width());
         // smoltcp would throw away what has not been read yet when TIME-WAIT is over.
-        let emitted = match is_quiet {
-            true => None,
-            false => self.links[link].egress(buffer, &mut held.sockets, now),
-        };
-        if emitted.is_some() {
-            drop(held);
+        let emitted = if is_quiet { None } else { link.egress(buffer, &mut held.sockets, now) };
+        if let Some(emitted) = emitted {
             entry.delays_ack = false;
+            if entry.opening.is_none() && emitted.len > SHORT_PACKET && entry.first_flight > 0 {
+                entry.first_flight -= 1;
+                if entry.first_flight == 0 {
+                    held.socket().set_congestion_control(CongestionControl::Cubic);
+                }
+            }
+            drop(held);
             self.settle(tuple, Cause::Time, now);
             self.mark(tuple);
-            return emitted;
+            return Some(emitted);
         }
-        let at = if is_quiet { None } else { self.links[link].poll_at(&held.sockets, now) };
+        let at = if is_quiet { None } else { link.poll_at(&held.sockets, now) };
         let has_peer = held.socket().remote_endpoint().is_some();
         let abandoned = held.abandoned;
         drop(held);
@@ -292,6 +317,7 @@ impl Netstack {
             _ => {
                 held.socket().set_timeout(Some(SILENCE_TIMEOUT));
                 held.socket().set_keep_alive(Some(KEEP_ALIVE));
+                held.socket().set_congestion_control(CongestionControl::None);
             }
         }
         drop(held);
@@ -365,6 +391,18 @@ impl Netstack {
     }
 }
 
+/// smoltcp's window grows by one segment for each acknowledgement, however much that is for: receivers that join
+/// packets (GRO) acknowledge a whole train at once, and the window would grow by a segment in a round trip. One that is for
+/// many is therefore shown as the several that it stands for (RFC 3465 §2.1). All are for no more than `queued` bytes
+/// and our end.
+fn steps(before: u32, acknowledged: u32, queued: usize) -> impl Iterator<Item = u32> {
+    let bytes = acknowledged.wrapping_sub(before);
+    let is_fresh = usize::try_from(bytes).is_ok_and(|bytes| bytes <= queued + 1);
+    let step = ACK_STEP.max(bytes / ACK_STEPS_MAX);
+    let steps = if is_fresh { bytes.saturating_sub(1) / step } else { 0 };
+    (1..=steps).map(move |number| before.wrapping_add(number * step))
+}
+
 impl Opening {
     fn is_given_up(&self) -> bool {
         match self {
@@ -417,18 +455,27 @@ fn orphan(socket: &mut Socket<'_>, ends_at: Option<Instant>, now: Instant) -> Op
 
 /// Payload up to which an acknowledgement may wait for an answer to ride on.
 const SMALL_PAYLOAD: usize = 1024;
+/// Bytes of one step of [`steps`]: about a segment.
+const ACK_STEP: u32 = 1368;
+/// Steps of one acknowledgement: a train of 45 segments has so many.
+const ACK_STEPS_MAX: u32 = 48;
+/// Segments that may be sent before the first of them is acknowledged (RFC 6928). smoltcp begins with two: its control
+/// begins when these are out.
+const FIRST_FLIGHT: u8 = 10;
+/// Packets up to this length carry no payload worth counting: headers with selective acknowledgements.
+const SHORT_PACKET: usize = 100;
 /// How long it waits: an answer of a server nearby takes less.
-const ACK_DELAY: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(10);
+const ACK_DELAY: smoltcp::time::Duration = smoltcp_time(Duration::from_millis(10));
 /// For the last packet of a handshake that a peer began.
-const HALF_OPEN_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(20);
+const HALF_OPEN_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(20));
 /// For the answer to a SYN of ours.
-const CONNECT_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
+const CONNECT_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(60));
 /// As the entry points' kernel sockets; finds peers that vanished.
-const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(180);
+const KEEP_ALIVE: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(180));
 /// Nothing heard for so long, keep-alives included, ends a connection.
-const SILENCE_TIMEOUT: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(600);
+const SILENCE_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(600));
 /// The same where nobody holds the stream any more.
-const ORPHAN_SILENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
+const ORPHAN_SILENCE: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(60));
 /// What nobody holds any more may take so long to deliver, however often the peer says that it has no room.
 const ORPHAN_MAX: Duration = Duration::from_secs(600);
 /// For the peer's end after ours, where nobody waits for it (Linux: `tcp_fin_timeout`).

@@ -20,6 +20,20 @@ pub(super) struct Link {
     epoch: Instant,
 }
 
+/// The links of a stack: smoltcp ties the length of segments to the interface, not to the connection.
+pub(super) struct Links([Link; 3]);
+
+/// How long the segments of a connection may be now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Width {
+    /// As the mesh's MTU says, and many at once where smoltcp can.
+    Wide,
+    /// As the mesh's MTU says, one by one.
+    Single,
+    /// As every path carries them: some path is narrower than the mesh.
+    Narrow,
+}
+
 /// What came out of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Emitted {
@@ -39,9 +53,20 @@ pub(super) struct Answers {
     overflows: u64,
 }
 
-impl Link {
-    /// A link for packets of at most `mtu` bytes.
+impl Links {
+    /// Links of a mesh whose packets have at most `mtu` bytes.
     pub(super) fn new(mtu: u16, epoch: Instant) -> Self {
+        let narrow = mtu.min(NARROW_MTU);
+        Self([Link::new(mtu, true, epoch), Link::new(mtu, false, epoch), Link::new(narrow, false, epoch)])
+    }
+
+    pub(super) fn of(&mut self, width: Width) -> &mut Link {
+        &mut self.0[width as usize]
+    }
+}
+
+impl Link {
+    fn new(mtu: u16, joins: bool, epoch: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = usize::from(mtu);
@@ -50,7 +75,8 @@ impl Link {
         // the segment is still to be cut.
         capabilities.checksum.ipv4 = Checksum::Tx;
         // smoltcp 0.14 cuts IPv6 itself: it would drop larger packets in `dispatch_ip`.
-        capabilities.segmentation.tcpv4 = NonZeroUsize::new(super_packet_len(usize::from(mtu)));
+        capabilities.segmentation.tcpv4 =
+            NonZeroUsize::new(super_packet_len(usize::from(mtu))).filter(|_| joins);
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = rand::random();
         let mut idle = Egress { buffer: &mut [], emitted: None, capabilities: &capabilities };
@@ -61,8 +87,7 @@ impl Link {
 
     /// The same moment on smoltcp's clock.
     pub(super) fn clock(&self, now: Instant) -> smoltcp::time::Instant {
-        let micros = now.saturating_duration_since(self.epoch).as_micros();
-        smoltcp::time::Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+        smoltcp::time::Instant::ZERO + smoltcp_time(now.saturating_duration_since(self.epoch))
     }
 
     /// For sockets that begin to connect.
@@ -101,7 +126,7 @@ impl Link {
     /// When the socket wants to be asked again.
     pub(super) fn poll_at(&mut self, sockets: &SocketSet<'static>, now: Instant) -> Option<Instant> {
         let at = self.interface.poll_at(self.clock(now), sockets)?;
-        Some(self.epoch + Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0)))
+        Some(self.epoch + Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or(0) / CLOCK_RATE))
     }
 }
 
@@ -233,6 +258,12 @@ impl TxToken for Slot<'_> {
     }
 }
 
+/// How long something takes on smoltcp's clock.
+#[expect(clippy::cast_possible_truncation, reason = "2^64 µs are half a million years")]
+pub(super) const fn smoltcp_time(duration: Duration) -> smoltcp::time::Duration {
+    smoltcp::time::Duration::from_micros(duration.as_micros() as u64 * CLOCK_RATE)
+}
+
 /// As many segments as one train holds: each is sealed and padded, and a train is at most one UDP send.
 fn super_packet_len(mtu: usize) -> usize {
     let segments = (TRAIN_BYTES_MAX / (mtu + SEALED_BYTES_MAX)).clamp(1, TRAIN_SEGMENTS_MAX);
@@ -240,6 +271,12 @@ fn super_packet_len(mtu: usize) -> usize {
     headers + segments * mtu.saturating_sub(headers)
 }
 
+/// smoltcp's clock runs so much faster than ours. It never repeats a lost segment in less than a second of its own
+/// (RFC 6298 §2.4), which is an age for a path whose round trip takes 20 ms; Linux has used 200 ms for decades. CUBIC
+/// measures time on the same clock and regains its window in a quarter of the time after a loss.
+const CLOCK_RATE: u64 = 4;
+/// The least MTU of IPv6, which every path has (RFC 8200 §5).
+const NARROW_MTU: u16 = 1280;
 /// UDP payload of one send.
 const TRAIN_BYTES_MAX: usize = 65_507;
 /// Segments of one send (`UDP_MAX_SEGMENTS` of older kernels).

@@ -28,9 +28,19 @@ pub(super) struct FourTuple {
 /// What the demultiplexer needs to know of a TCP segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segment {
+    pub(super) header: Header,
     pub(super) tuple: FourTuple,
     pub(super) flags: u8,
+    /// What it acknowledges, if it does.
+    pub(super) acknowledged: u32,
     pub(super) payload_len: usize,
+}
+
+/// A header without payload that acknowledges part of what a real one does.
+#[derive(Debug)]
+pub(super) struct PartialAck {
+    packet: [u8; IPV6_LEN + TCP_LEN],
+    transport: usize,
 }
 
 impl Header {
@@ -101,7 +111,14 @@ impl Header {
         if tuple.remote.port() == 0 || tuple.local.port() == 0 {
             return Err(StackDrop::Malformed);
         }
-        Ok(Segment { tuple, flags: header[13], payload_len: tcp.len() - header_len })
+        let acknowledged = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+        Ok(Segment {
+            header: *self,
+            tuple,
+            flags: header[13],
+            acknowledged,
+            payload_len: tcp.len() - header_len,
+        })
     }
 
     /// The ends and the payload of a UDP datagram, or of several joined.
@@ -132,8 +149,41 @@ impl Segment {
         self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
+    /// Whether it acknowledges something of an open connection, and nothing else happens.
+    pub(super) fn acknowledges(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == ACK
+    }
+
     pub(super) fn resets(&self) -> bool {
         self.flags & RST != 0
+    }
+}
+
+impl PartialAck {
+    /// A copy of the headers of `packet`, which `segment` was read from; without options, and with checksums that nobody
+    /// looks at.
+    pub(super) fn of(segment: &Segment, packet: &[u8]) -> Self {
+        let header = &segment.header;
+        let mut copy = [0; IPV6_LEN + TCP_LEN];
+        let transport = if header.source.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
+        copy[..transport].copy_from_slice(&packet[..transport]);
+        let tcp = &packet[header.transport..header.transport + TCP_LEN];
+        copy[transport..transport + TCP_LEN].copy_from_slice(tcp);
+        if header.source.is_ipv4() {
+            copy[0] = 0x45;
+            copy[2..4].copy_from_slice(&[0, 40]);
+        } else {
+            copy[4..6].copy_from_slice(&[0, 20]);
+        }
+        copy[transport + 12] = 5 << 4;
+        copy[transport + 13] = ACK;
+        Self { packet: copy, transport }
+    }
+
+    /// The packet that acknowledges up to here.
+    pub(super) fn up_to(&mut self, acknowledged: u32) -> &[u8] {
+        self.packet[self.transport + 8..self.transport + 12].copy_from_slice(&acknowledged.to_be_bytes());
+        &self.packet[..self.transport + TCP_LEN]
     }
 }
 

@@ -15,17 +15,17 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// How the wire treats datagrams that carry data.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wire {
+pub(crate) struct Wire {
     /// Of a thousand.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// Of a thousand: comes after the next one.
-    pub late: u64,
+    pub(crate) late: u64,
 }
 
 /// Both nodes' stacks; the first is 10.0.0.1 and fd00::1, the second 10.0.0.2 and fd00::2.
-pub struct Pair {
-    pub stacks: [Stack; 2],
-    pub lost: Arc<AtomicU64>,
+pub(crate) struct Pair {
+    pub(crate) stacks: [Stack; 2],
+    pub(crate) lost: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -34,22 +34,20 @@ pub struct Pair {
 struct Node {
     mesh: Mesh,
     stack: Netstack,
-    address: SocketAddr,
     /// Datagrams on their way to it.
     inbound: VecDeque<Vec<u8>>,
     held_back: Option<Vec<u8>>,
 }
 
 impl Pair {
-    pub fn new(wire: Wire, limits: Limits) -> Self {
+    pub(crate) fn new(wire: Wire, limits: Limits) -> Self {
         let mut nodes = Vec::new();
         let mut stacks = Vec::new();
         for number in 0..2 {
             let config = config(number);
             let (stack, handle) = Netstack::new(config.addresses.clone(), config.mtu, limits).unwrap();
             let mesh = Mesh::new(config, [number + 1; 32], Instant::now());
-            let address = outer(number);
-            nodes.push(Node { mesh, stack, address, inbound: VecDeque::new(), held_back: None });
+            nodes.push(Node { mesh, stack, inbound: VecDeque::new(), held_back: None });
             stacks.push(handle);
         }
         let stop = Arc::new(AtomicBool::new(false));

@@ -14,6 +14,7 @@ use prometheus::Registry;
 use serde_json::{Map, Value, json};
 
 use super::DaemonError;
+use crate::mesh_entry;
 
 /// The mesh of a process, if its configuration has one.
 #[derive(Debug)]
@@ -134,6 +135,7 @@ impl RunningNode {
         if let Some(stack) = node.stack() {
             metrics.stack.watch(stack);
         }
+        mesh_entry::route_through(node.stack(), &settings);
         let view = Arc::new(MeshView {
             settings: Mutex::new(Arc::new(settings.clone())),
             lane: node.lane().clone(),
@@ -165,11 +167,18 @@ impl RunningNode {
     /// Becomes exactly this, whatever the node is now.
     fn take(&mut self, settings: Mesh) -> Result<(), NodeError> {
         self.node.reconfigure(&settings, &self.settings)?;
+        mesh_entry::route_through(self.node.stack(), &settings);
         warn_of_forwarding(&settings);
         *self.view.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
         tracing::info!(interface = %settings.interface, peers = settings.peers.len(), "mesh changed");
         self.settings = settings;
         Ok(())
+    }
+}
+
+impl Drop for RunningNode {
+    fn drop(&mut self) {
+        mesh_entry::route_directly();
     }
 }
 
