@@ -28,6 +28,7 @@ fn main() {
                         query: "",
                         method: &method,
                         headers: &headers,
+                        content_length: None,
                         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                         mesh: None,
                     });

@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "interop/browser.rs"]
+mod browser;
 #[path = "interop/features.rs"]
 mod features;
 #[path = "interop/floods.rs"]
@@ -14,6 +16,8 @@ mod h2_shapes;
 mod ingress;
 #[path = "interop/relay.rs"]
 mod relay;
+#[path = "interop/responses.rs"]
+mod responses;
 #[path = "interop/shapes.rs"]
 mod shapes;
 #[path = "interop/slow.rs"]

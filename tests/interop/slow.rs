@@ -112,6 +112,22 @@ fn slow_thousands_of_idle_connections_hurt_nobody_else() {
 }
 
 #[test]
+fn a_full_entry_point_says_so_and_goes_on_when_someone_leaves() {
+    let mut ingress = Ingress::to("http://127.0.0.1:1");
+    ingress.more.push_str("limits: { connections: 2 }\n");
+    let adit = ingress.start();
+    let web = adit.entry_point("web");
+    let full = || adit.metric("adit_proxy_refused_total{reason=\"connections_full\"}");
+    let mut early: Vec<Visitor> = (0..2).map(|_| Visitor::connect(web).expect("within the limit")).collect();
+    assert_eq!(early[1].get("a.test", "/").expect("an answer").status, 502);
+    wait_for("the limit to be counted", || (full() == 1.0).then_some(()));
+    let mut late = Visitor::connect(web).expect("the system takes it");
+    early.pop();
+    assert_eq!(late.get("a.test", "/").expect("an answer").status, 502);
+    wait_for("the limit to bite again", || (full() == 2.0).then_some(()));
+}
+
+#[test]
 fn the_soft_limit_on_descriptors_is_raised() {
     let folder = TempFolder::new("descriptors");
     let configuration = "entryPoints: { web: { address: \"127.0.0.1:0\" } }\nadmin: { address: \"127.0.0.1:0\" }\n\

@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 
 use crate::ingress::{Ingress, serve};
@@ -14,7 +15,9 @@ use crate::support::adit::Adit;
 use crate::support::haproxy::Haproxy;
 use crate::support::nginx::Nginx;
 use crate::support::process::Process;
-use crate::support::{PATIENCE, find_program, http_get, note, project_root, require, require_python_with};
+use crate::support::{
+    PATIENCE, TempFolder, find_program, http_get, note, project_root, require, require_python_with,
+};
 
 #[test]
 fn slow_smuggling_shapes_before_nginx() {
@@ -43,19 +46,33 @@ fn slow_smuggling_shapes_before_python() {
 
 #[test]
 fn slow_smuggling_shapes_before_node_and_go() {
-    for (program, arguments) in [("node", &["uri_server.js"][..]), ("go", &["run", "uri_server.go"])] {
+    let folder = TempFolder::new("origins");
+    for program in ["node", "go"] {
         // Large packages, so that CI does without; the three above cover the same ground.
         let Some(found) = find_program(program) else {
             note(&format!("skipped: `{program}` is not installed"));
             continue;
         };
-        let mut command = Command::new(found);
-        command.current_dir(project_root().join("tests/peer")).args(arguments);
-        let mut process = Process::start(program, &mut command);
+        let mut process = Process::start(program, &mut origin(program, &found, &folder));
         let line = process.wait_for_line("listening on ");
         let port = line.rsplit(' ').next().and_then(|port| port.trim().parse().ok()).expect("a port");
         try_all(program, SocketAddr::from(([127, 0, 0, 1], port)));
     }
+}
+
+/// What starts the server that is written in `program`'s language.
+fn origin(program: &str, found: &Path, folder: &TempFolder) -> Command {
+    let source = |name: &str| project_root().join("tests/peer").join(name);
+    if program == "node" {
+        let mut command = Command::new(found);
+        command.arg(source("uri_server.js"));
+        return command;
+    }
+    let binary = folder.path().join("uri_server");
+    let mut build = Command::new(found);
+    let built = build.arg("build").arg("-o").arg(&binary).arg(source("uri_server.go")).status();
+    assert!(built.is_ok_and(|status| status.success()), "go builds its server");
+    Command::new(binary)
 }
 
 fn try_all(name: &str, origin: SocketAddr) {

@@ -25,7 +25,9 @@ def one(address, headers, content=None):
 def trailers(address, fields):
     """Content, then these fields as trailers."""
     connection = Connection(address)
-    stream = connection.request(head(method="POST", more=[("te", "trailers")]), end=False)
+    announced = ", ".join(name for name, _ in fields if not name.startswith(":"))
+    more = [("te", "trailers"), ("trailer", announced)]
+    stream = connection.request(head(method="POST", more=more), end=False)
     connection.data(stream, b"hello", end=False)
     block = connection.encoder.encode(fields)
     connection.send(HeadersFrame(stream, block, flags=["END_HEADERS", "END_STREAM"]))

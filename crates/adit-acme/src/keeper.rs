@@ -374,12 +374,12 @@ impl Keeper {
         let mut usable: Vec<&Issued> = Vec::new();
         for wanted in &wanted {
             let held = self.held(wanted);
-            usable.extend(held.filter(|held| !usable.iter().any(|other| other.chain == held.chain)));
+            usable.extend(held.filter(|held| !usable.iter().any(|other| std::ptr::eq(*other, *held))));
             statuses.push(self.status(wanted, held));
         }
         let count = |state| statuses.iter().filter(|status| status.state == state).count();
         let states = [CertificateState::Valid, CertificateState::Waiting, CertificateState::Failed];
-        if !self.parts.publish(&self.name, self.id, usable.into_iter().cloned().collect()) {
+        if !self.parts.publish(&self.name, self.id, &usable) {
             return;
         }
         self.parts.metrics.states(&self.name, states.map(|state| (state.name(), count(state))));

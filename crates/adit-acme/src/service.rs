@@ -53,16 +53,16 @@ struct Running {
 
 impl Parts {
     /// Takes a resolver's certificates if its task is still the one in charge; says whether it is.
-    pub(crate) fn publish(&self, resolver: &str, id: u64, certificates: Vec<Issued>) -> bool {
+    pub(crate) fn publish(&self, resolver: &str, id: u64, certificates: &[&Issued]) -> bool {
         let mut published = self.published.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((in_charge, have)) = published.get_mut(resolver) else { return false };
         if *in_charge != id {
             return false;
         }
         let is_same = have.len() == certificates.len()
-            && have.iter().zip(&certificates).all(|(have, new)| have.chain == new.chain);
+            && have.iter().zip(certificates).all(|(have, new)| have.chain == new.chain);
         if !is_same {
-            *have = certificates;
+            *have = certificates.iter().copied().cloned().collect();
             (self.sink)(all(&published));
         }
         true

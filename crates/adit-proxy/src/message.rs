@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
-use crate::body::Body;
+use crate::body::{Body, Length};
 use crate::middleware::TlsInfo;
 
 /// A request as a listener or a tunnel hands it on: head parsed and checked, body not yet read.
@@ -73,6 +73,16 @@ impl Visitor {
     pub fn address_text(&self) -> Option<&HeaderValue> {
         let make = || HeaderValue::try_from(self.remote.ip().to_canonical().to_string()).ok();
         self.address.0.get_or_init(make).as_ref()
+    }
+}
+
+impl Request {
+    /// Bytes of content, if there is any and its sender said how much.
+    pub fn content_length(&self) -> Option<u64> {
+        match self.body.length() {
+            Length::Known(bytes) if bytes > 0 => Some(bytes),
+            _ => None,
+        }
     }
 }
 

@@ -237,7 +237,8 @@ impl Exchange {
         }
         if let Some(entry) = &mut self.entry {
             let log = &ctx.log;
-            entry.service.clone_from(&log.service);
+            // Traefik names the service where it chooses a server.
+            entry.service = log.service.clone().filter(|_| log.service_url.is_some());
             entry.service_url.clone_from(&log.service_url);
             entry.origin_status = log.origin_status.map(|status| status.as_u16());
             entry.origin_duration = log.origin_duration;

@@ -10,7 +10,8 @@ use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
 use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
-use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict};
+
+use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict, length_of};
 use clap::ArgMatches;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Uri, Version};
@@ -154,6 +155,7 @@ impl Asked {
             query: cleaned.query(&request),
             method: &request.method,
             headers: &request.headers,
+            content_length: length_of(&request.headers),
             peer: self.from.to_canonical(),
             mesh: mesh.map(|peer| &**peer),
         };

@@ -91,6 +91,7 @@ fn run(matches: &ArgMatches) -> ExitCode {
 /// Runs a daemon to its end; the exit code says how it ended (`decisions.md` 12).
 fn start(source: Source, announce: bool) -> ExitCode {
     let exit_config = if source.is_cloudflared() { 1 } else { EXIT_CONFIG };
+    let begun = std::time::SystemTime::now();
     let config = match source.load() {
         Ok(config) => config,
         Err(problems) => return fail(exit_config, &problems.to_string()),
@@ -108,7 +109,7 @@ fn start(source: Source, announce: bool) -> ExitCode {
     };
     let code = runtime.block_on(async {
         match Daemon::start(source, config, level).await {
-            Ok(daemon) => Box::pin(daemon.run(announce)).await,
+            Ok(daemon) => Box::pin(daemon.run(announce, begun)).await,
             Err(error) => {
                 tracing::error!(error = %ingress::chain(&error), "cannot start");
                 1

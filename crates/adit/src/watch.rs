@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use notify::event::ModifyKind;
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -88,7 +88,10 @@ struct Survey {
 
 impl FileWatch {
     /// Starts watching; where the system cannot, only the poll notices changes, and the log says so.
-    pub(crate) fn start(watched: Watched) -> Self {
+    ///
+    /// What was written from `since` on, when the configuration began to be read, may have been read before or after: it
+    /// counts as changed.
+    pub(crate) fn start(watched: Watched, since: SystemTime) -> Self {
         let (sender, events) = mpsc::channel(1);
         let concern = Arc::new(Mutex::new(Concern::default()));
         let ours = Arc::clone(&concern);
@@ -121,6 +124,13 @@ impl FileWatch {
             polling: None,
         };
         watch.seen = watch.look();
+        let is_fresh = |file: &PathBuf| {
+            let modified = std::fs::metadata(file).and_then(|metadata| metadata.modified());
+            modified.is_ok_and(|modified| modified + MODIFIED_GRAIN >= since)
+        };
+        if watch.seen.keys().any(is_fresh) {
+            (watch.seen, watch.stirred) = (Contents::new(), true);
+        }
         watch
     }
 
@@ -161,8 +171,11 @@ impl FileWatch {
                 }
             }
             (self.stirred, self.half_written) = (false, None);
+            // What is only read a second time at the start delays no first change.
+            if !self.seen.is_empty() {
+                self.quiet_until = Instant::now() + self.watched.throttle;
+            }
             self.seen = now;
-            self.quiet_until = Instant::now() + self.watched.throttle;
             return;
         }
     }
@@ -325,6 +338,8 @@ fn folder_of(file: &Path) -> PathBuf {
     }
 }
 
+/// By how much the times that the system writes beside files lag behind its clock, at most.
+const MODIFIED_GRAIN: Duration = Duration::from_millis(10);
 /// After the last event.
 const SETTLE_TIME: Duration = Duration::from_millis(100);
 /// After the first.
@@ -348,7 +363,7 @@ mod tests {
             std::fs::create_dir_all(root.join("dyn")).unwrap();
             std::fs::write(root.join("dyn/a.yml"), "a").unwrap();
             let watched = Watched { files: Vec::new(), folder: Some(root.join("dyn")), throttle };
-            Self { watch: FileWatch::start(watched), root }
+            Self { watch: FileWatch::start(watched, SystemTime::now() + Duration::from_secs(60)), root }
         }
 
         fn write(&self, file: &str, text: &str) {
@@ -426,6 +441,25 @@ mod tests {
         scene.write("dyn/a.yml", "");
         assert!(scene.changes().await);
         assert_eq!(scene.watch.seen.values().filter(|content| **content == Content::Empty).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_changed_while_the_configuration_was_read_is_noticed() {
+        let scene = Scene::new("begun", Duration::ZERO);
+        let mut watch = FileWatch::start(scene.watch.watched.clone(), SystemTime::UNIX_EPOCH);
+        timeout(Duration::from_secs(20), watch.changed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_first_change_is_taken_at_once_and_the_next_one_waits() {
+        let mut scene = Scene::new("throttled", Duration::from_secs(3600));
+        scene.watch.seen.clear();
+        scene.watch.stirred = true;
+        assert!(scene.changes().await, "nothing is known of what was there at the start");
+        scene.write("dyn/a.yml", "b");
+        assert!(scene.changes().await);
+        scene.write("dyn/a.yml", "c");
+        assert!(timeout(SETTLE_TIME * 5, scene.watch.changed()).await.is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub(crate) use self::edge::random_secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{Config, DynamicFiles, FileProvider, Problems};
 use adit_mesh::NodeError;
@@ -118,14 +118,11 @@ impl Daemon {
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
         let proxy_metrics = Arc::new(Metrics::new(&registry)?);
-        let reloads = reload_counter(&registry)?;
+        let reloads = register_reloads(&registry)?;
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
-        let traefik = traefik(&config, &registry)?;
-        if traefik.is_some() {
-            registry.register(Box::new(proxy_metrics.open_connections()))?;
-        }
+        let traefik = traefik(&config, &registry, &proxy_metrics)?;
         let acme = AcmeViews::new(&registry)?;
         let ingress = RunningIngress::start(&config, &acme, |generation| {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
@@ -146,7 +143,6 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
-        ingress.open_orders();
         let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
@@ -182,10 +178,18 @@ impl Daemon {
     }
 
     /// Serves until told to stop; the exit code.
-    pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
-        // Before anybody is told that we are ready, and may write the next version.
-        let mut watch = FileWatch::start(self.watched());
+    pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
+        // Before anybody is told that we are ready, and may send a signal or write the next version.
+        let mut signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for signals");
+                return 1;
+            }
+        };
+        let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
+        self.ingress.open_orders();
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
             crate::print(&announce::text(
@@ -195,13 +199,6 @@ impl Daemon {
                 self.admin_address,
             ));
         }
-        let mut signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals");
-                return 1;
-            }
-        };
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();
@@ -472,11 +469,23 @@ fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// Traefik's metrics, where the configuration wants them; the start counts as the first reload.
-fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
+fn traefik(
+    config: &Config,
+    registry: &Registry,
+    proxy: &Metrics,
+) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
     let Some(settings) = &config.metrics.prometheus else { return Ok(None) };
+    registry.register(Box::new(proxy.open_connections()))?;
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
+}
+
+fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
+    let reloads = IntCounterVec::new(about, &["result"])?;
+    registry.register(Box::new(reloads.clone()))?;
+    Ok(reloads)
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
@@ -487,13 +496,6 @@ fn grace(source: &Source, config: &Config) -> Duration {
         Some(tunnel) => tunnel.grace_period.min(whole),
         None => whole,
     }
-}
-
-fn reload_counter(registry: &Registry) -> prometheus::Result<IntCounterVec> {
-    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
-    let reloads = IntCounterVec::new(about, &["result"])?;
-    registry.register(Box::new(reloads.clone()))?;
-    Ok(reloads)
 }
 
 /// cloudflared's `build_info` (tunnel-protocol.md §8.3), which dashboards join on.

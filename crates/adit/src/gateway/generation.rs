@@ -277,6 +277,7 @@ impl Generation {
             query: cleaned.query(request),
             method: &request.method,
             headers: &request.headers,
+            content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
             mesh: self
                 .identify(&request.visitor.entry_point, request.visitor.remote.ip())

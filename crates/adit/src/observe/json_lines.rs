@@ -107,6 +107,11 @@ enum Field {
     GzipRatio,
 }
 
+/// Groups of the mesh's peer, separated by commas; none where there is no peer.
+fn groups(entry: &Entry) -> String {
+    entry.mesh.as_ref().map(|peer| peer.groups.join(",")).unwrap_or_default()
+}
+
 /// Writes a value and a comma; false if this request has none.
 fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock: &mut Clock) -> bool {
     let origin = entry.origin_duration.unwrap_or_default();
@@ -155,13 +160,8 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
             return json_some(line, address.split(['/', '?']).next().unwrap_or_default());
         }
         Field::Reason => return json_some(line, entry.reason),
-        Field::MeshPeer => {
-            return json_some(line, entry.mesh.as_ref().map_or("", |peer| &peer.name));
-        }
-        Field::MeshGroups => {
-            let groups = entry.mesh.as_ref().map(|peer| peer.groups.join(",")).unwrap_or_default();
-            return json_some(line, &groups);
-        }
+        Field::MeshPeer => return json_some(line, entry.mesh.as_ref().map_or("", |peer| &peer.name)),
+        Field::MeshGroups => return json_some(line, &groups(entry)),
         Field::TlsVersion => return json_some(line, tls.map_or("", |tls| tls.version)),
         Field::TlsCipher => return json_some(line, tls.map_or("", |tls| tls.cipher)),
         Field::TlsClientSubject => {
@@ -169,7 +169,9 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
             return json_some(line, subject.as_deref().unwrap_or_default());
         }
         Field::GzipRatio => {
-            if entry.origin_status.is_none() || entry.bytes == 0 || entry.bytes == entry.origin_bytes {
+            // A refusal has a ratio too, of nothing.
+            let is_known = entry.origin_status.is_some() || !entry.reason.is_empty();
+            if !is_known || entry.bytes == 0 || entry.bytes == entry.origin_bytes {
                 return false;
             }
             #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]

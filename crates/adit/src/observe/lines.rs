@@ -365,6 +365,22 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_has_a_ratio_of_nothing() {
+        let refused = Entry {
+            status: 403,
+            bytes: 10,
+            origin_bytes: 0,
+            origin_status: None,
+            reason: "denied",
+            ..entry()
+        };
+        let mut out = Vec::new();
+        Lines::new(&settings(AccessLogFormat::Json)).write(&mut out, &refused).unwrap();
+        let line: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&line["GzipRatio"], &line["OriginStatus"]), (&json!(0.0), &json!(0)));
+    }
+
+    #[test]
     fn what_is_dropped_is_dropped_from_columns_too() {
         let mut settings = settings(AccessLogFormat::Common);
         settings.fields.default_mode = FieldMode::Drop;
