@@ -28,6 +28,7 @@ fn main() {
                         query: "",
                         method: &method,
                         headers: &headers,
+                        content_length: None,
                         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
                         mesh: None,
                     });
@@ -54,6 +55,7 @@ fn table(size: usize) -> RouterTable<usize> {
         is_internal: false,
         entry_points: vec!["web".to_owned()],
         tls: false,
+        any_scheme: false,
         target: n,
     });
     let (table, disabled) = RouterTable::build(specs.collect::<Vec<_>>());

@@ -1,5 +1,7 @@
 //! The real binary, someone else's clients and origins: visitor → edge → tunnel → connector → origin.
 
+#[path = "end_to_end/acme.rs"]
+mod acme;
 #[path = "end_to_end/bodies.rs"]
 mod bodies;
 #[path = "end_to_end/failures.rs"]
@@ -8,6 +10,10 @@ mod failures;
 mod ingress;
 #[path = "end_to_end/ingress_check.rs"]
 mod ingress_check;
+#[path = "end_to_end/ingress_own.rs"]
+mod ingress_own;
+#[path = "end_to_end/ingress_tls.rs"]
+mod ingress_tls;
 #[path = "end_to_end/limits.rs"]
 mod limits;
 #[path = "end_to_end/operation.rs"]

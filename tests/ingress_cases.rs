@@ -7,9 +7,13 @@
 mod case;
 #[path = "ingress/daemon.rs"]
 mod daemon;
+#[path = "ingress/peers.rs"]
+mod peers;
 #[path = "ingress/servers.rs"]
 mod servers;
 mod support;
+#[path = "ingress/transport.rs"]
+mod transport;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,12 +26,15 @@ use servers::Servers;
 
 /// Runs all cases of one list, four at a time, and reports every one that differs.
 fn run(list: &str) {
+    run_by(list, |case, servers| Case::new(case).run(servers));
+}
+
+fn run_by(list: &str, run: impl Fn(&Value, &Servers) -> Result<(), String> + Sync) {
     let all: BTreeMap<String, Vec<Value>> = load();
     let wanted = std::env::var("ADIT_CASE").ok();
-    let cases: Vec<Case> = all[list]
+    let cases: Vec<&Value> = all[list]
         .iter()
         .filter(|case| wanted.as_deref().is_none_or(|id| case["id"].as_str().is_some_and(|c| c.contains(id))))
-        .map(Case::new)
         .collect();
     let next = AtomicUsize::new(0);
     let failures = Arc::new(Mutex::new(Vec::new()));
@@ -36,8 +43,8 @@ fn run(list: &str) {
             scope.spawn(|| {
                 let servers = Servers::start();
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(why) = case.run(&servers) {
-                        failures.lock().expect("no one panics").push(format!("{}: {why}", case.id()));
+                    if let Err(why) = run(case, &servers) {
+                        failures.lock().expect("no one panics").push(format!("{}: {why}", case["id"]));
                     }
                 }
             });
@@ -75,4 +82,10 @@ fn slow_middleware_cases() {
 #[test]
 fn slow_routing_and_service_cases() {
     run("routing_and_service_cases");
+}
+
+#[test]
+fn slow_transport_tls_and_reload_cases() {
+    // Those about Kubernetes have objects in place of a file; they belong to the crate that reads objects.
+    run_by("transport_tls_reload_cases", |case, servers| transport::run(case, servers).unwrap_or(Ok(())));
 }

@@ -25,10 +25,6 @@ impl Case {
         Self(value.clone())
     }
 
-    pub(crate) fn id(&self) -> &str {
-        self.0["id"].as_str().unwrap_or_default()
-    }
-
     /// Runs it; the difference if there is one.
     pub(crate) fn run(&self, servers: &Servers) -> Result<(), String> {
         servers.forget();

@@ -16,10 +16,13 @@ pub(crate) mod certificates;
 pub(crate) mod connector;
 pub(crate) mod curl;
 pub(crate) mod edge;
+pub(crate) mod haproxy;
+pub(crate) mod knot;
 pub(crate) mod load;
 pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod origin;
+pub(crate) mod pebble;
 pub(crate) mod process;
 pub(crate) mod visitor;
 
@@ -62,12 +65,17 @@ pub(crate) fn find_program(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).chain(daemons).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// A Python that has the packages of tests/peer/requirements.txt: `ADIT_PYTHON`, or the first `python3` if it has them.
+/// A Python that has what most tests need of tests/peer/requirements.txt.
 pub(crate) fn require_python() -> Option<PathBuf> {
+    require_python_with("aioquic, capnp, cryptography, websockets")
+}
+
+/// `ADIT_PYTHON`, or the first `python3`, if it has those of the packages of tests/peer/requirements.txt.
+pub(crate) fn require_python_with(packages: &str) -> Option<PathBuf> {
     let python = std::env::var_os("ADIT_PYTHON").map(PathBuf::from).or_else(|| find_program("python3"));
     let usable = python.filter(|python| {
-        let imports = "import aioquic, capnp, cryptography, websockets";
-        let status = Command::new(python).args(["-c", imports]).stderr(Stdio::null()).status();
+        let imports = format!("import {packages}");
+        let status = Command::new(python).args(["-c", &imports]).stderr(Stdio::null()).status();
         status.is_ok_and(|status| status.success())
     });
     if usable.is_none() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use crate::{
-    Config, Secret, check,
+    Config, EntryPointTransport, Secret, check,
     dynamic::{Block, PemSource},
     entry_points::duration,
     read::{Field, Section, Sink},
@@ -127,22 +127,55 @@ pub(crate) fn read_resolvers(field: &Field<'_>) -> BTreeMap<String, CertificateR
     field.named().into_iter().filter_map(read).collect()
 }
 
-/// Reports entry points that resolvers name and that do not exist, and, as long as nobody runs them, the resolvers.
+/// Reports entry points and resolvers that are named and do not exist, and what a CA will not find.
 pub(crate) fn check_resolvers(config: &Config, sink: &Sink<'_>) {
-    if !config.tls.resolvers.is_empty() {
-        sink.reject_at(
-            "certificatesResolvers",
-            "",
-            "certificates by ACME are not implemented in this version",
-        );
-    }
     for (name, resolver) in &config.tls.resolvers {
-        if let AcmeChallenge::Http { entry_point, .. } = &resolver.challenge
-            && !check::has_entry_point(config, sink, entry_point)
-        {
-            let key = format!("certificatesResolvers.{name}.acme.httpChallenge.entryPoint");
-            sink.reject_at(&key, entry_point, "there is no entry point of this name");
+        let key = format!("certificatesResolvers.{name}.acme");
+        match &resolver.challenge {
+            AcmeChallenge::Http { entry_point, .. } => {
+                check_http(config, sink, &format!("{key}.httpChallenge.entryPoint"), entry_point);
+            }
+            AcmeChallenge::Tls { .. } => check_tls(config, sink, &format!("{key}.tlsChallenge")),
+            AcmeChallenge::Dns(_) => {}
         }
+    }
+    for (name, entry_point) in &config.entry_points {
+        let resolver = entry_point.router_tls.as_ref().and_then(|tls| tls.cert_resolver.as_ref());
+        let written = |resolver: &str| sink.has(&format!("certificatesResolvers.{resolver}"));
+        if let Some(resolver) =
+            resolver.filter(|name| !config.tls.resolvers.contains_key(*name) && !written(name))
+        {
+            let key = format!("entryPoints.{name}.http.tls.certResolver");
+            sink.reject_at(&key, resolver, "there is no resolver of this name in `certificatesResolvers`");
+        }
+    }
+}
+
+/// RFC 8555 §8.3: the CA asks on port 80, in the clear.
+fn check_http(config: &Config, sink: &Sink<'_>, key: &str, name: &str) {
+    match config.entry_points.get(name) {
+        None if check::has_entry_point(config, sink, name) => {}
+        None => sink.reject_at(key, name, "there is no entry point of this name"),
+        Some(entry_point) if entry_point.transport == EntryPointTransport::Udp => {
+            sink.reject_at(key, name, "expected an entry point over TCP: the CA asks by HTTP");
+        }
+        Some(entry_point) if entry_point.address.port() != HTTP_PORT => {
+            let port = entry_point.address.port();
+            let note = format!("the CA asks on port 80: something must send what comes there to port {port}");
+            sink.warn_at(key, name, note);
+        }
+        Some(_) => {}
+    }
+}
+
+/// RFC 8737 §3: the CA asks on port 443; every entry point over TCP answers it.
+fn check_tls(config: &Config, sink: &Sink<'_>, key: &str) {
+    let over_tcp = || config.entry_points.values().filter(|e| e.transport == EntryPointTransport::Tcp);
+    if over_tcp().next().is_none() {
+        sink.reject_at(key, "", "there is no entry point over TCP that the CA could ask");
+    } else if over_tcp().all(|entry_point| entry_point.address.port() != HTTPS_PORT) {
+        let note = "the CA asks on port 443 and no entry point listens there: something must send it to one";
+        sink.warn_at(key, "", note);
     }
 }
 
@@ -307,6 +340,8 @@ fn read_external_account(field: &Field<'_>) -> Option<ExternalAccount> {
     Some(ExternalAccount { key_id: key_id?, key: key? })
 }
 
+const HTTP_PORT: u16 = 80;
+const HTTPS_PORT: u16 = 443;
 /// Keys of challenges.
 const CHALLENGES: [&str; 3] = ["dnsChallenge", "httpChallenge", "tlsChallenge"];
 /// Traefik's default CA.

@@ -8,7 +8,8 @@ use std::{
 use zeroize::Zeroizing;
 
 use crate::{
-    Admin, CertificateFiles, Config, Limits, Log, LogFormat, LogLevel, Problems, Shutdown, Tls, acme, check,
+    Admin, CertificateFiles, Config, InternalServices, Limits, Log, LogFormat, LogLevel, Problems, Shutdown,
+    Tls, acme, check,
     dynamic::{self, CertificatePair, Dynamic, PemSource, TlsCertificate},
     edge, entry_points, mesh, observing, providers,
     read::{Dialect, Field, Findings, Section, Sink},
@@ -139,8 +140,10 @@ struct Inline {
 }
 
 fn read_config(mut root: Section<'_>, loader: &Loader<'_>, inline: Inline) -> Config {
-    root.optional("ping", observing::check_ping);
-    root.optional("api", observing::check_api);
+    let internals = InternalServices {
+        ping: root.optional("ping", observing::check_ping).is_some(),
+        api: root.optional("api", observing::check_api).is_some(),
+    };
     root.itself().sink.absorb(inline.findings);
     root.leave(&dynamic::SECTIONS);
     let shutdown = root.optional("shutdown", read_shutdown).unwrap_or_default();
@@ -162,6 +165,7 @@ fn read_config(mut root: Section<'_>, loader: &Loader<'_>, inline: Inline) -> Co
         log: root.optional("log", read_log).unwrap_or_default(),
         access_log: root.optional("accessLog", observing::read_access_log),
         metrics: root.optional("metrics", observing::read_metrics).unwrap_or_default(),
+        internals,
         providers: root.optional("providers", providers::read_providers).unwrap_or_default(),
         dynamic: inline.dynamic,
         limits: root.optional("limits", read_limits).unwrap_or_default(),

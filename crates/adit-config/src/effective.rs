@@ -99,6 +99,7 @@ fn tunnel(tunnel: &Tunnel) -> Value {
         "disable-pmtu-discovery": tunnel.disable_pmtu_discovery,
         "warp-routing": warp_routing(&tunnel.warp_routing),
         "ingress": tunnel.ingress.to_effective(),
+        "entry-points": tunnel.entry_points,
     });
     if let Value::Object(rest) = rest {
         fields.extend(rest);

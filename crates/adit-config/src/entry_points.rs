@@ -56,7 +56,7 @@ fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPo
     entry_point.proxy_protocol = section.optional("proxyProtocol", read_proxy_protocol);
     section.set("udp", &mut entry_point.udp_timeout, read_udp);
     section.set("reusePort", &mut entry_point.reuse_port, Field::boolean);
-    section.refuse(&["allowACMEByPass"]);
+    section.set("allowACMEByPass", &mut entry_point.acme_bypass, Field::boolean);
     if let Some(field) = section.take("observability") {
         read_observability(&field, &mut entry_point);
     }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, Mesh, Metrics, Position, Providers,
-    Secret, TunnelCredentials, TunnelId, dynamic::Dynamic,
+    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, InternalServices, Mesh, Metrics,
+    Position, Providers, Secret, TunnelCredentials, TunnelId, dynamic::Dynamic,
 };
 
 /// The whole checked configuration of one process.
@@ -33,6 +33,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// Exporters of metrics beside the admin endpoint (`metrics`).
     pub metrics: Metrics,
+    /// Our own services that routers may name.
+    pub internals: InternalServices,
     /// Where further dynamic configuration comes from (`providers`).
     pub providers: Providers,
     /// Routers, services, middlewares and TLS written in this file (`http`, `tcp`, `udp`, `tls`), and the warnings of the
@@ -121,6 +123,8 @@ pub struct Tunnel {
     pub disable_pmtu_discovery: bool,
     /// Which origin answers what.
     pub ingress: Ingress,
+    /// Where routers answer what comes in: names of entry points that stand for the tunnel where no listener has them.
+    pub entry_points: Vec<String>,
     /// TCP and UDP flows routed by address.
     pub warp_routing: WarpRouting,
     /// Flags explicitly set, as pushed to the edge with the ingress rules (`tunnel-protocol.md §3.7`).
@@ -351,6 +355,7 @@ impl Tunnel {
             ingress,
             warp_routing: WarpRouting::default(),
             pushed_flags: BTreeMap::new(),
+            entry_points: ["web", "websecure"].map(str::to_owned).to_vec(),
         }
     }
 }

@@ -75,6 +75,9 @@ pub struct EntryPoint {
     pub udp_timeout: Duration,
     /// Whether several processes may listen on the same port (`SO_REUSEPORT`).
     pub reuse_port: bool,
+    /// Whether routers get requests for ACME challenges that are not ours (true; Traefik's default is false, and means so
+    /// only where it answers challenges itself).
+    pub acme_bypass: bool,
     /// Whether its requests are in the access log, unless their router says otherwise.
     pub access_logs: bool,
     /// Whether its requests are counted in metrics, unless their router says otherwise.
@@ -237,6 +240,15 @@ pub enum FieldMode {
     Redact,
 }
 
+/// Which of our own services routers may name (`api@internal`, …).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InternalServices {
+    /// `api@internal` and `dashboard@internal`: there is a section `api`.
+    pub api: bool,
+    /// `ping@internal`: there is a section `ping`.
+    pub ping: bool,
+}
+
 /// Exporters of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metrics {
@@ -294,6 +306,7 @@ impl EntryPoint {
             // Traefik's default.
             udp_timeout: Duration::from_secs(3),
             reuse_port: false,
+            acme_bypass: true,
             access_logs: true,
             metrics: true,
         }

@@ -1,5 +1,6 @@
 //! `accessLog`, `metrics`, `ping`, `api`: what is seen from outside, in Traefik's words.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::{
@@ -65,7 +66,7 @@ fn read_fields(field: &Field<'_>) -> Option<AccessLogFields> {
     let mut section = field.section()?;
     let mut fields = AccessLogFields::default();
     section.set("defaultMode", &mut fields.default_mode, |field| read_mode(field, false));
-    section.set("names", &mut fields.names, |field| field.objects(|field| read_mode(field, false)));
+    section.set("names", &mut fields.names, read_names);
     if let Some(mut headers) = section.take("headers").and_then(|field| field.section()) {
         headers.set("defaultMode", &mut fields.headers_default_mode, |field| read_mode(field, true));
         headers.set("names", &mut fields.headers, |field| field.objects(|field| read_mode(field, true)));
@@ -77,6 +78,21 @@ fn read_fields(field: &Field<'_>) -> Option<AccessLogFields> {
     }
     section.finish();
     Some(fields)
+}
+
+/// Modes by name of a field; a name that no line ever has would leave in what it was meant to keep out.
+fn read_names(field: &Field<'_>) -> Option<BTreeMap<String, FieldMode>> {
+    for (name, field) in field.named() {
+        if FIELDS.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            continue;
+        }
+        let expected = "there is no such field of the access log";
+        match crate::read::nearest(name, &FIELDS) {
+            Some(near) => field.reject_with(expected, format!("did you mean `{near}`?")),
+            None => field.reject(expected),
+        }
+    }
+    field.objects(|field| read_mode(field, false))
 }
 
 fn read_mode(field: &Field<'_>, may_redact: bool) -> Option<FieldMode> {
@@ -134,21 +150,23 @@ fn read_buckets(field: &Field<'_>) -> Option<Vec<Duration>> {
     Some(buckets)
 }
 
-/// `/ping` of the admin endpoint is always there; what would put it elsewhere is refused.
+/// `/ping` of the admin endpoint is always there, `ping@internal` if this section is.
 pub(crate) fn check_ping(field: &Field<'_>) -> Option<()> {
     optional_block(field, (), |section, ()| {
         check_entry_point(section);
-        section.refuse(&["manualRouting", "terminatingStatusCode"]);
+        section.refuse(&["terminatingStatusCode"]);
+        // Routing by hand, with `ping@internal`, is the only way there is.
+        section.optional("manualRouting", Field::boolean);
     })
 }
 
-/// `/api/...` of the admin endpoint is always there, and nowhere else.
+/// `/api/...` of the admin endpoint is always there, `api@internal` if this section is.
 pub(crate) fn check_api(field: &Field<'_>) -> Option<()> {
     optional_block(field, (), |section, ()| {
         section.refuse(&["basePath"]);
         for key in ["insecure", "dashboard", "debug", "disableDashboardAd", "dashboardName"] {
             if let Some(field) = section.take(key) {
-                field.warn("has no effect: the admin endpoint has `/api` and a page, and no entry point has");
+                field.warn("has no effect: the admin endpoint has `/api` and a page, entry points where a router names `api@internal`");
             }
         }
     })
@@ -186,3 +204,44 @@ const BUFFERED_LINES_MAX: u64 = 10_000;
 const BUCKETS_MAX: usize = 64;
 /// Name of Traefik's own entry point on port 8080.
 const INTERNAL_ENTRY_POINT: &str = "traefik";
+
+/// Fields of a line: Traefik's (`ingress-features.md §7.2`), and `RequestId` and `reason` of our own. The two ids of a trace
+/// are never there, because nothing is traced, but a file that drops them is not wrong.
+const FIELDS: [&str; 36] = [
+    "StartUTC",
+    "StartLocal",
+    "Duration",
+    "RouterName",
+    "ServiceName",
+    "ServiceURL",
+    "ServiceAddr",
+    "ClientAddr",
+    "ClientHost",
+    "ClientPort",
+    "ClientUsername",
+    "RequestAddr",
+    "RequestHost",
+    "RequestPort",
+    "RequestMethod",
+    "RequestPath",
+    "RequestProtocol",
+    "RequestScheme",
+    "RequestContentSize",
+    "OriginDuration",
+    "OriginContentSize",
+    "OriginStatus",
+    "DownstreamStatus",
+    "DownstreamContentSize",
+    "RequestCount",
+    "GzipRatio",
+    "Overhead",
+    "RetryAttempts",
+    "TLSVersion",
+    "TLSCipher",
+    "TLSClientSubject",
+    "entryPointName",
+    "RequestId",
+    "reason",
+    "TraceId",
+    "SpanId",
+];

@@ -101,6 +101,17 @@ impl<'a> Sink<'a> {
         });
     }
 
+    /// As [`Self::reject_at`] for what is accepted and still worth a line.
+    pub(crate) fn warn_at(&self, path: &str, value: &str, note: impl Into<String>) {
+        let position = self.origins.borrow().get(path).and_then(|origin| origin.position);
+        self.warn(Problem {
+            position,
+            key: path.to_owned(),
+            value: value.to_owned(),
+            ..Problem::of_file(self.file, note)
+        });
+    }
+
     /// Whether anything was written at a key path.
     pub(crate) fn has(&self, path: &str) -> bool {
         self.origins.borrow().contains_key(path)
@@ -228,8 +239,11 @@ impl<'a> Field<'a> {
     {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         self.parse(&expected, |text| {
-            let number = text.parse::<u64>().ok().filter(|number| range.contains(number))?;
-            T::try_from(number).ok()
+            let number = match self.sink.dialect {
+                Dialect::Traefik => u64::try_from(self.whole_of(text)?).ok()?,
+                _ => text.parse::<u64>().ok()?,
+            };
+            T::try_from(number).ok().filter(|_| range.contains(&number))
         })
     }
 

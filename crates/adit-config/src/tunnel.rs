@@ -51,6 +51,9 @@ pub(crate) fn read_tunnel(field: &Field<'_>, loader: &Loader<'_>, grace_period: 
     let file_credentials = file.as_ref().and_then(|file| file_tunnel(file, &mut tunnel, field, loader));
     tunnel.name = section.optional("name", read_name).or(tunnel.name);
     section.refuse(&LATER_KEYS);
+    section.set("entry-points", &mut tunnel.entry_points, |field| {
+        Some(field.texts().into_iter().map(|(text, _)| text.to_owned()).collect())
+    });
     read_settings(&mut section, &SECTION_KEYS, &mut tunnel);
     read_ingress(&mut section, file.map(|file| file.origin_request), &mut tunnel.ingress);
     let inline = read_credentials(&mut section, loader);

@@ -53,6 +53,20 @@ impl Node {
         Builder::new(file, LARGE_NODES_MAX).build(text)
     }
 
+    /// As [`Self::from_large_yaml`] for files of which only the first document counts, as in Go; the place of the second
+    /// comes back, if there is one.
+    pub(crate) fn from_first_document(
+        text: &str,
+        file: &str,
+    ) -> Result<(Self, Vec<Problem>, Option<Position>), Box<Problem>> {
+        if text.len() > LARGE_TEXT_BYTES_MAX {
+            return Err(Box::new(Problem::of_file(file, "file is longer than 16 MiB")));
+        }
+        let mut builder = Builder { takes_first: true, ..Builder::new(file, LARGE_NODES_MAX) };
+        let root = builder.read(text)?;
+        Ok((root, builder.problems, builder.second))
+    }
+
     /// Reads one JSON value; numbers and booleans count as plain scalars.
     pub(crate) fn from_json(text: &str, file: &str) -> Result<Self, Box<Problem>> {
         if text.len() > TEXT_BYTES_MAX {
@@ -128,25 +142,36 @@ struct Builder<'a> {
     nodes_max: usize,
     root: Option<Node>,
     problems: Vec<Problem>,
+    /// Whether a second document ends the reading instead of being refused.
+    takes_first: bool,
+    second: Option<Position>,
 }
 
 impl<'a> Builder<'a> {
     fn new(file: &'a str, nodes_max: usize) -> Self {
         let (open, anchors, problems) = (Vec::new(), HashMap::new(), Vec::new());
-        Self { file, open, anchors, nodes: 0, nodes_max, root: None, problems }
+        let (root, takes_first, second) = (None, false, None);
+        Self { file, open, anchors, nodes: 0, nodes_max, root, problems, takes_first, second }
     }
 
     fn build(mut self, text: &str) -> Result<(Node, Vec<Problem>), Box<Problem>> {
+        let root = self.read(text)?;
+        Ok((root, self.problems))
+    }
+
+    fn read(&mut self, text: &str) -> Result<Node, Box<Problem>> {
         let mut parser = Parser::new(StrInput::new(text));
         while let Some(event) = parser.next_event() {
             match event {
                 Ok((event, span)) => self.handle_event(event, position_of(&span.start))?,
                 Err(error) => return Err(self.problem(position_of(error.marker()), error.info())),
             }
+            if self.second.is_some() {
+                break;
+            }
         }
-        let root =
-            self.root.unwrap_or(Node { position: Some(Position { line: 1, column: 1 }), value: Value::Null });
-        Ok((root, self.problems))
+        let nothing = || Node { position: Some(Position { line: 1, column: 1 }), value: Value::Null };
+        Ok(self.root.take().unwrap_or_else(nothing))
     }
 
     fn handle_event(&mut self, event: Event<'_>, position: Position) -> Result<(), Box<Problem>> {
@@ -180,6 +205,10 @@ impl<'a> Builder<'a> {
                 self.spend(node.count(), position)?;
                 self.check_depth(self.open.len() + node.depth(), position)?;
                 self.add(node, 0, position)
+            }
+            Event::DocumentStart(_) if self.root.is_some() && self.takes_first => {
+                self.second = Some(position);
+                Ok(())
             }
             Event::DocumentStart(_) if self.root.is_some() => {
                 Err(self.problem(position, "only one document is allowed in a file"))

@@ -89,13 +89,9 @@ fn middlewares_are_read_and_wrong_ones_stay_alone() {
     assert_eq!(forward.response_body_bytes_max, Some(10));
     let Middleware::PassTlsClientCert(pass) = middleware("pass") else { panic!() };
     assert!(pass.info.as_ref().unwrap().subject.unwrap().organizational_unit);
-    for (name, reason) in [
-        ("off", "of no kind"),
-        ("three", "several kinds"),
-        ("foreign", "plugins"),
-        ("redis", "Redis"),
-        ("oldheaders", "redirectScheme"),
-    ] {
+    for (name, reason) in
+        [("off", "of no kind"), ("three", "several kinds"), ("foreign", "plugins"), ("redis", "Redis")]
+    {
         let Middleware::Invalid(found) = middleware(name) else { panic!("{name}") };
         assert!(found.contains(reason), "{found}");
     }
@@ -266,4 +262,74 @@ proptest! {
         let _ = Dynamic::parse(&text, "t", Format::Yaml);
         let _ = Dynamic::parse(&text, "t", Format::Toml);
     }
+}
+
+#[test]
+fn a_negative_limit_of_bytes_disables_the_middleware_instead_of_lifting_the_limit() {
+    for key in ["maxRequestBodyBytes", "memRequestBodyBytes", "maxResponseBodyBytes", "memResponseBodyBytes"]
+    {
+        let dynamic =
+            yaml(&format!("http: {{ middlewares: {{ m: {{ buffering: {{ {key}: -1 }} }} }} }}")).unwrap();
+        let Middleware::Invalid(fault) = &dynamic.http.middlewares["m"] else { panic!("{key}") };
+        assert!(fault.contains(key), "{fault}");
+    }
+}
+
+#[test]
+fn removed_header_options_are_served_with_a_warning() {
+    let dynamic = yaml(
+        "http: { middlewares: { m: { headers: { sslRedirect: true, sslHost: a.test, frameDeny: true } } } }",
+    )
+    .unwrap();
+    let Middleware::Headers(headers) = &dynamic.http.middlewares["m"] else { panic!() };
+    assert!(headers.frame_deny);
+    let warnings: Vec<String> = dynamic.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("`redirectScheme`"), "{warnings:?}");
+}
+
+#[test]
+fn numbers_are_read_as_gos_yaml_has_them() {
+    for (text, want) in [
+        ("0x3", 3),
+        ("0o17", 15),
+        ("017", 15),
+        ("0b11", 3),
+        ("1_000", 1000),
+        ("1e3", 1000),
+        ("2.0", 2),
+        ("+4", 4),
+    ] {
+        let dynamic =
+            yaml(&format!("http: {{ middlewares: {{ m: {{ inFlightReq: {{ amount: {text} }} }} }} }}"))
+                .unwrap();
+        let Middleware::InFlightReq(limit) = &dynamic.http.middlewares["m"] else { panic!("{text}") };
+        assert_eq!(limit.amount, want, "{text}");
+    }
+    for text in ["'0x3'", "1.5", "0x", "0x-3", "0xg", "e3", "1e99", "inf", "nan", "1__e"] {
+        let text = format!("http: {{ middlewares: {{ m: {{ inFlightReq: {{ amount: {text} }} }} }} }}");
+        assert!(yaml(&text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn only_the_first_document_counts() {
+    let text = "http: { routers: { a: { rule: 'Path(`/`)', service: s } } }\n---\nhttp: [what\n";
+    let dynamic = yaml(text).unwrap();
+    assert_eq!(dynamic.http.routers.len(), 1);
+    assert!(dynamic.warnings[0].to_string().contains(":2:"), "{}", dynamic.warnings[0]);
+    assert!(yaml("---\nhttp: {}\n").is_err(), "an empty block stays a problem");
+    assert!(yaml("---\n").unwrap().is_empty());
+}
+
+#[test]
+fn a_negative_duration_disables_at_most_its_object() {
+    let dynamic = yaml(
+        "http:\n  middlewares:\n    r: { retry: { attempts: 2, initialInterval: -1s } }\n    l: { rateLimit: { average: 1, period: -1s } }\n",
+    )
+    .unwrap();
+    let Middleware::Retry(retry) = &dynamic.http.middlewares["r"] else { panic!() };
+    assert_eq!(retry.initial_interval, Duration::ZERO);
+    let Middleware::Invalid(fault) = &dynamic.http.middlewares["l"] else { panic!() };
+    assert!(fault.contains("period"), "{fault}");
 }

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::HeaderName;
 use thiserror::Error;
 
 /// Chunks on their way from one socket to another, in order.
@@ -52,6 +53,8 @@ pub enum Length {
 pub struct Body {
     kind: Kind,
     length: Length,
+    /// Names that may trail; none for all.
+    trailing: Option<Box<[HeaderName]>>,
 }
 
 /// Why a body ended before its end.
@@ -94,7 +97,7 @@ impl BodyError {
 impl Body {
     /// No content.
     pub fn empty() -> Self {
-        Self { kind: Kind::Empty, length: Length::Known(0) }
+        Self { kind: Kind::Empty, length: Length::Known(0), trailing: None }
     }
 
     /// Content that is in memory already.
@@ -103,12 +106,12 @@ impl Body {
         if bytes.is_empty() {
             return Self::empty();
         }
-        Self { length: Length::Known(bytes.len() as u64), kind: Kind::Full(bytes) }
+        Self { length: Length::Known(bytes.len() as u64), kind: Kind::Full(bytes), trailing: None }
     }
 
     /// Content that arrives while it is sent on.
     pub fn stream(source: impl BodySource + 'static, length: Length) -> Self {
-        Self { kind: Kind::Stream(Box::new(source)), length }
+        Self { kind: Kind::Stream(Box::new(source)), length, trailing: None }
     }
 
     /// What is known of the size.
@@ -144,10 +147,23 @@ impl Body {
 
     /// See [`BodySource::take_trailers`].
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
-        match &mut self.kind {
-            Kind::Stream(source) => source.take_trailers(),
-            _ => None,
+        let Kind::Stream(source) = &mut self.kind else { return None };
+        let trailers = source.take_trailers();
+        let Some(names) = &self.trailing else { return trailers };
+        let mut trailers = trailers?;
+        let unfit: Vec<HeaderName> = trailers.keys().filter(|name| !names.contains(name)).cloned().collect();
+        for name in unfit {
+            trailers.remove(name);
         }
+        (!trailers.is_empty()).then_some(trailers)
+    }
+
+    /// Lets only these fields trail, of those that might before.
+    pub fn limit_trailers(&mut self, mut names: Vec<HeaderName>) {
+        if let Some(before) = &self.trailing {
+            names.retain(|name| before.contains(name));
+        }
+        self.trailing = Some(names.into_boxed_slice());
     }
 
     /// See [`BodySource::poll_background`].
@@ -168,4 +184,34 @@ enum Kind {
     Empty,
     Full(Bytes),
     Stream(Box<dyn BodySource>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Trailed;
+
+    impl BodySource for Trailed {
+        fn poll_chunks(&mut self, _cx: &mut Context<'_>, _out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+            Poll::Ready(Ok(false))
+        }
+
+        fn take_trailers(&mut self) -> Option<HeaderMap> {
+            let names = ["x-a", "x-b", "remote-user"].map(HeaderName::from_static);
+            Some(names.into_iter().map(|name| (name, "1".parse().unwrap())).collect())
+        }
+    }
+
+    #[test]
+    fn trailers_can_only_become_fewer() {
+        let names = |names: &[&'static str]| names.iter().map(|name| HeaderName::from_static(name)).collect();
+        let mut body = Body::stream(Trailed, Length::Unknown);
+        body.limit_trailers(names(&["x-a", "x-b"]));
+        body.limit_trailers(names(&["x-b", "remote-user"]));
+        let trailers = body.take_trailers().unwrap();
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-b"]);
+        body.limit_trailers(Vec::new());
+        assert!(body.take_trailers().is_none());
+    }
 }

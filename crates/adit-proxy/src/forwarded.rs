@@ -72,33 +72,42 @@ impl ForwardedPolicy {
     ) -> bool {
         let peer = visitor.remote.ip().to_canonical();
         let trusted = self.trusts(peer);
-        if !trusted {
+        // One look at each name: most visitors claim nothing, and then there is nothing to look up.
+        let claims = headers.keys().any(|name| name.as_str().starts_with("x-"));
+        if !trusted && claims {
             for name in &CLAIMS {
                 headers.remove(name);
             }
         }
         remove_lookalikes(headers);
         remove_mesh_claims(headers);
+        let believed = trusted && claims;
         let scheme = match (visitor.secure, is_websocket && self.websocket_scheme) {
             (true, false) => "https",
             (false, false) => "http",
             (true, true) => "wss",
             (false, true) => "ws",
         };
-        set_absent(headers, &X_REAL_IP, || peer.to_string());
-        set_absent(headers, &X_FORWARDED_PROTO, || scheme.to_owned());
-        let is_secure = visitor.secure
-            || headers.get(&X_FORWARDED_PROTO).is_some_and(|proto| proto == "https" || proto == "wss");
-        set_absent(headers, &X_FORWARDED_PORT, || {
-            port_of(host).unwrap_or(if is_secure { "443" } else { "80" }).to_owned()
-        });
+        set_absent(headers, believed, &X_REAL_IP, || visitor.address_text().cloned());
+        set_absent(headers, believed, &X_FORWARDED_PROTO, || Some(HeaderValue::from_static(scheme)));
         if !host.is_empty() {
-            set_absent(headers, &X_FORWARDED_HOST, || host.to_owned());
+            set_absent(headers, believed, &X_FORWARDED_HOST, || HeaderValue::from_str(host).ok());
         }
+        let is_secure = visitor.secure
+            || (believed
+                && headers.get(&X_FORWARDED_PROTO).is_some_and(|proto| proto == "https" || proto == "wss"));
+        set_absent(headers, believed, &X_FORWARDED_PORT, || match port_of(host) {
+            Some(port) => HeaderValue::from_str(port).ok(),
+            None => Some(HeaderValue::from_static(if is_secure { "443" } else { "80" })),
+        });
         if self.scheme_headers {
-            let plain = if is_secure { "https" } else { "http" };
-            set_absent(headers, &X_FORWARDED_SCHEME, || plain.to_owned());
-            set_absent(headers, &X_SCHEME, || plain.to_owned());
+            // Never what came: three fields that contradict each other would each be believed by somebody.
+            for name in [X_FORWARDED_SCHEME, X_SCHEME] {
+                match headers.get(&X_FORWARDED_PROTO).cloned() {
+                    Some(scheme) => headers.insert(name, scheme),
+                    None => headers.remove(name),
+                };
+            }
         }
         if let Some(server) = &self.server {
             headers.insert(X_FORWARDED_SERVER, server.clone());
@@ -174,9 +183,16 @@ fn is_mesh_claim(name: &HeaderName) -> bool {
     start.iter().zip(MESH_CLAIMS).all(|(byte, wanted)| byte == wanted || (*wanted == b'-' && *byte == b'_'))
 }
 
-/// Adds one address behind those that are there already, all lines joined into one.
-pub fn append_for(headers: &mut HeaderMap, peer: IpAddr) {
-    crate::headers::append_forwarded_for(headers, peer.to_canonical());
+/// Adds a client's address behind those that are there already, all lines joined into one.
+///
+/// It is that of the visitor, whose connection has it as text, unless somebody has said otherwise since.
+pub fn append_for(headers: &mut HeaderMap, visitor: &Visitor, client: IpAddr) {
+    match visitor.address_text() {
+        Some(address) if visitor.remote.ip().to_canonical() == client => {
+            crate::headers::append_forwarded_text(headers, address);
+        }
+        _ => crate::headers::append_forwarded_for(headers, client.to_canonical()),
+    }
 }
 
 /// This machine's name, for `X-Forwarded-Server`; absent if the system does not tell or it is no field value.
@@ -204,11 +220,15 @@ fn remove_lookalikes(headers: &mut HeaderMap) {
     }
 }
 
-fn set_absent(headers: &mut HeaderMap, name: &HeaderName, value: impl FnOnce() -> String) {
-    if headers.get(name).is_some_and(|value| !value.is_empty()) {
-        return;
-    }
-    if let Ok(value) = HeaderValue::try_from(value()) {
+/// Sets a field unless a peer that is believed has set it.
+fn set_absent(
+    headers: &mut HeaderMap,
+    believed: bool,
+    name: &HeaderName,
+    value: impl FnOnce() -> Option<HeaderValue>,
+) {
+    let is_there = believed && headers.get(name).is_some_and(|value| !value.is_empty());
+    if !is_there && let Some(value) = value() {
         headers.insert(name, value);
     }
 }
@@ -268,7 +288,14 @@ mod tests {
 
     fn visitor(remote: &str, secure: bool) -> Visitor {
         let remote: SocketAddr = remote.parse().unwrap();
-        Visitor { remote, local: remote, secure, entry_point: "web".into(), tls: None }
+        Visitor {
+            remote,
+            local: remote,
+            secure,
+            entry_point: "web".into(),
+            tls: None,
+            address: Default::default(),
+        }
     }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
@@ -310,7 +337,7 @@ mod tests {
         ]);
         assert_eq!(headers, want);
         assert!(policy.appends(trusted));
-        append_for(&mut headers, "::ffff:127.0.0.2".parse().unwrap());
+        append_for(&mut headers, &visitor("[::ffff:127.0.0.2]:1", false), "127.0.0.2".parse().unwrap());
         assert_eq!(headers["x-forwarded-for"], "127.0.0.2");
     }
 
@@ -334,7 +361,7 @@ mod tests {
         assert_eq!(headers["x-forwarded-port"], "443", "the trusted scheme decides");
         assert_eq!(headers["x-forwarded-uri"], "/u");
         assert!(!headers.contains_key("x_forwarded_uri"));
-        append_for(&mut headers, visitor.remote.ip());
+        append_for(&mut headers, &visitor, visitor.remote.ip());
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 5.6.7.8, 10.1.1.1");
         assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
     }
@@ -427,9 +454,19 @@ mod tests {
         let policy = ForwardedPolicy { scheme_headers: true, ..ForwardedPolicy::default() };
         let mut headers = HeaderMap::new();
         policy.apply_to(&mut headers, &visitor("1.1.1.1:1", true), "a", true);
-        assert_eq!(
-            (&headers["x-forwarded-scheme"], &headers["x-scheme"]),
-            (&HeaderValue::from_static("https"), &HeaderValue::from_static("https"))
-        );
+        assert!(headers["x-forwarded-scheme"] == "wss" && headers["x-scheme"] == "wss");
+    }
+
+    #[test]
+    fn scheme_fields_of_a_trusted_peer_follow_its_forwarded_scheme() {
+        let policy = ForwardedPolicy { scheme_headers: true, insecure: true, ..ForwardedPolicy::default() };
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-proto", HeaderValue::from_static("https"));
+        headers.insert("x-scheme", HeaderValue::from_static("s"));
+        headers.append("x-scheme", HeaderValue::from_static("t"));
+        headers.insert("x-forwarded-scheme", HeaderValue::from_static("fs"));
+        policy.apply_to(&mut headers, &visitor("1.1.1.1:1", false), "a", false);
+        assert!(headers["x-forwarded-scheme"] == "https" && headers["x-scheme"] == "https");
+        assert_eq!(headers.get_all("x-scheme").iter().count(), 1);
     }
 }

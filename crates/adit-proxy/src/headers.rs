@@ -5,14 +5,31 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::body::Length;
+
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+    // One look at each name instead of a lookup for each that may be there: most messages have one of them or none.
+    let mut present = [false; HOP_BY_HOP.len()];
+    let (mut connection, mut te, mut any) = (false, false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "te" => te = true,
+            name => match HOP_BY_HOP.iter().position(|hop| hop.len() == name.len() && *hop == name) {
+                Some(at) => present[at] = true,
+                None => continue,
+            },
+        }
+        any = true;
+    }
+    if !any {
+        return;
+    }
+    if connection {
+        let named: Vec<HeaderName> = list(headers, &header::CONNECTION)
+            .filter(|name| !name.eq_ignore_ascii_case(b"keep-alive") && !name.eq_ignore_ascii_case(b"close"))
+            .filter_map(|name| HeaderName::from_bytes(name).ok())
             .collect();
         for name in named {
             // A visitor must not be able to take off what a hop relies on.
@@ -22,16 +39,52 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    for (name, _) in HOP_BY_HOP.iter().zip(present).filter(|(_, present)| *present) {
+        headers.remove(*name);
     }
-    if headers.contains_key(header::TE) {
+    if te {
         keep_te_trailers(headers);
     }
 }
 
+/// The members of a field that is a list, all its lines (RFC 9110 §5.6.1).
+pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).into_iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// [`remove_hop_by_hop`] for a message whose trailers are passed on: then what announces them is too.
+pub(crate) fn remove_hop_by_hop_but_trailer(headers: &mut HeaderMap, length: Length) {
+    let announced: Vec<HeaderValue> = match length {
+        Length::Unknown => headers.get_all(header::TRAILER).iter().cloned().collect(),
+        Length::Known(_) | Length::Raw => Vec::new(),
+    };
+    remove_hop_by_hop(headers);
+    for line in announced {
+        headers.append(header::TRAILER, line);
+    }
+}
+
+/// Removes what frames and routes a message: whoever writes it out writes these himself, and a second word about them,
+/// as a middleware may have put there, would let its content be read as another message (RFC 9112 §11.2).
+pub fn remove_framing(headers: &mut HeaderMap) {
+    for name in &FRAMING {
+        headers.remove(name);
+    }
+}
+
+/// Whether a field frames or routes a message, or concerns one connection only: not for others to set.
+pub(crate) fn is_of_the_hop(name: &HeaderName) -> bool {
+    FRAMING.contains(name)
+        || matches!(*name, header::CONNECTION | header::TE)
+        || HOP_BY_HOP.iter().any(|hop| name == hop)
+}
+
 /// `Te` is hop-by-hop, but gRPC needs `te: trailers` end to end; everything else of it is dropped.
 pub fn keep_te_trailers(headers: &mut HeaderMap) {
+    if !headers.contains_key(header::TE) {
+        return;
+    }
     let trailers = headers.get_all(header::TE).iter().any(|v| {
         v.as_bytes().split(|b| *b == b',').any(|o| o.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
@@ -61,6 +114,21 @@ fn is_claim(name: &str) -> bool {
     HOP_CLAIMS.contains(&&*name) || (CLAIM_PREFIXES.iter().any(|p| name.starts_with(p)) && !is_own_credential)
 }
 
+/// Whether a field may travel in a trailer section: it must not frame, route, authenticate or speak for a hop there
+/// (RFC 9110 §6.5.1), because there are servers that treat trailers as headers.
+pub fn may_trail(name: &HeaderName) -> bool {
+    !NO_TRAILERS.contains(name) && !HOP_BY_HOP.contains(&name.as_str()) && !is_claim(name.as_str())
+}
+
+/// Takes off a trailer section what must not travel there.
+pub fn tidy_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    let unfit: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+    for name in unfit {
+        trailers.remove(name);
+    }
+    trailers
+}
+
 /// Removes fields of the tunnel's own vocabulary from a response (conformance statement E11).
 pub fn remove_internal(headers: &mut HeaderMap) {
     if headers.keys().any(|name| is_internal(name.as_str())) {
@@ -73,17 +141,23 @@ pub fn remove_internal(headers: &mut HeaderMap) {
 
 /// Adds one address to `X-Forwarded-For`, after those that trusted hops put there, on one line.
 pub fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
-    let value = match forwarded_for(headers) {
-        Some(before) => format!("{before}, {address}"),
-        None => address.to_string(),
-    };
-    if let Ok(value) = HeaderValue::from_str(&value) {
-        headers.insert(X_FORWARDED_FOR, value);
+    if let Ok(address) = HeaderValue::try_from(address.to_string()) {
+        append_forwarded_text(headers, &address);
     }
+}
+
+/// [`append_forwarded_for`] with the address as text.
+pub(crate) fn append_forwarded_text(headers: &mut HeaderMap, address: &HeaderValue) {
+    let value = forwarded_for(headers).and_then(|before| {
+        let address = address.to_str().ok()?;
+        HeaderValue::try_from(format!("{before}, {address}")).ok()
+    });
+    headers.insert(X_FORWARDED_FOR, value.unwrap_or_else(|| address.clone()));
 }
 
 /// All lines of `X-Forwarded-For` as one list (RFC 9110 §5.3): a hop may have added a line of its own.
 pub fn forwarded_for(headers: &HeaderMap) -> Option<String> {
+    headers.get(&X_FORWARDED_FOR)?;
     let lines: Vec<&str> = headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect();
     (!lines.is_empty()).then(|| lines.join(", "))
 }
@@ -103,14 +177,31 @@ fn is_internal(name: &str) -> bool {
 /// `X-Forwarded-For`.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-const HOP_BY_HOP: [HeaderName; 7] = [
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
+const FRAMING: [HeaderName; 3] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST];
+const HOP_BY_HOP: [&str; 7] = [
+    "keep-alive",
+    "proxy-connection",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+/// Fields that change how the message or its content is read, beside those of one hop.
+const NO_TRAILERS: [HeaderName; 13] = [
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::EXPECT,
+    header::MAX_FORWARDS,
+    header::RANGE,
+    header::TE,
 ];
 /// Fields that `Connection: <name>` cannot remove.
 const PROTECTED: [HeaderName; 9] = [
@@ -185,6 +276,18 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, kept);
+    }
+
+    #[test]
+    fn trailers_keep_what_ends_a_call_and_lose_what_would_steer_it() {
+        let mut trailers = HeaderMap::new();
+        for name in
+            ["grpc-status", "content-length", "host", "transfer-encoding", "x-forwarded-for", "expect"]
+        {
+            trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        let left = tidy_trailers(trailers);
+        assert_eq!(left.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ mod switch;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use switch::Switch;
+pub use switch::{Switch, TlsChallenges};
 
 use accepted::Accepted;
 
@@ -166,13 +166,22 @@ impl Listener {
     /// To end without waiting, drop the future: remaining connections are cut.
     pub async fn run<S: Service>(mut self, service: Arc<S>, drain: Drain) {
         let mut connections = JoinSet::new();
+        let mut full = false;
         loop {
-            let permits = Arc::clone(&self.active.load().permits);
+            let active = self.active.load_full();
+            let permits = Arc::clone(&active.permits);
+            if permits.available_permits() == 0 && !full {
+                // Once for each time that the limit bites; who comes now waits in the backlog.
+                tracing::debug!(entry_point = %active.shared.name, reason = "connections_full", "no more connections");
+                active.shared.options.metrics.refused("connections_full");
+                full = true;
+            }
             let permit = tokio::select! {
                 permit = permits.acquire_owned() => permit,
                 () = drain.started() => break,
                 Some(_) = connections.join_next() => continue,
             };
+            full = false;
             let Ok(permit) = permit else { break };
             let accepted = tokio::select! {
                 accepted = poll_fn(|cx| self.source.poll_accept(cx)) => accepted,

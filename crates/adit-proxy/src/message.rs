@@ -1,11 +1,11 @@
 //! The request and response that every protocol on either side is translated to and from.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
-use crate::body::Body;
+use crate::body::{Body, Length};
 use crate::middleware::TlsInfo;
 
 /// A request as a listener or a tunnel hands it on: head parsed and checked, body not yet read.
@@ -53,6 +53,37 @@ pub struct Visitor {
     pub entry_point: Arc<str>,
     /// What the TLS handshake settled, if this process ended TLS.
     pub tls: Option<Arc<TlsInfo>>,
+    /// The address as fields have it; `AddressText::default()`.
+    pub address: AddressText,
+}
+
+/// An address as text, made once for all requests of a connection.
+#[derive(Debug, Default)]
+pub struct AddressText(OnceLock<Option<HeaderValue>>);
+
+impl Clone for AddressText {
+    /// Empty: a visitor is cloned to be given another address.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Visitor {
+    /// The remote address without its port as a field's value, IPv4 in IPv6 as IPv4.
+    pub fn address_text(&self) -> Option<&HeaderValue> {
+        let make = || HeaderValue::try_from(self.remote.ip().to_canonical().to_string()).ok();
+        self.address.0.get_or_init(make).as_ref()
+    }
+}
+
+impl Request {
+    /// Bytes of content, if there is any and its sender said how much.
+    pub fn content_length(&self) -> Option<u64> {
+        match self.body.length() {
+            Length::Known(bytes) if bytes > 0 => Some(bytes),
+            _ => None,
+        }
+    }
 }
 
 impl Response {
@@ -64,7 +95,7 @@ impl Response {
     /// A response with text content.
     pub fn text(status: StatusCode, content_type: &'static str, text: impl Into<bytes::Bytes>) -> Self {
         let mut response = Self { status, headers: HeaderMap::new(), body: Body::full(text) };
-        response.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+        response.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         response
     }
 }

@@ -1,6 +1,6 @@
 //! What the HTTP data path counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// Counters of listeners and connections; labels are names from our own code only.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub struct Metrics {
     refused: IntCounterVec,
     aborted: IntCounter,
     udp_sessions: IntGauge,
+    /// By entry point and protocol; registered only where somebody wants Traefik's names.
+    open: IntGaugeVec,
 }
 
 impl Metrics {
@@ -33,6 +35,10 @@ impl Metrics {
                 "Exchanges that ended before the visitor had the whole answer",
             )?,
             udp_sessions: IntGauge::new("adit_proxy_udp_sessions", "UDP visitors' sessions open now")?,
+            open: IntGaugeVec::new(
+                Opts::new("traefik_open_connections", "Visitors' connections open now"),
+                &["entrypoint", "protocol"],
+            )?,
         };
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.accepted.clone()))?;
@@ -52,28 +58,47 @@ impl Metrics {
         self.aborted.inc();
     }
 
-    /// Counts a connection for as long as the guard lives.
-    pub fn connection(&self) -> ConnectionGuard {
+    /// Counts a TCP connection of an entry point for as long as the guard lives.
+    pub fn connection(&self, entry_point: &str) -> ConnectionGuard {
         self.accepted.inc();
-        self.connections.inc();
-        ConnectionGuard { connections: self.connections.clone() }
+        self.guard(&self.connections, entry_point, "TCP")
     }
 
-    /// Counts a UDP session for as long as the guard lives.
-    pub fn udp_session(&self) -> ConnectionGuard {
-        self.udp_sessions.inc();
-        ConnectionGuard { connections: self.udp_sessions.clone() }
+    /// Counts a QUIC connection of an entry point for as long as the guard lives.
+    pub fn quic_connection(&self, entry_point: &str) -> ConnectionGuard {
+        self.accepted.inc();
+        self.guard(&self.connections, entry_point, "UDP")
+    }
+
+    /// Counts a UDP session of an entry point for as long as the guard lives.
+    pub fn udp_session(&self, entry_point: &str) -> ConnectionGuard {
+        self.guard(&self.udp_sessions, entry_point, "UDP")
+    }
+
+    /// `traefik_open_connections`, for a registry of the caller's choice.
+    pub fn open_connections(&self) -> IntGaugeVec {
+        self.open.clone()
+    }
+
+    fn guard(&self, all: &IntGauge, entry_point: &str, protocol: &str) -> ConnectionGuard {
+        let guard =
+            ConnectionGuard { all: all.clone(), own: self.open.with_label_values(&[entry_point, protocol]) };
+        guard.all.inc();
+        guard.own.inc();
+        guard
     }
 }
 
-/// Keeps `adit_proxy_connections` or `adit_proxy_udp_sessions` true.
+/// Keeps `adit_proxy_connections` or `adit_proxy_udp_sessions`, and `traefik_open_connections`, true.
 #[derive(Debug)]
 pub struct ConnectionGuard {
-    connections: IntGauge,
+    all: IntGauge,
+    own: IntGauge,
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.connections.dec();
+        self.all.dec();
+        self.own.dec();
     }
 }

@@ -145,7 +145,8 @@ impl Origin {
         }
     }
 
-    /// Sends a request and returns the response once its head is there; hop-by-hop fields are taken off both.
+    /// Sends a request and returns the response once its head is there; hop-by-hop fields are taken off both, but
+    /// `Trailer` where trailers may follow.
     ///
     /// A request without content and with an idempotent method is tried once more if the idle connection it went out
     /// on turns out to have been closed by the origin (RFC 9112 §9.3.1).
@@ -161,8 +162,9 @@ impl Origin {
     /// # Errors
     /// [`ForwardError`].
     pub async fn send_once(&self, request: &mut Request) -> Result<Response, ForwardError> {
-        headers::remove_hop_by_hop(&mut request.headers);
+        headers::remove_hop_by_hop_but_trailer(&mut request.headers, request.body.length());
         headers::keep_te_trailers(&mut request.headers);
+        headers::remove_framing(&mut request.headers);
         if let Some(host) = &self.host_header {
             // The application still needs to know what the visitor asked for.
             if let Ok(original) = HeaderValue::from_str(&request.host) {
@@ -177,7 +179,7 @@ impl Origin {
         let name = self.verified_name(&request.host);
         let mut response = self.exchange(request, name.as_deref()).await?;
         if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
-            headers::remove_hop_by_hop(&mut response.headers);
+            headers::remove_hop_by_hop_but_trailer(&mut response.headers, response.body.length());
         }
         Ok(response)
     }

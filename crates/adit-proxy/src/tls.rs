@@ -16,7 +16,7 @@ pub mod options;
 pub mod pem;
 pub mod store;
 
-pub use store::{CertificateError, CertificateStore, Certificates};
+pub use store::{CertificateError, CertificateStore, Certificates, LoadedCertificate};
 
 /// Why certificate authorities cannot be used.
 #[derive(Debug, Error)]
@@ -29,6 +29,33 @@ pub enum TrustError {
         /// What is wrong.
         why: String,
     },
+}
+
+/// TLS towards a server that is trusted by `authorities`, or by the system's where there are none; `with_system` takes
+/// both. HTTP/1.1 only.
+///
+/// # Errors
+/// If the authorities cannot be read.
+pub fn client_config_for(
+    authorities: &[adit_config::dynamic::PemSource],
+    with_system: bool,
+) -> Result<Arc<ClientConfig>, String> {
+    let mut trusted = match authorities.is_empty() || with_system {
+        true => roots(None).map_err(|error| error.to_string())?,
+        false => RootCertStore::empty(),
+    };
+    for source in authorities {
+        for certificate in pem::certificates(source)? {
+            trusted.add(certificate).map_err(|error| format!("{}: {error}", pem::name(source)))?;
+        }
+    }
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(trusted)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// TLS towards an origin.

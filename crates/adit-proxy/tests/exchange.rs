@@ -49,6 +49,21 @@ impl Service for Application {
                     }
                 }
             }
+            "/misled" => {
+                let mut response = Response::text(StatusCode::OK, "text/plain", "hello");
+                for (name, value) in
+                    [("transfer-encoding", "chunked"), ("connection", "upgrade"), ("upgrade", "x")]
+                {
+                    response.headers.insert(name, HeaderValue::from_static(value));
+                }
+                response
+            }
+            "/announced" => {
+                let mut response = Response::status(StatusCode::OK);
+                response.headers.insert("trailer", HeaderValue::from_static("X-Trailer"));
+                response.body = request.body;
+                response
+            }
             "/early" => Response::text(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", "no"),
             "/hang" => std::future::pending().await,
             "/none" => Response::status(StatusCode::NO_CONTENT),
@@ -473,4 +488,38 @@ async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
     let mut all = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut all)).await;
     assert!(closed.is_ok(), "the connection is closed");
+}
+
+#[tokio::test]
+async fn an_answer_has_one_framing_whatever_a_middleware_put_into_it() {
+    let (address, _drain) = listen(Application, &prometheus::Registry::new());
+    let chain = Chain { address, ..chain() };
+    let answer = chain.converse("GET /misled HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.contains("Content-Length: 5\r\n") && answer.ends_with("\r\n\r\nhello"), "{answer}");
+    assert!(!answer.contains("Transfer-Encoding") && !answer.contains("Upgrade"), "{answer}");
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::builder().uri("http://a/misled").body(()).unwrap();
+    let (head, mut body) = client.send_request(request, true).unwrap().0.await.unwrap().into_parts();
+    assert_eq!((head.status, body.data().await.unwrap().unwrap()), (StatusCode::OK, "hello".into()));
+}
+
+#[tokio::test]
+async fn what_announces_an_answers_trailers_goes_with_them() {
+    let chain = chain();
+    let announced = chain
+        .converse(
+            "POST /announced HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n\
+             2\r\nab\r\n0\r\nX-Trailer: 1\r\n\r\n",
+        )
+        .await;
+    assert!(
+        announced.contains("Trailer: X-Trailer\r\n") && announced.ends_with("X-Trailer: 1\r\n\r\n"),
+        "{announced}"
+    );
+    let without = chain
+        .converse("POST /announced HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab")
+        .await;
+    assert!(!without.contains("Trailer:"), "{without}");
 }

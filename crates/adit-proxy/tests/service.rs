@@ -94,7 +94,7 @@ async fn a_server_that_cannot_be_reached_is_made_up_for_by_another() {
 async fn servers_see_the_visitors_host_address_and_nothing_made_up() {
     let a = Origin::start("a").await;
     let services = Plan::default().servers("s", &[&format!("{}/base", a.url())]).compile(None);
-    let mut asking = request("/a%2Fb?x=1;y=2");
+    let mut asking = request("/a%2Fb?x=1&y=2");
     asking.headers.insert("connection", "keep-alive, x-hop".parse().unwrap());
     asking.headers.insert("x-hop", "1".parse().unwrap());
     asking.headers.insert("te", "trailers, deflate".parse().unwrap());
@@ -470,4 +470,78 @@ async fn what_makes_no_sense_is_disabled_alone() {
     );
     assert!(services.node("nope@file").is_err());
     assert_eq!(get(&services, "good").await.status, 200);
+}
+
+#[tokio::test]
+async fn only_one_word_about_framing_and_host_reaches_a_server() {
+    let a = Origin::start("a").await;
+    let services = Plan::default().servers("s", &[&a.url()]).compile(None);
+    let forged = |mut request: adit_proxy::message::Request| {
+        for (name, value) in [("content-length", "0"), ("transfer-encoding", "chunked"), ("host", "evil")] {
+            request.headers.append(name, value.parse().unwrap());
+        }
+        request
+    };
+    let mut upgrade = forged(request("/"));
+    upgrade.upgrade = Some("websocket".into());
+    upgrade.body = Body::stream(Nothing, Length::Raw);
+    let node = services.node("s@file").unwrap();
+    assert_eq!(node.call(upgrade, &mut ctx()).await.status, 101);
+    ask(&services, "s", forged(post("GET /admin HTTP/1.1\r\nHost: internal\r\nX: "))).await;
+    assert_eq!(ask(&services, "s", forged(request("/innocent"))).await.body, "a");
+    let asked = a.asked();
+    let lines = |head: &str, name: &str| {
+        let head = head.split("\r\n\r\n").next().unwrap().to_ascii_lowercase();
+        head.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let lengths: Vec<_> = asked.iter().map(|head| lines(head, "content-length:")).collect();
+    assert_eq!(lengths, [vec![], vec!["content-length: 40".to_owned()], vec![]], "{asked:?}");
+    assert!(asked.iter().all(|head| lines(head, "transfer-encoding:").is_empty()), "{asked:?}");
+    assert!(asked.iter().all(|head| lines(head, "host:") == ["host: pub.test"]), "{asked:?}");
+}
+
+/// A visitor that has sent nothing yet.
+struct Nothing;
+
+impl adit_proxy::body::BodySource for Nothing {
+    fn poll_chunks(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+        _out: &mut adit_proxy::body::Batch,
+    ) -> std::task::Poll<Result<bool, adit_proxy::body::BodyError>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn only_announced_trailers_of_a_visitor_reach_a_server() {
+    let a = Origin::start("a").await;
+    let services = Plan::default().servers("s", &[&a.url()]).compile(None);
+    let mut asking = request("/");
+    asking.method = Method::POST;
+    asking.headers.insert("trailer", "X-Sum, X-Never".parse().unwrap());
+    asking.body = Body::stream(Trailed, Length::Unknown);
+    ask(&services, "s", asking).await;
+    assert!(a.asked()[0].ends_with("0\r\nX-Sum: 1\r\n\r\n"), "{:?}", a.asked());
+    assert!(a.asked()[0].contains("\r\nTrailer: X-Sum, X-Never\r\n"), "{:?}", a.asked());
+}
+
+/// Content whose sender says more behind it than it has announced.
+struct Trailed;
+
+impl adit_proxy::body::BodySource for Trailed {
+    fn poll_chunks(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+        out: &mut adit_proxy::body::Batch,
+    ) -> std::task::Poll<Result<bool, adit_proxy::body::BodyError>> {
+        out.push_back("content".into());
+        std::task::Poll::Ready(Ok(false))
+    }
+
+    fn take_trailers(&mut self) -> Option<http::HeaderMap> {
+        let fields = [("x-sum", "1"), ("remote-user", "root")];
+        let fields = fields.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        Some(http::HeaderMap::from_iter(fields))
+    }
 }

@@ -442,3 +442,22 @@ async fn versions_and_suites_are_those_asked_for() {
         assert!(services.node("s@file").unwrap_err().contains("serversTransport"));
     }
 }
+
+#[tokio::test]
+async fn a_length_that_a_middleware_set_does_not_contradict_the_content() {
+    let server = H2Server::start(Manner::default(), None).await;
+    let services = Plan::default().servers("s", &[&server.url("h2c")]).compile(None);
+    for body in ["content", ""] {
+        let mut call = request("/");
+        call.method = Method::POST;
+        call.headers.insert("content-length", HeaderValue::from_static("3"));
+        call.headers.insert("host", HeaderValue::from_static("evil"));
+        call.body = Body::full(body);
+        assert_eq!(ask(&services, "s", call).await.body, body);
+    }
+    let asked = server.asked.lock().unwrap();
+    let lengths: Vec<_> =
+        asked.iter().map(|head| head.headers().get("content-length").map(|v| v.to_str().unwrap())).collect();
+    assert_eq!(lengths, [Some("7"), None]);
+    assert!(asked.iter().all(|head| !head.headers().contains_key("host")), "{asked:?}");
+}

@@ -107,24 +107,24 @@ pub fn routing_path(upstream_path: &str) -> Cow<'_, str> {
     })
 }
 
-/// Semicolons in a query are either escaped for everybody, or separate like `&` for rules.
+/// Semicolons in a query are either escaped or separate like `&`: for rules, for authentication servers and for the
+/// server alike, or one of them would see parameters that another does not.
 pub fn normalize_query(raw: &str, encode_semicolons: bool) -> NormalizedQuery<'_> {
     if !raw.contains(';') {
         return NormalizedQuery { upstream: raw.into(), routing: raw.into() };
     }
-    match encode_semicolons {
-        true => {
-            let encoded = raw.replace(';', "%3B");
-            NormalizedQuery { upstream: encoded.clone().into(), routing: encoded.into() }
-        }
-        false => NormalizedQuery { upstream: raw.into(), routing: raw.replace(';', "&").into() },
-    }
+    let normal = raw.replace(';', if encode_semicolons { "%3B" } else { "&" });
+    NormalizedQuery { upstream: normal.clone().into(), routing: normal.into() }
 }
 
-/// Whether a path in normal form has only escapes that are allowed.
+/// Whether a path has only escapes that are allowed, and nothing that becomes one that is not: a raw back slash is escaped
+/// on its way to the server.
 pub fn check_encoded(upstream_path: &str, allowed: &EncodedCharacters) -> Result<(), Refusal> {
     if *allowed == EncodedCharacters::ALL {
         return Ok(());
+    }
+    if !allowed.allow_back_slash && upstream_path.contains('\\') {
+        return Err(Refusal::EncodedCharacter);
     }
     let mut rest = upstream_path.as_bytes();
     while let Some(percent) = memchr_percent(rest) {
@@ -309,9 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn semicolons_separate_or_are_escaped() {
+    fn semicolons_separate_or_are_escaped_for_rules_and_servers_alike() {
         let query = normalize_query("a=1;b=2", false);
-        assert_eq!((&*query.upstream, &*query.routing), ("a=1;b=2", "a=1&b=2"));
+        assert_eq!((&*query.upstream, &*query.routing), ("a=1&b=2", "a=1&b=2"));
         let query = normalize_query("a=1;b=2", true);
         assert_eq!((&*query.upstream, &*query.routing), ("a=1%3Bb=2", "a=1%3Bb=2"));
         assert!(matches!(normalize_query("a=1", true).upstream, Cow::Borrowed(_)));
@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn escapes_that_are_not_allowed_are_refused() {
         let none = EncodedCharacters::default();
-        for path in ["/%2F", "/%5C", "/%00", "/%3B", "/%25", "/%3F", "/%23"] {
+        for path in ["/%2F", "/%5C", "/a\\b", "/%00", "/%3B", "/%25", "/%3F", "/%23"] {
             assert_eq!(check_encoded(path, &none), Err(Refusal::EncodedCharacter), "{path}");
             assert_eq!(check_encoded(path, &EncodedCharacters::ALL), Ok(()));
         }

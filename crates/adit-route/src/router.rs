@@ -42,6 +42,9 @@ pub struct HttpHead<'a> {
     pub method: &'a Method,
     /// Headers, after the entry point has set its own.
     pub headers: &'a HeaderMap,
+    /// Bytes of content, where the visitor said how many there are: stands for `Content-Length`, which is not among the
+    /// headers. None for an empty content.
+    pub content_length: Option<u64>,
     /// Direct peer: `ClientIP` never looks at `X-Forwarded-For`.
     pub peer: IpAddr,
     /// The mesh's peer that asks; absent on entry points that are not on the mesh.
@@ -61,6 +64,7 @@ pub struct Router<R> {
     pub entry_points: Vec<String>,
     /// Whether it wants TLS.
     pub tls: bool,
+    any_scheme: bool,
     /// What answers.
     pub target: R,
     hosts: Vec<String>,
@@ -108,6 +112,11 @@ impl<R> Router<R> {
         &self.hosts
     }
 
+    /// Whether it is asked for requests over TLS, or for those without.
+    pub fn takes(&self, tls: bool) -> bool {
+        self.any_scheme || self.tls == tls
+    }
+
     /// What in its rule is right and very likely not meant, a line each.
     pub fn suspicions(&self) -> &[String] {
         &self.suspicions
@@ -117,6 +126,11 @@ impl<R> Router<R> {
     pub fn matches(&self, head: &HttpHead<'_>) -> bool {
         self.matcher.matches(&Request::new(head))
     }
+}
+
+/// What a `Content-Length` field says, for [`HttpHead::content_length`] of a request that was only described.
+pub fn length_of(headers: &HeaderMap) -> Option<u64> {
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A head, and what matchers need of it at most once.

@@ -211,6 +211,9 @@ fn compile<R>(spec: TcpRouterSpec<R>) -> Result<TcpRouter<R>, String> {
     if let Some(host) = hosts.iter().find(|host| !spec.tls && *host != "*") {
         return Err(in_rule(&format!("HostSNI(`{host}`) needs `tls`: plain TCP has no server name")));
     }
+    if !spec.tls && names_a_negated_host(&expression, false) {
+        return Err(in_rule(&"a negated HostSNI needs `tls`: it would take every plain connection"));
+    }
     let is_catch_all = matches!(
         &expression,
         Expression::Call(call) if call.matcher == "HostSNI" && call.arguments == ["*"]
@@ -229,6 +232,17 @@ fn compile<R>(spec: TcpRouterSpec<R>) -> Result<TcpRouter<R>, String> {
         hosts,
         condition,
     })
+}
+
+/// Whether a rule excludes a server name, which is true of all plain TCP.
+fn names_a_negated_host(expression: &Expression, negated: bool) -> bool {
+    match expression {
+        Expression::Call(call) => negated && call.matcher == "HostSNI",
+        Expression::Not(inner) => names_a_negated_host(inner, !negated),
+        Expression::And(parts) | Expression::Or(parts) => {
+            parts.iter().any(|part| names_a_negated_host(part, negated))
+        }
+    }
 }
 
 /// What `HostSNI` takes: letters, digits, `_`, `.`, `-`, `:`, with `*.` before them or not.
@@ -324,6 +338,20 @@ mod tests {
         assert_eq!(ask(Some(&laptop)), Some(0));
         assert_eq!(ask(Some(&phone)), Some(1));
         assert_eq!(ask(None), None);
+    }
+
+    #[test]
+    fn a_negated_server_name_without_tls_does_not_take_every_connection() {
+        let (_, disabled) = table(&[
+            ("!HostSNI(`y.test`)", 0, false),
+            ("!(HostSNI(`y.test`) || ClientIP(`10.0.0.0/8`))", 0, false),
+            ("!HostSNI(`y.test`) && HostSNI(`*`)", 0, false),
+            ("!HostSNI(`y.test`)", 0, true),
+            ("HostSNI(`*`) && !ClientIP(`10.0.0.0/8`)", 0, false),
+        ]);
+        let names: Vec<&str> = disabled.iter().map(|disabled| disabled.name.as_str()).collect();
+        assert_eq!(names, ["r0", "r1", "r2"]);
+        assert!(disabled[0].reason.contains("needs `tls`"), "{}", disabled[0].reason);
     }
 
     #[test]

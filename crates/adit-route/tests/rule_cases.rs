@@ -32,6 +32,7 @@ fn table(dynamic: &Dynamic) -> (RouterTable<String>, BTreeSet<String>) {
             is_internal: false,
             entry_points: vec!["web".to_owned()],
             tls: router.tls.is_some(),
+            any_scheme: false,
             target: router.service.clone(),
         });
     }
@@ -64,6 +65,7 @@ fn answer(case: &Value, table: &RouterTable<String>) -> (u64, String) {
         query: &query.routing,
         method: &Method::from_bytes(text("method", "GET").as_bytes()).unwrap(),
         headers: &headers,
+        content_length: None,
         peer: text("peer", "127.0.0.1").parse().unwrap(),
         mesh: None,
     };

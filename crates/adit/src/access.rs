@@ -135,6 +135,7 @@ impl AccessGate {
             secure: true,
             tls: None,
             entry_point: "access".into(),
+            address: adit_proxy::message::AddressText::default(),
         };
         let request = Request {
             method: Method::GET,

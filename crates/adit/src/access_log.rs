@@ -4,17 +4,21 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{AccessLog as Settings, AccessLogFilters, FieldMode};
+use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{IntCounter, Registry};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::queue::{Order, Queue};
 use crate::observe::lines::Lines;
+
+mod queue;
 
 /// What the log says of a request.
 #[derive(Debug)]
@@ -49,12 +53,12 @@ pub(crate) struct Entry {
     pub(crate) origin_bytes: u64,
     /// Fields of request, server's answer and answer; empty unless the log wants any.
     pub(crate) headers: [HeaderMap; 3],
-    /// Which route or tunnel answered; empty if none.
-    pub route: String,
-    /// Name of the service; empty if none.
-    pub(crate) service: String,
-    /// The server that was asked last; empty if none.
-    pub(crate) service_url: String,
+    /// Which route or tunnel answered.
+    pub route: Option<Arc<str>>,
+    /// Name of the service.
+    pub(crate) service: Option<Arc<str>>,
+    /// The server that was asked last.
+    pub(crate) service_url: Option<Arc<str>>,
     /// What the server answered.
     pub(crate) origin_status: Option<u16>,
     /// How long it took to its head.
@@ -62,11 +66,11 @@ pub(crate) struct Entry {
     /// Attempts after the first.
     pub(crate) retries: u32,
     /// The user a middleware let in, or refused.
-    pub(crate) user: String,
-    /// The mesh's peer that asked, and its groups with commas; empty if none.
-    pub(crate) mesh: [String; 2],
+    pub(crate) user: Option<Box<str>>,
+    /// The mesh's peer that asked, with its groups.
+    pub(crate) mesh: Option<Arc<MeshIdentity>>,
     /// Where the visitor came in.
-    pub(crate) entry_point: String,
+    pub(crate) entry_point: Arc<str>,
     /// The visitor's TLS session.
     pub(crate) tls: Option<Arc<adit_proxy::middleware::TlsInfo>>,
     /// True if the visitor's hop is encrypted.
@@ -77,30 +81,17 @@ pub(crate) struct Entry {
 
 /// The handle that requests write through.
 #[derive(Clone, Debug)]
-pub(crate) struct AccessLog {
-    orders: SyncSender<Order>,
-    dropped: IntCounter,
-    shared: Arc<Shared>,
-}
+pub(crate) struct AccessLog(Arc<Handle>);
 
+/// What all handles share; the writer ends when the last of them is gone.
 #[derive(Debug)]
-struct Shared {
+struct Handle {
+    queue: Arc<Queue<Box<Entry>>>,
+    dropped: IntCounter,
     filters: AccessLogFilters,
     wants_headers: bool,
     add_internals: bool,
     begun: AtomicU64,
-    /// Bytes of lines that wait for the writer.
-    waiting: AtomicUsize,
-}
-
-/// What the writer is told.
-#[derive(Debug)]
-enum Order {
-    Line(Box<Entry>),
-    /// Someone moved the file away.
-    Reopen,
-    /// Everything so far is to be in the file; answered then.
-    Flush(SyncSender<()>),
 }
 
 /// Why the access log cannot be opened.
@@ -134,67 +125,73 @@ impl AccessLog {
         )?;
         registry.register(Box::new(dropped.clone()))?;
         let out = open(settings.file_path.as_ref())?;
-        let (orders, received) = sync_channel(QUEUE_LINES_MAX);
         let fields = &settings.fields;
         let wants_headers = fields.headers_default_mode != FieldMode::Drop
             || fields.headers.values().any(|mode| *mode != FieldMode::Drop);
-        let shared = Arc::new(Shared {
-            filters: settings.filters.clone(),
-            wants_headers,
-            add_internals: settings.add_internals,
-            begun: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
-        });
+        let queue = Arc::new(Queue::new(QUEUE_LINES_MAX, QUEUE_BYTES_MAX));
         let mut writer = Writer {
-            shared: Arc::clone(&shared),
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
             path: settings.file_path.clone(),
             lines: Lines::new(settings),
             held: 0,
             held_max: settings.buffered_lines_max,
+            flush_at: Instant::now(),
         };
+        let waiting = Arc::clone(&queue);
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || writer.run(&received))
+            .spawn(move || writer.run(&waiting))
             .map_err(AccessLogError::Thread)?;
-        reopen_on_signal(orders.clone());
-        Ok(Self { orders, dropped, shared })
+        let log = Self(Arc::new(Handle {
+            queue,
+            dropped,
+            filters: settings.filters.clone(),
+            wants_headers,
+            add_internals: settings.add_internals,
+            begun: AtomicU64::new(0),
+        }));
+        reopen_on_signal(&log);
+        Ok(log)
     }
 
     /// Queues a line if the filters want it; drops and counts it if the writer is too far behind.
     pub(crate) fn write(&self, entry: Box<Entry>) {
-        if !wants(&self.shared.filters, &entry) {
+        if !wants(&self.0.filters, &entry) {
             return;
         }
         let weight = entry.weight();
-        let fits = self.shared.waiting.fetch_add(weight, Ordering::Relaxed) + weight <= QUEUE_BYTES_MAX;
-        if !fits || self.orders.try_send(Order::Line(entry)).is_err() {
-            self.shared.waiting.fetch_sub(weight, Ordering::Relaxed);
-            self.dropped.inc();
+        if !self.0.queue.push(entry, weight) {
+            self.0.dropped.inc();
         }
     }
 
     /// Counts a request; how many there were, this one included.
     pub(crate) fn count(&self) -> u64 {
-        self.shared.begun.fetch_add(1, Ordering::Relaxed) + 1
+        self.0.begun.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Whether any header may be in a line.
     pub(crate) fn wants_headers(&self) -> bool {
-        self.shared.wants_headers
+        self.0.wants_headers
     }
 
     /// Whether answers of our own (`…@internal`) are logged.
     pub(crate) fn adds_internals(&self) -> bool {
-        self.shared.add_internals
+        self.0.add_internals
     }
 
     /// Waits until what was queued is written, but not for a disk that hangs.
     pub(crate) fn flush(&self) {
         let (done, flushed) = sync_channel(1);
-        if self.orders.try_send(Order::Flush(done)).is_ok() {
+        if self.0.queue.order(Order::Flush(done)) {
             let _ = flushed.recv_timeout(FLUSH_TIME_MAX);
         }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.queue.close();
     }
 }
 
@@ -202,42 +199,51 @@ struct Writer {
     out: BufWriter<Box<dyn Write + Send>>,
     path: Option<PathBuf>,
     lines: Lines,
-    shared: Arc<Shared>,
     /// Lines not handed to the file yet.
     held: u32,
     held_max: u32,
+    flush_at: Instant,
 }
 
 impl Writer {
-    fn run(&mut self, orders: &Receiver<Order>) {
-        let mut flush_at = Instant::now();
+    fn run(&mut self, queue: &Queue<Box<Entry>>) {
+        let (mut entries, mut orders): (_, Vec<Order>) = (Vec::new(), Vec::new());
         loop {
-            let order = if self.held == 0 {
-                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                orders.recv_timeout(flush_at.saturating_duration_since(Instant::now()))
-            };
-            match order {
-                Ok(Order::Line(entry)) => {
-                    self.shared.waiting.fetch_sub(entry.weight(), Ordering::Relaxed);
-                    if self.held == 0 {
-                        let wait = if self.held_max == 0 { Duration::ZERO } else { HOLD_TIME_MAX };
-                        flush_at = Instant::now() + wait;
-                    }
-                    // A full disk must not stop requests; the next line may fit again.
-                    let _ = self.lines.write(&mut self.out, &entry);
-                    self.held += 1;
-                    if self.held_max > 0 && self.held >= self.held_max {
-                        self.flush();
-                    }
-                }
-                Ok(Order::Reopen) => self.reopen(),
-                Ok(Order::Flush(done)) => {
-                    self.flush();
-                    let _ = done.try_send(());
-                }
-                Err(RecvTimeoutError::Timeout) => self.flush(),
-                Err(RecvTimeoutError::Disconnected) => return self.flush(),
+            let until = (self.held > 0).then_some(self.flush_at);
+            let is_open = queue.take(&mut entries, &mut orders, until);
+            for entry in entries.drain(..) {
+                self.line(&entry);
+            }
+            if self.held > 0 && (self.held_max == 0 || Instant::now() >= self.flush_at) {
+                self.flush();
+            }
+            for order in orders.drain(..) {
+                self.obey(&order);
+            }
+            if !is_open {
+                return self.flush();
+            }
+        }
+    }
+
+    fn line(&mut self, entry: &Entry) {
+        if self.held == 0 && self.held_max > 0 {
+            self.flush_at = Instant::now() + HOLD_TIME_MAX;
+        }
+        // A full disk must not stop requests; the next line may fit again.
+        let _ = self.lines.write(&mut self.out, entry);
+        self.held += 1;
+        if self.held_max > 0 && self.held >= self.held_max {
+            self.flush();
+        }
+    }
+
+    fn obey(&mut self, order: &Order) {
+        match order {
+            Order::Reopen => self.reopen(),
+            Order::Flush(done) => {
+                self.flush();
+                let _ = done.try_send(());
             }
         }
     }
@@ -257,11 +263,12 @@ impl Writer {
 }
 
 /// SIGUSR1, as log rotation sends it.
-fn reopen_on_signal(orders: SyncSender<Order>) {
+fn reopen_on_signal(log: &AccessLog) {
     let Ok(mut signals) = signal(SignalKind::user_defined1()) else { return };
+    let queue = Arc::clone(&log.0.queue);
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            if orders.try_send(Order::Reopen).is_err() {
+            if !queue.order(Order::Reopen) {
                 tracing::error!("the access log is behind and could not be reopened");
             }
         }
@@ -272,7 +279,11 @@ impl Entry {
     /// About how many bytes it holds.
     fn weight(&self) -> usize {
         let fields = self.headers.iter().flatten().map(|(name, value)| name.as_str().len() + value.len());
-        size_of::<Self>() + self.path.len() + self.host.len() + self.user.len() + fields.sum::<usize>()
+        size_of::<Self>()
+            + self.path.len()
+            + self.host.len()
+            + self.user.as_ref().map_or(0, |user| user.len())
+            + fields.sum::<usize>()
     }
 }
 
@@ -303,7 +314,7 @@ fn open_append(path: &PathBuf) -> Result<File, AccessLogError> {
 
 /// Lines waiting for the writer; beyond that, or [`QUEUE_BYTES_MAX`], they are dropped and counted.
 const QUEUE_LINES_MAX: usize = 8192;
-/// What those lines may hold: visitors choose how long their paths and headers are.
+/// What those lines may hold, and once more what the writer has just taken: visitors choose how long their paths and headers are.
 const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// What is written at once while lines are held.
 const BUFFER_BYTES: usize = 64 * 1024;

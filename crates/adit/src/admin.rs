@@ -1,8 +1,9 @@
 //! The admin endpoint: readiness, metrics, the effective configuration, the status page.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
+use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_tunnel::{ConnectionPhase, ConnectorHandle, EdgeHandle, Protocol};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -10,7 +11,9 @@ use http::{Method, StatusCode};
 use prometheus::{Registry, TextEncoder};
 use serde_json::{Value, json};
 
+use crate::api::{Surroundings, json_response};
 use crate::daemon::mesh::MeshView;
+use crate::gateway::internal::Part;
 use crate::gateway::{Gateway, view};
 use crate::ingress::IngressState;
 use crate::listeners::Listening;
@@ -68,11 +71,11 @@ impl Service for Admin {
         if !matches!(request.method, Method::GET | Method::HEAD) {
             return Response::status(StatusCode::METHOD_NOT_ALLOWED);
         }
+        if self.address.ip().is_loopback() && !is_local(&request.host) {
+            return Response::text(StatusCode::MISDIRECTED_REQUEST, TEXT, "this endpoint has no such name\n");
+        }
         match request.uri.path() {
-            "/" => {
-                let status = self.status_with_mesh().await;
-                Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&status))
-            }
+            "/" => page(&self.status_with_mesh().await),
             "/api/status" => json_response(StatusCode::OK, &self.status_with_mesh().await),
             "/api/mesh" => match self.mesh().await {
                 Value::Null => Response::text(StatusCode::NOT_FOUND, TEXT, "no mesh in this process\n"),
@@ -83,7 +86,7 @@ impl Service for Admin {
             "/ping" => self.ping(),
             "/metrics" => self.metrics(),
             "/config" => self.config(),
-            path if path.starts_with("/api/") => self.api(path),
+            path if path.starts_with("/api/") => self.api(&request),
             "/diag/tunnel" => self.diag_tunnel(),
             "/diag/configuration" => json_response(StatusCode::OK, &self.config.load()),
             _ => Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
@@ -92,46 +95,26 @@ impl Service for Admin {
 }
 
 impl Admin {
+    /// What `api@internal` and its like answer: the same as here, and nothing beside their part.
+    pub(crate) fn answer_part(&self, part: Part, request: &Request) -> Response {
+        match (part, request.uri.path()) {
+            (Part::Ping, _) => self.ping(),
+            (Part::Prometheus, _) => self.metrics(),
+            (Part::Api | Part::Dashboard, "/" | "/dashboard" | "/dashboard/") => page(&self.status()),
+            (Part::Api, path) if path.starts_with("/api/") => self.api(request),
+            _ => Response::text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
+        }
+    }
+
     /// The read-only API in Traefik's words.
-    fn api(&self, path: &str) -> Response {
+    fn api(&self, request: &Request) -> Response {
         let generation = self.gateway.load();
-        let (dynamic, verdicts) = (&generation.inputs.dynamic, &generation.verdicts);
-        let (kind, name) = match path.trim_start_matches("/api/").split_once('/') {
-            Some(("http", rest)) => rest.split_once('/').unwrap_or((rest, "")),
-            _ => (path.trim_start_matches("/api/"), ""),
+        let surroundings = Surroundings {
+            entry_points: self.entry_points(),
+            started: SystemTime::now().checked_sub(self.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH),
+            generation: &generation,
         };
-        let list = match kind {
-            "routers" => view::routers(dynamic, verdicts),
-            "services" => view::services(dynamic, verdicts, &generation.servers()),
-            "middlewares" => view::middlewares(dynamic, verdicts),
-            "entrypoints" => self.entry_points(),
-            "rawdata" => {
-                let named = |list: Vec<Value>| -> serde_json::Map<String, Value> {
-                    list.into_iter().map(|v| (v["name"].as_str().unwrap_or_default().to_owned(), v)).collect()
-                };
-                let all = json!({
-                    "routers": named(view::routers(dynamic, verdicts)),
-                    "services": named(view::services(dynamic, verdicts, &generation.servers())),
-                    "middlewares": named(view::middlewares(dynamic, verdicts)),
-                    "problems": verdicts.problems(),
-                    "warnings": verdicts.warnings,
-                });
-                return json_response(StatusCode::OK, &all);
-            }
-            "overview" => return json_response(StatusCode::OK, &view::overview(dynamic, verdicts)),
-            "version" => {
-                let version = json!({ "Version": env!("CARGO_PKG_VERSION"), "Codename": "adit" });
-                return json_response(StatusCode::OK, &version);
-            }
-            _ => return Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
-        };
-        if name.is_empty() {
-            return json_response(StatusCode::OK, &Value::Array(list));
-        }
-        match list.into_iter().find(|object| object["name"] == name) {
-            Some(object) => json_response(StatusCode::OK, &object),
-            None => Response::text(StatusCode::NOT_FOUND, TEXT, "not found\n"),
-        }
+        surroundings.answer(request)
     }
 
     fn entry_points(&self) -> Vec<Value> {
@@ -256,6 +239,7 @@ impl Admin {
             "edge": self.edge.as_ref().map(|(edge, address)| {
                 json!({ "address": address.to_string(), "tunnels": edge_status(edge) })
             }),
+            "certificates": self.gateway.acme().status(),
             "restart_needed": &**self.restart_needed.load(),
             "problems": self.gateway.load().verdicts.problems(),
             "warnings": self.gateway.load().verdicts.warnings,
@@ -263,6 +247,20 @@ impl Admin {
             "reload_problem": problem.as_ref().map(|p| p.1.clone()),
         })
     }
+}
+
+/// Whether a host can be meant for a loopback address: a page from elsewhere whose name suddenly points here (DNS rebinding)
+/// is not to read what a local process may.
+fn is_local(host: &str) -> bool {
+    let host = headers::without_port(host);
+    host.is_empty()
+        || host.parse::<std::net::IpAddr>().is_ok()
+        || host.eq_ignore_ascii_case("localhost")
+        || host.to_ascii_lowercase().ends_with(".localhost")
+}
+
+fn page(status: &Value) -> Response {
+    Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(status))
 }
 
 fn connector_status(connector: &ConnectorView) -> Value {
@@ -314,10 +312,6 @@ fn edge_status(edge: &EdgeHandle) -> Value {
             json!({ "id": tunnel.id.to_string(), "name": tunnel.name, "connections": connections })
         })
         .collect()
-}
-
-fn json_response(status: StatusCode, value: &Value) -> Response {
-    Response::text(status, "application/json", format!("{value}\n"))
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";

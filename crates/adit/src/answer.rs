@@ -6,17 +6,22 @@ use std::time::{Instant, SystemTime};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::message::{Request, Response};
+use adit_proxy::middleware::Attempt;
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::access_log::{AccessLog, Entry};
+use crate::gateway::Observed;
 use crate::observe::probe::Probe;
 use crate::observe::traefik::{Answered, Asked, TraefikMetrics};
 
 /// Counts what public listeners answer.
 #[derive(Clone, Debug)]
-pub(crate) struct RequestMetrics {
+pub(crate) struct RequestMetrics(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
     in_flight: IntGauge,
     /// By first digit of the status; looked up once, not for each request.
     answered: [IntCounter; 5],
@@ -48,6 +53,7 @@ struct Measured {
     service: Option<Arc<str>>,
     origin_status: Option<u16>,
     retries: u32,
+    replaced: Vec<Attempt>,
 }
 
 impl RequestMetrics {
@@ -62,7 +68,7 @@ impl RequestMetrics {
             &["class"],
         )?;
         registry.register(Box::new(answered.clone()))?;
-        let metrics = Self {
+        let metrics = Counters {
             in_flight: IntGauge::new("adit_requests_in_flight", "Requests being answered")?,
             answered: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| answered.with_label_values(&[class])),
             failed: IntCounterVec::new(
@@ -80,17 +86,17 @@ impl RequestMetrics {
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.failed.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
-        Ok(metrics)
+        Ok(Self(Arc::new(metrics)))
     }
 
     /// Counts a failure under its name.
     pub(crate) fn failed(&self, reason: &str) {
-        self.failed.with_label_values(&[reason]).inc();
+        self.0.failed.with_label_values(&[reason]).inc();
     }
 
     /// Requests being answered now.
     pub(crate) fn in_flight(&self) -> i64 {
-        self.in_flight.get()
+        self.0.in_flight.get()
     }
 }
 
@@ -102,7 +108,7 @@ impl Exchange {
         metrics: &RequestMetrics,
         log: Option<&AccessLog>,
     ) -> Self {
-        metrics.in_flight.inc();
+        metrics.0.in_flight.inc();
         let entry = log.map(|log| {
             Box::new(Entry {
                 count: log.count(),
@@ -124,15 +130,15 @@ impl Exchange {
                 version: request.version,
                 status: 0,
                 bytes: 0,
-                route: String::new(),
-                service: String::new(),
-                service_url: String::new(),
+                route: None,
+                service: None,
+                service_url: None,
                 origin_status: None,
                 origin_duration: None,
                 retries: 0,
-                user: String::new(),
-                mesh: Default::default(),
-                entry_point: request.visitor.entry_point.to_string(),
+                user: None,
+                mesh: None,
+                entry_point: Arc::clone(&request.visitor.entry_point),
                 tls: request.visitor.tls.clone(),
                 secure: request.visitor.secure,
                 reason: "",
@@ -163,6 +169,7 @@ impl Exchange {
             service: None,
             origin_status: None,
             retries: 0,
+            replaced: Vec::new(),
         });
         let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(AccessLog::wants_headers);
         self.probe = Some(Arc::new(Probe::new(request, wants_headers)));
@@ -179,11 +186,11 @@ impl Exchange {
     }
 
     /// Leaves the request out of the log or Traefik's metrics.
-    pub(crate) fn observe_only(&mut self, in_log: bool, in_metrics: bool) {
-        if !in_log {
+    pub(crate) fn observe_only(&mut self, wanted: Observed) {
+        if !wanted.in_log {
             self.entry = None;
         }
-        if !in_metrics {
+        if !wanted.in_metrics {
             self.measured = None;
         }
     }
@@ -192,7 +199,7 @@ impl Exchange {
     pub(crate) fn is_internal(&mut self) {
         let in_log = self.log.as_ref().is_some_and(AccessLog::adds_internals);
         let in_metrics = self.measured.as_ref().is_some_and(|measured| measured.metrics.add_internals);
-        self.observe_only(in_log, in_metrics);
+        self.observe_only(Observed { in_log, in_metrics });
     }
 
     /// Says whose request it is, where a trusted hop told.
@@ -203,16 +210,16 @@ impl Exchange {
     }
 
     /// Says which peer of the mesh asks.
-    pub(crate) fn asked_by_peer(&mut self, peer: &MeshIdentity) {
+    pub(crate) fn asked_by_peer(&mut self, peer: &Arc<MeshIdentity>) {
         if let Some(entry) = &mut self.entry {
-            entry.mesh = [peer.name.to_string(), peer.groups.join(",")];
+            entry.mesh = Some(Arc::clone(peer));
         }
     }
 
     /// Says who answered.
-    pub(crate) fn answered_by(&mut self, route: &str) {
+    pub(crate) fn answered_by(&mut self, route: &Arc<str>) {
         if let Some(entry) = &mut self.entry {
-            route.clone_into(&mut entry.route);
+            entry.route = Some(Arc::clone(route));
         }
     }
 
@@ -226,15 +233,17 @@ impl Exchange {
             measured.service.clone_from(&ctx.log.service);
             measured.origin_status = ctx.log.origin_status.map(|status| status.as_u16());
             measured.retries = ctx.log.retries;
+            measured.replaced.clone_from(&ctx.log.replaced);
         }
         if let Some(entry) = &mut self.entry {
             let log = &ctx.log;
-            entry.service = log.service.as_deref().unwrap_or_default().to_owned();
-            entry.service_url = log.service_url.as_deref().unwrap_or_default().to_owned();
+            // Traefik names the service where it chooses a server.
+            entry.service = log.service.clone().filter(|_| log.service_url.is_some());
+            entry.service_url.clone_from(&log.service_url);
             entry.origin_status = log.origin_status.map(|status| status.as_u16());
             entry.origin_duration = log.origin_duration;
             entry.retries = log.retries;
-            entry.user = log.user.as_deref().unwrap_or_default().to_owned();
+            entry.user.clone_from(&log.user);
         }
     }
 
@@ -249,7 +258,7 @@ impl Exchange {
     /// Wraps the answer so that its end is seen.
     pub(crate) fn finish_with(mut self, response: Response) -> Response {
         let class = usize::from(response.status.as_u16() / 100).clamp(1, 5) - 1;
-        self.metrics.answered[class].inc();
+        self.metrics.0.answered[class].inc();
         self.status = response.status.as_u16();
         if let (Some(entry), Some(log)) = (&mut self.entry, &self.log)
             && log.wants_headers()
@@ -272,9 +281,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.metrics.in_flight.dec();
+        self.metrics.0.in_flight.dec();
         let duration = self.began.elapsed();
-        self.metrics.duration.observe(duration.as_secs_f64());
+        self.metrics.0.duration.observe(duration.as_secs_f64());
         // The visitor left before there was an answer.
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
         let received = self.probe.as_ref().map_or(0, |probe| probe.received());
@@ -298,6 +307,11 @@ impl Measured {
         self.metrics.entry_point(&self.entry_point, &self.asked, answered);
         if let Some(router) = &self.router {
             self.metrics.router(router, &self.asked, answered);
+        }
+        // Each attempt is a request to its service; what of the visitor's content each got is not told apart.
+        for Attempt { service, status, duration } in &self.replaced {
+            let answered = Answered { status: status.as_u16(), duration: *duration, received: 0, sent: 0 };
+            self.metrics.service(service, &self.asked, answered, 0);
         }
         if let Some(service) = &self.service {
             let status = self.origin_status.unwrap_or(answered.status);

@@ -20,6 +20,7 @@ use adit_proxy::udp::UdpServices;
 use adit_route::router::{RouterSpec, RouterTable};
 
 use self::places::Places;
+use crate::acme::{TcpHosts, Unwanted};
 use crate::daemon::ingress::inputs;
 use crate::gateway::files::Files;
 use crate::gateway::merge::qualified;
@@ -40,7 +41,8 @@ pub(crate) fn check(config: &Config) -> Findings {
     let (places, unreadable) = Places::read(config);
     // Told below, with their places.
     inputs.faults.clear();
-    let mut check = Check { config, places, problems: Vec::new(), warnings: Vec::new() };
+    let mut check =
+        Check { config, places, problems: Vec::new(), warnings: Vec::new(), tcp_hosts: Vec::new() };
     check.problems.extend(check.places.duplicates());
     check.warnings.extend(check.places.warnings());
     let options = check.tls(&inputs.dynamic);
@@ -58,6 +60,7 @@ struct Check<'a> {
     places: Places<'a>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
+    tcp_hosts: Vec<TcpHosts>,
 }
 
 impl Check<'_> {
@@ -117,7 +120,9 @@ impl Check<'_> {
         let mut everywhere = dynamic.tcp.clone();
         everywhere.routers.values_mut().for_each(|router| router.entry_points.clear());
         let parts = TcpParts { layers: &layers, services: &services, options };
-        for disabled in TcpRouters::compile(&everywhere, "", true, parts).disabled {
+        let routers = TcpRouters::compile(&everywhere, "", true, parts);
+        self.tcp_hosts = routers.secure.routers().iter().map(TcpHosts::of).collect();
+        for disabled in routers.disabled {
             let below = if disabled.reason.starts_with("rule ") { ".rule" } else { "" };
             self.problem("tcp.routers", &disabled.name, below, &disabled.reason);
         }
@@ -170,6 +175,7 @@ impl Check<'_> {
             Blueprint {
                 services: &http.services,
                 transports: &http.servers_transports,
+                internal: &inputs.internal.targets(),
                 chains: &|user, names, resolve| layers.chain(user, names, resolve),
             },
             None,
@@ -181,6 +187,24 @@ impl Check<'_> {
         let generation = Generation::compile(inputs, None);
         self.routers(&generation, &middlewares, options);
         self.suspicions(&generation);
+        self.certificates(&generation);
+    }
+
+    /// Certificates that are asked for and cannot be had.
+    fn certificates(&mut self, generation: &Generation) {
+        let (certificates, _) = Certificates::compile(&generation.inputs.dynamic.tls, None);
+        let is_configured = |name: &str| certificates.covers(name);
+        for unwanted in crate::acme::wanted(self.config, generation, &self.tcp_hosts, &is_configured).warnings
+        {
+            let Unwanted { who, why } = unwanted;
+            match who.kind {
+                "http.routers" | "tcp.routers" => self.warn(who.kind, &who.name, ".tls.certResolver", &why),
+                _ => {
+                    let key = format!("{}.{}", who.kind, who.name);
+                    self.warnings.push(self.places.in_configuration(&key, &why));
+                }
+            }
+        }
     }
 
     /// All that is wrong with each router, where a daemon is content with the first.
@@ -210,7 +234,10 @@ impl Check<'_> {
             let service = match router.service.is_empty() {
                 // Where reading has found a fault, that fault says more.
                 true => router.fault.is_none().then(|| "names no service".to_owned()),
-                false => unusable("service", &router.service, &http.services, &verdicts.services),
+                false => match generation.inputs.internal.targets().remove(&router.service) {
+                    Some(own) => own.err(),
+                    None => unusable("service", &router.service, &http.services, &verdicts.services),
+                },
             };
             reasons.extend(service.map(|reason| (".service".to_owned(), reason)));
             let wanted = router.tls.as_ref().and_then(|tls| tls.options.as_ref());
@@ -240,7 +267,7 @@ impl Check<'_> {
                 self.warn("http.routers", &router.name, ".rule", reason);
             }
         }
-        for reason in generation.hosts.warnings() {
+        for reason in generation.tls_warnings() {
             let named = generation.table.routers().iter().find(|router| {
                 let is_host = |host: &String| reason.starts_with(&format!("host {host} "));
                 reason.starts_with(&format!("router {} ", router.name))
@@ -264,6 +291,7 @@ fn bad_rules(dynamic: &Dynamic) -> BTreeMap<String, (String, String)> {
         is_internal: false,
         entry_points: Vec::new(),
         tls: false,
+        any_scheme: false,
         target: (),
     });
     let (_, disabled) = RouterTable::build(specs);

@@ -10,13 +10,14 @@ use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
 use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
-use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict};
+
+use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict, length_of};
 use clap::ArgMatches;
 use http::header::{HeaderName, HeaderValue};
 use http::{HeaderMap, Method, Uri, Version};
 use serde_json::{Value, json};
 
-use crate::daemon::ingress::{TUNNEL, inputs};
+use crate::daemon::ingress::{TUNNEL, inputs, serves_tunnel};
 use crate::gateway::files::Files;
 use crate::gateway::merge::qualified;
 use crate::gateway::{Generation, Served};
@@ -107,6 +108,7 @@ impl Asked {
             secure: self.secure,
             entry_point: Arc::from(entry_point),
             tls: None,
+            address: adit_proxy::message::AddressText::default(),
         };
         Request {
             method: self.method.clone(),
@@ -149,18 +151,21 @@ impl Asked {
             entry_point,
             tls: self.secure,
             host: &request.host,
-            path: &cleaned.path,
-            query: &cleaned.query,
+            path: cleaned.path(&request),
+            query: cleaned.query(&request),
             method: &request.method,
             headers: &request.headers,
+            content_length: length_of(&request.headers),
             peer: self.from.to_canonical(),
-            mesh,
+            mesh: mesh.map(|peer| &**peer),
         };
         let verdicts = generation.table.explain(&head);
         let winner = verdicts.iter().find(|verdict| verdict.outcome == RouterOutcome::Wins);
         let winner = winner.map(|verdict| verdict.router);
         let redirect = entry.redirect.as_ref().filter(|redirect| {
-            !redirect.spares(&cleaned.path) && winner.is_none_or(|winner| winner.priority < redirect.priority)
+            !redirect.spares(cleaned.path(&request))
+                && !redirect.is_done(&request)
+                && winner.is_none_or(|winner| winner.priority < redirect.priority)
         });
         if let Some(redirect) = redirect {
             explained["router"] = json!({ "name": "redirect@internal", "priority": redirect.priority });
@@ -328,9 +333,11 @@ fn entry_points(config: &Config, wanted: Option<&str>) -> Result<Vec<String>, St
             .entry_points
             .iter()
             .filter(|(_, settings)| settings.as_default && settings.transport != EntryPointTransport::Udp);
-        let found: Vec<String> = takes_http.map(|(name, _)| name.clone()).collect();
-        // Without listeners everything comes through the tunnel.
-        return Ok(if found.is_empty() { vec![TUNNEL.to_owned()] } else { found });
+        let mut found: Vec<String> = takes_http.map(|(name, _)| name.clone()).collect();
+        if found.is_empty() || serves_tunnel(config) {
+            found.push(TUNNEL.to_owned());
+        }
+        return Ok(found);
     };
     if wanted == TUNNEL || config.entry_points.contains_key(wanted) {
         return Ok(vec![wanted.to_owned()]);

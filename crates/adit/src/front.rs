@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use adit_proxy::message::{Request, Response, Service};
 use arc_swap::ArcSwap;
+use http::{Method, StatusCode};
 
 use crate::edge_service::EdgeService;
 use crate::gateway::Gateway;
@@ -32,7 +33,13 @@ impl Service for Front {
     async fn call(&self, request: Request) -> Response {
         match self.edge_of(&request) {
             Some(edge) if !self.gateway.wants(&request) => edge.call(request).await,
+            _ if asks_about_server(&request) => Response::status(StatusCode::OK),
             _ => self.gateway.call(request).await,
         }
     }
+}
+
+/// `OPTIONS *` is about the server as a whole (RFC 9110 §9.3.7): no router is asked, as in Go.
+fn asks_about_server(request: &Request) -> bool {
+    request.method == Method::OPTIONS && request.uri.path() == "*"
 }

@@ -430,7 +430,11 @@ impl Listeners {
             write_idle_timeout: body_idle_timeout,
             read_timeout: entry_point.read_timeout,
             write_timeout: entry_point.write_timeout,
-            head_bytes_max: entry_point.header_bytes_max.unwrap_or(limits.header_bytes_max) as usize,
+            head_bytes_max: match entry_point.header_bytes_max {
+                // Go lets a head be that much longer than it is told, and files are tuned against that.
+                Some(told) => told as usize + HEAD_BYTES_SLACK,
+                None => limits.header_bytes_max as usize,
+            },
             head_fields_max: usize::from(limits.headers_max),
             streams_max: entry_point.http2_streams_max.unwrap_or(limits.streams_per_connection_max),
             metrics: Arc::clone(&self.metrics),
@@ -455,5 +459,7 @@ impl Listeners {
     }
 }
 
+/// What Go's server adds to `maxHeaderBytes`.
+const HEAD_BYTES_SLACK: usize = 4096;
 /// Stands for "no limit": longer than any process lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

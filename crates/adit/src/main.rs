@@ -8,9 +8,11 @@
 
 mod access;
 mod access_log;
+mod acme;
 mod admin;
 mod announce;
 mod answer;
+mod api;
 mod certificates;
 mod checking;
 mod cli;
@@ -89,19 +91,25 @@ fn run(matches: &ArgMatches) -> ExitCode {
 /// Runs a daemon to its end; the exit code says how it ended (`decisions.md` 12).
 fn start(source: Source, announce: bool) -> ExitCode {
     let exit_config = if source.is_cloudflared() { 1 } else { EXIT_CONFIG };
+    let begun = std::time::SystemTime::now();
     let config = match source.load() {
         Ok(config) => config,
         Err(problems) => return fail(exit_config, &problems.to_string()),
     };
     let level = telemetry::start(config.log.level, config.log.format);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = source.describe(), "adit starts");
+    // A visitor and its origin take a descriptor each; shells start programs with 1,024, whatever the system allows.
+    match rlimit::increase_nofile_limit(DESCRIPTORS_MAX) {
+        Ok(descriptors) => tracing::debug!(descriptors, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit on descriptors stays as it is"),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("cannot start the runtime: {error}")),
     };
     let code = runtime.block_on(async {
         match Daemon::start(source, config, level).await {
-            Ok(daemon) => Box::pin(daemon.run(announce)).await,
+            Ok(daemon) => Box::pin(daemon.run(announce, begun)).await,
             Err(error) => {
                 tracing::error!(error = %ingress::chain(&error), "cannot start");
                 1
@@ -188,3 +196,6 @@ pub(crate) fn report(text: &str) {
 pub(crate) const EXIT_USAGE: u8 = 64;
 /// A bad configuration (sysexits.h EX_CONFIG).
 pub(crate) const EXIT_CONFIG: u8 = 78;
+/// Descriptors that are asked for; the system grants as many as its hard limit allows. Two for each of the visitors of a
+/// hundred entry points at their default limit.
+const DESCRIPTORS_MAX: u64 = 1 << 20;

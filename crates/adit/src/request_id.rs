@@ -1,6 +1,5 @@
 //! Ids under which a visitor's page and the log speak of the same request.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Makes ids that are unique in this process and not guessable from one another at a glance.
@@ -21,11 +20,12 @@ impl RequestIds {
     pub(crate) fn make(&self) -> String {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         // An odd multiplier permutes the 64-bit numbers: no two counts give the same id.
-        let mut id = String::with_capacity(16);
-        let _ = write!(id, "{:016x}", count.wrapping_mul(self.seed).rotate_left(29) ^ self.seed);
-        id
+        let number = count.wrapping_mul(self.seed).rotate_left(29) ^ self.seed;
+        (0..16).rev().map(|digit| char::from(DIGITS[(number >> (4 * digit) & 15) as usize])).collect()
     }
 }
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 #[cfg(test)]
 mod tests {

@@ -54,6 +54,20 @@ fn html_ingress(body: &mut String, status: &Value) {
         });
         table(body, "Routers", &["name", "rule", "priority", "service", "entry points", "status"], rows);
     }
+    if array(&status["certificates"]).next().is_some() {
+        let rows = array(&status["certificates"]).map(|c| {
+            let left =
+                c["not_after_in_seconds"].as_u64().map(|left| (left / 86_400).into()).unwrap_or(Value::Null);
+            let cells = [&c["resolver"], &c["names"], &c["state"], &left, &c["reason"], &c["problem"]];
+            cells.map(text).to_vec()
+        });
+        table(
+            body,
+            "Certificates by ACME",
+            &["resolver", "names", "state", "days left", "reason", "last problem"],
+            rows,
+        );
+    }
     let entry_points = array(&status["entry_points"])
         .map(|e| ["name", "address", "scheme"].map(|key| text(&e[key])).to_vec());
     table(body, "Entry points", &["name", "address", "protocol"], entry_points);
@@ -163,6 +177,16 @@ pub(crate) fn plain(status: &Value) -> String {
             "  entry point {}: {scheme}://{}",
             raw(&entry_point["name"]),
             raw(&entry_point["address"])
+        );
+    }
+    for certificate in array(&status["certificates"]) {
+        let problem = certificate["problem"].as_str().map(|why| format!(": {why}")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "  certificate {} by {}: {}{problem}",
+            raw(&certificate["names"]),
+            raw(&certificate["resolver"]),
+            raw(&certificate["state"])
         );
     }
     let tunnel = &status["tunnel"];

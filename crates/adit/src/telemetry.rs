@@ -7,6 +7,7 @@ use adit_config::{LogFormat, LogLevel};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -18,7 +19,7 @@ use tracing_subscriber::{Registry, reload};
 /// Changes the level of the running log.
 #[derive(Clone, Debug)]
 pub(crate) struct LevelHandle {
-    handle: reload::Handle<LevelFilter, Registry>,
+    handle: reload::Handle<Targets, Registry>,
 }
 
 /// Starts the log; a second call in a process changes nothing.
@@ -65,14 +66,17 @@ impl LevelHandle {
     }
 }
 
-fn to_filter(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Trace => LevelFilter::TRACE,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Error => LevelFilter::ERROR,
-    }
+/// Ours from `level` on. Libraries warn once for each connection of an attacker, which would let it fill the log; what is
+/// worth knowing of that is counted under a name of ours. Who looks for more, at DEBUG, sees theirs too.
+fn to_filter(level: LogLevel) -> Targets {
+    let (ours, theirs) = match level {
+        LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::TRACE),
+        LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::DEBUG),
+        LogLevel::Info => (LevelFilter::INFO, LevelFilter::ERROR),
+        LogLevel::Warn => (LevelFilter::WARN, LevelFilter::ERROR),
+        LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
+    };
+    Targets::new().with_default(theirs).with_target("adit", ours)
 }
 
 /// `2026-01-02T03:04:05Z INF message key=value`: the form that log shippers of cloudflared already parse

@@ -144,15 +144,19 @@ impl TunnelUpload {
 
 /// Puts the field that frames a body back onto a head that is about to cross a tunnel (statements C19 and E8).
 pub(crate) fn announce_length(headers: &mut HeaderMap, length: Length, chunked_if_unknown: bool) {
+    headers.remove(header::TRANSFER_ENCODING);
     match length {
-        Length::Known(0) | Length::Raw => {}
+        // A length without content describes what another method would have got.
+        Length::Known(0) => {}
+        Length::Raw => drop(headers.remove(header::CONTENT_LENGTH)),
         Length::Known(bytes) => {
             headers.insert(header::CONTENT_LENGTH, bytes.into());
         }
         Length::Unknown if chunked_if_unknown => {
+            headers.remove(header::CONTENT_LENGTH);
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        Length::Unknown => {}
+        Length::Unknown => drop(headers.remove(header::CONTENT_LENGTH)),
     }
 }
 

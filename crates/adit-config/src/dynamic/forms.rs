@@ -113,7 +113,7 @@ impl<'a> Field<'a> {
 
     /// A whole number, perhaps negative.
     pub(crate) fn whole(&self) -> Option<i64> {
-        self.parse("a whole number", |text| text.parse().ok())
+        self.parse("a whole number", |text| self.whole_of(text))
     }
 
     /// A whole number that fits.
@@ -131,31 +131,30 @@ impl<'a> Field<'a> {
         self.whole().map(|bytes| u64::try_from(bytes).ok())
     }
 
-    /// A duration with unit, or whole seconds; not negative.
+    /// A duration with unit, or whole seconds; a negative one disables the object it belongs to.
     pub(crate) fn go_duration(&self) -> Option<Duration> {
-        self.parse("a duration such as `30s`", |text| {
-            let seconds = || text.parse().ok().map(Duration::from_secs);
-            parse_duration(text).or_else(seconds).filter(|duration| *duration <= DURATION_MAX)
-        })
+        let duration = self.signed_duration()?;
+        if duration.is_none() {
+            self.fault("expected a duration that is not negative");
+        }
+        duration
+    }
+
+    /// A duration of which Traefik takes negative ones for none.
+    pub(crate) fn go_duration_or_zero(&self) -> Option<Duration> {
+        self.signed_duration().map(Option::unwrap_or_default)
     }
 
     /// A duration for which zero and below mean none.
     pub(crate) fn limit_duration(&self) -> Option<Option<Duration>> {
-        if let Some(positive) = self.scalar().and_then(|text| text.strip_prefix('-')) {
-            let is_duration = parse_duration(positive).is_some() || positive.parse::<u64>().is_ok();
-            return is_duration.then_some(None).or_else(|| {
-                self.reject("expected a duration such as `30s`");
-                None
-            });
-        }
-        self.go_duration().map(|duration| Some(duration).filter(|duration| !duration.is_zero()))
+        self.signed_duration().map(|duration| duration.filter(|duration| !duration.is_zero()))
     }
 
-    /// A period: zero is replaced by the default, with a warning.
+    /// A period: zero and below are replaced by the default, with a warning.
     pub(crate) fn period(&self, default: Duration) -> Option<Duration> {
-        let duration = self.go_duration()?;
+        let duration = self.go_duration_or_zero()?;
         if duration.is_zero() {
-            self.warn(format!("zero is no period: {} is used", crate::format_duration(default)));
+            self.warn(format!("not a period: {} is used", crate::format_duration(default)));
             return Some(default);
         }
         Some(duration)
@@ -176,6 +175,35 @@ impl<'a> Field<'a> {
             return Some(vec![self.pem()?]);
         }
         Some(self.items().iter().filter_map(Field::pem).collect())
+    }
+
+    /// The inner `None` stands for all negative durations.
+    fn signed_duration(&self) -> Option<Option<Duration>> {
+        self.parse("a duration such as `30s`", |text| {
+            if let Some(seconds) = self.whole_of(text) {
+                return Some(u64::try_from(seconds).ok().map(Duration::from_secs));
+            }
+            let (is_negative, text) = match text.strip_prefix('-') {
+                Some(positive) => (true, positive),
+                None => (false, text),
+            };
+            parse_duration(text).map(|duration| Some(duration).filter(|_| !is_negative))
+        })
+        .and_then(|duration| match duration {
+            Some(long) if long > DURATION_MAX => {
+                self.reject("expected a duration of at most a year");
+                None
+            }
+            other => Some(other),
+        })
+    }
+
+    /// Numbers as Go's YAML has them, where they are not quoted.
+    pub(crate) fn whole_of(&self, text: &str) -> Option<i64> {
+        match &self.node.value {
+            Value::Scalar { plain: true, .. } if self.sink.dialect == Dialect::Traefik => go_integer(text),
+            _ => text.parse().ok(),
+        }
     }
 
     fn text_hidden(&self) -> Option<&'a str> {
@@ -201,6 +229,41 @@ pub fn network(text: &str) -> Option<IpNet> {
         },
         other => other,
     })
+}
+
+/// Reads an integer as Go's YAML does: `0x1f`, `0o17`, `017` (octal), `0b1`, `1_000`, `1e3`.
+fn go_integer(text: &str) -> Option<i64> {
+    let text = text.replace('_', "");
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => ("-", digits),
+        None => ("", text.strip_prefix('+').unwrap_or(&text)),
+    };
+    if !digits.starts_with(|first: char| first.is_ascii_digit() || first == '.') {
+        return None;
+    }
+    let radix = match digits.get(..2).map(str::to_ascii_lowercase).as_deref() {
+        Some("0x") => Some((16, &digits[2..])),
+        Some("0o") => Some((8, &digits[2..])),
+        Some("0b") => Some((2, &digits[2..])),
+        Some(octal) if octal.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            Some((8, &digits[1..]))
+        }
+        _ => None,
+    };
+    let (radix, digits) = match radix {
+        // A sign behind the prefix is none.
+        Some((_, digits)) if digits.starts_with(['+', '-']) => return None,
+        Some(found) => found,
+        None => (10, digits),
+    };
+    if let Ok(number) = i64::from_str_radix(&format!("{sign}{digits}"), radix) {
+        return Some(number);
+    }
+    let float: f64 = text.parse().ok()?;
+    // Beyond 2^53 a float is no longer one certain integer.
+    let is_whole = float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0;
+    #[expect(clippy::cast_possible_truncation, reason = "whole, and within 2^53")]
+    is_whole.then_some(float as i64)
 }
 
 /// Prefix of IPv4 addresses in IPv6 form, `::ffff:0:0/96`.

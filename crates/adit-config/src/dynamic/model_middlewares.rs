@@ -247,6 +247,8 @@ pub struct GrpcWeb {
 /// Sets, removes and adds headers; CORS; security headers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Headers {
+    /// An option of the second version is set, which has no effect: the middleware may be one that does nothing.
+    pub has_removed_options: bool,
     /// Set on the request; an empty value removes; `Host` sets the host. Names as written.
     pub custom_request_headers: BTreeMap<String, String>,
     /// Set on the response; an empty value removes.

@@ -40,15 +40,22 @@ impl Dynamic {
         if let Some(problem) = template_problem(text, file) {
             return Err(Problems(vec![problem]));
         }
-        let (node, duplicates) = match format {
-            Format::Yaml => Node::from_large_yaml(text, file).map_err(|problem| Problems(vec![*problem]))?,
-            Format::Toml => (Node::from_toml(text, file).map_err(Problems)?, Vec::new()),
+        let (node, duplicates, second) = match format {
+            Format::Yaml => {
+                Node::from_first_document(text, file).map_err(|problem| Problems(vec![*problem]))?
+            }
+            Format::Toml => (Node::from_toml(text, file).map_err(Problems)?, Vec::new(), None),
         };
+        let ignored = second.map(|position| Problem {
+            position: Some(position),
+            ..Problem::of_file(file, "ignored: only the first document of a file is read")
+        });
         if node.value == Value::Null && duplicates.is_empty() {
-            return Ok(Self::default());
+            return Ok(Self { warnings: ignored.into_iter().collect(), ..Self::default() });
         }
         let (dynamic, mut findings) = read(&node, file);
         findings.problems.splice(0..0, duplicates);
+        findings.warnings.extend(ignored);
         if !findings.problems.is_empty() {
             return Err(Problems(findings.problems));
         }

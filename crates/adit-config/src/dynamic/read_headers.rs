@@ -11,7 +11,7 @@ pub(super) fn read_headers(field: &Field<'_>) -> Option<Headers> {
     read_cors(&mut section, &mut headers);
     read_hosts(&mut section, &mut headers);
     read_security(&mut section, &mut headers);
-    refuse_removed(&mut section);
+    headers.has_removed_options = warn_of_removed(&mut section);
     section.finish();
     Some(headers)
 }
@@ -58,16 +58,21 @@ fn read_security(section: &mut Section<'_>, headers: &mut Headers) {
     h.permissions_policy = section.optional("permissionsPolicy", Field::filled);
 }
 
-/// Options of the second version that would change what visitors get if they were ignored.
-fn refuse_removed(section: &mut Section<'_>) {
+/// Options of the second version, which the third takes and ignores: files that still have them are served, and told.
+fn warn_of_removed(section: &mut Section<'_>) -> bool {
+    let mut found = false;
     for (key, instead) in REMOVED {
         let Some(field) = section.take(key) else { continue };
         match field.text() {
             Some("" | "false") => field.warn("has no effect any more"),
-            Some(_) => field.fault(format!("this option was removed: use `{instead}`")),
+            Some(_) => {
+                found = true;
+                field.warn(format!("this option was removed and has no effect: use `{instead}`"));
+            }
             None => {}
         }
     }
+    found
 }
 
 const REMOVED: [(&str, &str); 5] = [

@@ -9,7 +9,7 @@ use super::{
     read_middlewares::read_middleware,
     read_tls::{read_pair, read_version},
 };
-use crate::read::{Dialect, Field, Section};
+use crate::read::{Field, Section};
 
 pub(super) fn read_http(field: &Field<'_>) -> Option<HttpDynamic> {
     let mut section = field.block()?;
@@ -65,22 +65,11 @@ pub(crate) fn read_router_tls(field: &Field<'_>) -> Option<RouterTls> {
     };
     let tls = RouterTls {
         options: section.optional("options", Field::filled),
-        cert_resolver: section.optional("certResolver", read_cert_resolver),
+        cert_resolver: section.optional("certResolver", Field::filled),
         domains: section.optional("domains", read_domains).unwrap_or_default(),
     };
     section.finish();
     Some(tls)
-}
-
-/// The name of a resolver. As long as there are none, a router that names one is served as Traefik serves it then: with
-/// the certificate that fits, or the default one.
-pub(super) fn read_cert_resolver(field: &Field<'_>) -> Option<String> {
-    let name = field.filled()?;
-    match field.sink.dialect {
-        Dialect::Traefik => field.warn("there is no such resolver: a certificate from `tls` is shown"),
-        _ => field.reject("certificates by ACME are not implemented in this version"),
-    }
-    Some(name)
 }
 
 pub(super) fn read_domains(field: &Field<'_>) -> Option<Vec<Domain>> {

@@ -69,7 +69,14 @@ fn read_add_prefix(field: &Field<'_>) -> Option<Middleware> {
 fn read_buffering(field: &Field<'_>) -> Option<Middleware> {
     let mut section = field.block()?;
     let mut buffering = Buffering::default();
-    let bytes = |field: &Field<'_>| field.bytes_max().map(Option::unwrap_or_default);
+    let bytes = |field: &Field<'_>| {
+        let bytes = field.bytes_max()?;
+        if bytes.is_none() {
+            // Not "no limit" as elsewhere: Traefik refuses the middleware, and a limit mistyped must not be none.
+            field.fault("expected 0 (no limit) or more bytes");
+        }
+        bytes
+    };
     let memory = |field: &Field<'_>| bytes(field).filter(|bytes| *bytes > 0);
     section.set("maxRequestBodyBytes", &mut buffering.request_body_bytes_max, bytes);
     section.set("memRequestBodyBytes", &mut buffering.request_memory_bytes_max, memory);
@@ -93,8 +100,8 @@ fn read_circuit_breaker(field: &Field<'_>) -> Option<Middleware> {
     section.set("expression", &mut breaker.expression, Field::string);
     let default = breaker.check_period;
     section.set("checkPeriod", &mut breaker.check_period, |field| field.period(default));
-    section.set("fallbackDuration", &mut breaker.fallback_duration, Field::go_duration);
-    section.set("recoveryDuration", &mut breaker.recovery_duration, Field::go_duration);
+    section.set("fallbackDuration", &mut breaker.fallback_duration, Field::go_duration_or_zero);
+    section.set("recoveryDuration", &mut breaker.recovery_duration, Field::go_duration_or_zero);
     section.set("responseCode", &mut breaker.response_code, read_status);
     section.finish();
     Some(Middleware::CircuitBreaker(breaker))
@@ -321,8 +328,8 @@ fn read_retry(field: &Field<'_>) -> Option<Middleware> {
     let mut section = field.block()?;
     let mut retry = Retry::default();
     section.set("attempts", &mut retry.attempts, Field::whole);
-    section.set("timeout", &mut retry.timeout, Field::go_duration);
-    section.set("initialInterval", &mut retry.initial_interval, Field::go_duration);
+    section.set("timeout", &mut retry.timeout, Field::go_duration_or_zero);
+    section.set("initialInterval", &mut retry.initial_interval, Field::go_duration_or_zero);
     section.set("maxRequestBodyBytes", &mut retry.request_body_bytes_max, Field::bytes_max);
     section.set("status", &mut retry.status, Field::strings);
     section.set("disableRetryOnNetworkError", &mut retry.disable_retry_on_network_error, Field::truth);

@@ -6,8 +6,8 @@ use super::{
     UdpService,
     forms::Block,
     read_http::{
-        read_cert_resolver, read_domains, read_health_switch, read_pairs, read_rule_syntax, read_sans,
-        read_weighted_services, refuse_spiffe,
+        read_domains, read_health_switch, read_pairs, read_rule_syntax, read_sans, read_weighted_services,
+        refuse_spiffe,
     },
 };
 use crate::read::Field;
@@ -47,7 +47,7 @@ fn read_router_tls(field: &Field<'_>) -> Option<TcpRouterTls> {
     let mut tls = TcpRouterTls::default();
     section.set("passthrough", &mut tls.passthrough, Field::truth);
     tls.options = section.optional("options", Field::filled);
-    tls.cert_resolver = section.optional("certResolver", read_cert_resolver);
+    tls.cert_resolver = section.optional("certResolver", Field::filled);
     section.set("domains", &mut tls.domains, read_domains);
     section.finish();
     Some(tls)

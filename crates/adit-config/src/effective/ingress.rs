@@ -48,6 +48,7 @@ pub(super) fn entry_point(entry_point: &EntryPoint) -> Value {
         },
         "udp": { "timeout": duration(entry_point.udp_timeout) },
         "reusePort": entry_point.reuse_port,
+        "allowACMEByPass": entry_point.acme_bypass,
         "observability": { "accessLogs": entry_point.access_logs, "metrics": entry_point.metrics },
     });
     if let Some(fields) = fields.as_object_mut() {

@@ -94,6 +94,9 @@ pub fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
 }
 
 fn fields(out: &mut BytesMut, headers: &HeaderMap) {
+    // One look at the room for all of them, with what framing adds behind.
+    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    out.reserve(bytes + FRAMING_BYTES_GUESS);
     for (name, value) in headers {
         put_name(out, name);
         out.put_slice(b": ");
@@ -113,10 +116,18 @@ fn put_name(out: &mut BytesMut, name: &HeaderName) {
 }
 
 fn put_words(out: &mut BytesMut, name: &str) {
-    let mut start = true;
-    for byte in name.bytes() {
-        out.put_u8(if start { byte.to_ascii_uppercase() } else { byte });
-        start = byte == b'-';
+    let start = out.len();
+    out.put_slice(name.as_bytes());
+    let written = &mut out[start..];
+    if let Some(first) = written.first_mut() {
+        first.make_ascii_uppercase();
+    }
+    let mut at = 0;
+    while let Some(dash) = memchr::memchr(b'-', &written[at..]) {
+        at += dash + 1;
+        if let Some(letter) = written.get_mut(at) {
+            letter.make_ascii_uppercase();
+        }
     }
 }
 
@@ -136,6 +147,8 @@ fn format_hex(value: usize) -> ([u8; 16], usize) {
 
 /// Most heads fit, so one allocation holds them.
 const HEAD_BYTES_GUESS: usize = 512;
+/// `Connection`, `Content-Length` and the empty line.
+const FRAMING_BYTES_GUESS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! Heads of requests and responses: strict parsing out of a growing buffer.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
@@ -151,9 +153,9 @@ pub fn skip_empty_lines(buffer: &mut BytesMut) {
 /// # Errors
 /// Anything that two parsers could read in two ways is refused; see [`HeadError`].
 pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Request::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
         Err(error) => return Err(request_error(error, head)),
@@ -163,7 +165,7 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers)?;
+    let mut headers = collect(head, parsed.headers, FIELDS_ADDED)?;
     let uri = parse_target(head, &method, target)?;
     let host = take_host(&mut headers, &uri, version)?;
     let framing = framing::of_request(&headers, version)?;
@@ -185,9 +187,10 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
 /// # Errors
 /// As [`parse_request`].
 pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Response::new(&mut fields);
-    match parsed.parse(head) {
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
@@ -199,7 +202,7 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers)?;
+    let mut headers = collect(head, parsed.headers, 1)?;
     let framing = framing::of_response(&headers, status, method, version)?;
     let keep_alive = ConnectionOptions::read(&headers).keep_alive(version) && framing != Framing::UntilClose;
     // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
@@ -250,15 +253,45 @@ fn parse_target(head: &Bytes, method: &Method, target: &str) -> Result<Uri, Head
     if *method == Method::CONNECT {
         return Err(HeadError::Connect);
     }
-    // A fragment never travels (RFC 9112 §3.2), and `Uri` would drop it silently.
-    if target.contains('#') {
-        return Err(HeadError::Target);
-    }
-    let uri = Uri::from_maybe_shared(head.slice_ref(target.as_bytes())).map_err(|_| HeadError::Target)?;
+    let bytes = match target.bytes().any(needs_escape) {
+        true => Bytes::from(escape_target(target)?),
+        false => head.slice_ref(target.as_bytes()),
+    };
+    let uri = Uri::from_maybe_shared(bytes).map_err(|_| HeadError::Target)?;
     let origin_form = target.starts_with('/');
     let absolute_form = matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some();
     let asterisk = target == "*" && *method == Method::OPTIONS;
     if origin_form || absolute_form || asterisk { Ok(uri) } else { Err(HeadError::Target) }
+}
+
+/// Writes what no URI has raw (RFC 3986 §2) as escapes, so that rules and origins see one spelling of it.
+///
+/// A fragment never travels (RFC 9112 §3.2), and what looks like one in a path is read in two ways: refused. In a query
+/// it is only a character.
+fn escape_target(target: &str) -> Result<String, HeadError> {
+    let authority = target.find("://").filter(|_| !target.starts_with('/')).map_or(0, |scheme| scheme + 3);
+    let path = target[authority..].find(['/', '?', '#']).ok_or(HeadError::Target)? + authority;
+    let query = target[path..].find('?').map_or(target.len(), |query| query + path);
+    if target[path..query].contains('#') {
+        return Err(HeadError::Target);
+    }
+    let mut escaped = String::with_capacity(target.len() + 16);
+    escaped.push_str(&target[..path]);
+    for (position, character) in target[path..].char_indices() {
+        let is_in_query = path + position >= query;
+        match u8::try_from(character) {
+            // Origins get a query as it was written wherever that can be.
+            Ok(byte) if needs_escape(byte) && !(is_in_query && b"^`{|}".contains(&byte)) => {
+                escaped.push_str(&format!("%{byte:02X}"));
+            }
+            _ => escaped.push(character),
+        }
+    }
+    Ok(escaped)
+}
+
+fn needs_escape(byte: u8) -> bool {
+    matches!(byte, b'"' | b'#' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
 
 fn take_host(headers: &mut HeaderMap, uri: &Uri, version: Version) -> Result<String, HeadError> {
@@ -292,8 +325,9 @@ pub fn is_host(host: &str) -> bool {
     name_ok && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
+/// Leaves room for some fields to be added without the map being built anew.
+fn collect(head: &Bytes, fields: &[httparse::Header<'_>], spare: usize) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(fields.len() + spare);
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         // The value stays a slice of the head: no copy per field.
@@ -307,9 +341,18 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, H
 fn request_error(error: httparse::Error, head: &[u8]) -> HeadError {
     match error {
         httparse::Error::TooManyHeaders => HeadError::TooManyFields,
-        httparse::Error::Version => HeadError::Version,
+        // What stands in the version's place is one only if it looks like one: the rest is a malformed line.
+        httparse::Error::Version if names_version(head) => HeadError::Version,
         _ => fold_or_malformed(head),
     }
+}
+
+/// Whether the third word of a request line is `HTTP/` digit `.` digit (RFC 9112 §2.3) and the last.
+fn names_version(head: &[u8]) -> bool {
+    let line = head.split(|byte| *byte == b'\r').find(|line| !line.trim_ascii().is_empty());
+    let mut words = line.unwrap_or_default().split(|byte| *byte == b' ');
+    matches!(words.nth(2), Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']))
+        && words.next().is_none()
 }
 
 fn fold_or_malformed(head: &[u8]) -> HeadError {
@@ -318,6 +361,8 @@ fn fold_or_malformed(head: &[u8]) -> HeadError {
     if folded { HeadError::ObsFold } else { HeadError::Malformed }
 }
 
+/// What an entry point says about its visitor: `X-Forwarded-*`, `X-Real-Ip`.
+const FIELDS_ADDED: usize = 6;
 /// Most fields of one head; 128 × 2 pointers of stack while parsing.
 pub const FIELDS_MAX: usize = 128;
 
@@ -377,6 +422,28 @@ mod tests {
             ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "framing_coding"),
         ] {
             assert_eq!(parse(text).err().map(HeadError::reason), Some(want), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn characters_that_no_uri_has_are_escaped_before_anybody_reads_them() {
+        let target = |text: &str| {
+            let head = parse(&format!("GET {text} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            head.map(|head| head.uri.to_string()).map_err(HeadError::reason)
+        };
+        for (raw, want) in [
+            ("/a<b>\"^`{|}", "/a%3Cb%3E%22%5E%60%7B%7C%7D"),
+            ("/?a#b", "/?a%23b"),
+            ("/?\"<^`{|}>?", "/?%22%3C^`{|}%3E?"),
+            ("/é<?é>", "/é%3C?é%3E"),
+            ("http://h/a<b?c>d", "http://h/a%3Cb?c%3Ed"),
+            ("http://h?c>d", "http://h/?c%3Ed"),
+            ("/http://h/<", "/http://h/%3C"),
+        ] {
+            assert_eq!(target(raw).as_deref(), Ok(want), "{raw}");
+        }
+        for raw in ["/a#b", "/#", "/a#?b", "http://h#a", "http://h<i/a", "<", "a<b", "http://<"] {
+            assert_eq!(target(raw), Err("head_target"), "{raw}");
         }
     }
 

@@ -22,6 +22,7 @@ use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
 use crate::drain::Drain;
+use crate::headers;
 use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
@@ -425,6 +426,7 @@ fn start_answer(
     let mut out = BytesMut::new();
     let status = response.status;
     let described = response.headers.remove(header::CONTENT_LENGTH);
+    remove_own_fields(&mut response, version, raw);
     encode::response_head(&mut out, status, &response.headers);
     if !response.headers.contains_key(header::DATE) {
         date::with_now(|now| encode::field(&mut out, "Date", now));
@@ -464,6 +466,19 @@ fn start_answer(
     }
     out.put_slice(b"\r\n");
     Sending { out: [out.freeze()].into(), body, encoding, done: false }
+}
+
+/// Takes off what this side of the connection alone says (RFC 9112 §6.1, §9.6): a middleware may have put it there, and a
+/// second word about framing would make the rest of the connection unreadable.
+fn remove_own_fields(response: &mut Response, version: Version, raw: bool) {
+    if raw {
+        response.headers.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    headers::remove_hop_by_hop_but_trailer(&mut response.headers, response.body.length());
+    if version != Version::HTTP_11 {
+        response.headers.remove(header::TRAILER);
+    }
 }
 
 /// A request's content while its reader is out of the connection's hands.

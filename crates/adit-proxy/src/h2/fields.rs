@@ -8,6 +8,7 @@ use super::websocket;
 use crate::body::{Body, Length};
 use crate::date;
 use crate::h1::{framing, head};
+use crate::headers;
 use crate::message::Response;
 
 /// A request head that has passed the checks that HTTP/1.1's parser does for its side.
@@ -67,6 +68,8 @@ pub(crate) fn read(parts: Parts, protocol: Option<&str>, fields_max: usize) -> R
 pub(crate) fn write(response: Response, is_head: bool) -> (http::Response<()>, Body) {
     let Response { status, mut headers, body } = response;
     let described = headers.remove(header::CONTENT_LENGTH);
+    // RFC 9113 §8.2.2: one of them, as a middleware may set it, would have the whole answer refused.
+    headers::remove_hop_by_hop_but_trailer(&mut headers, body.length());
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let length = match body.length() {
         Length::Known(bytes) if !bodiless || bytes > 0 => Some(HeaderValue::from(bytes)),

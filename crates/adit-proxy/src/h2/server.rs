@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
 use super::fields::{self, Refused};
-use super::stream::{Incoming, Outgoing};
+use super::stream::{Incoming, Outgoing, SendFailure};
 use super::websocket;
 use crate::body::{Body, Length};
 use crate::drain::Drain;
@@ -136,7 +136,10 @@ async fn answer<S: Service>(
     let limit = exchange.options.write_timeout.filter(|_| response.body.length() != Length::Raw);
     let body = Deadline::limit(response.body, limit);
     let response = Response { body, ..response };
-    if send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await.is_err() {
+    if let Err(failure) = send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await {
+        if failure == SendFailure::Stalled {
+            metrics.refused("write_stalled");
+        }
         metrics.aborted();
     }
 }
@@ -146,15 +149,15 @@ async fn send(
     respond: &mut SendResponse<Bytes>,
     is_head: bool,
     stall: Duration,
-) -> Result<(), ()> {
+) -> Result<(), SendFailure> {
     let (head, body) = fields::write(response, is_head);
     let ends = body.is_empty();
-    let stream = respond.send_response(head, ends).map_err(|_| ())?;
+    let stream = respond.send_response(head, ends).map_err(|_| SendFailure::Peer)?;
     if ends {
         return Ok(());
     }
     let mut outgoing = Outgoing::new(stream, body, stall);
-    poll_fn(|cx| outgoing.poll(cx)).await.map_err(|_| ())
+    poll_fn(|cx| outgoing.poll(cx)).await
 }
 
 /// The request in our own form, with the checks that HTTP/1.1's parser does for its side.
@@ -269,6 +272,7 @@ mod tests {
                 secure: false,
                 entry_point: "web".into(),
                 tls: None,
+                address: crate::message::AddressText::default(),
             };
             serve(theirs, &Arc::new(Echo), &Arc::new(visitor), &options(), &drain).await;
         });

@@ -8,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use crate::body::{BATCH_BYTES_MAX, Batch, Body, BodyError, BodySource};
+use crate::headers;
 use crate::idle::Idle;
 
 /// Content that arrives on a stream. Flow-control credit is given back when a chunk is taken, so a slow reader on the
@@ -63,7 +64,7 @@ impl BodySource for Incoming {
         }
         match self.stream.poll_trailers(cx) {
             Poll::Ready(Ok(trailers)) => {
-                self.trailers = trailers;
+                self.trailers = trailers.map(headers::tidy_trailers);
                 Poll::Ready(Ok(false))
             }
             Poll::Ready(Err(_)) => Poll::Ready(Err(BodyError::Truncated)),
@@ -88,6 +89,7 @@ pub(super) struct Outgoing {
 }
 
 /// How sending ended early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SendFailure {
     /// The other end reset the stream or the connection is gone.
     Peer,

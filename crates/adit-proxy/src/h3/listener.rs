@@ -21,7 +21,7 @@ use crate::h1::server::Options;
 use crate::listen::{ListenError, Switch, bind_device, canonical};
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
-use crate::tls::options::DEFAULT_OPTIONS;
+use crate::tls::options::{DEFAULT_OPTIONS, Stamp};
 
 /// A bound HTTP/3 entry point.
 #[derive(Debug)]
@@ -59,7 +59,11 @@ impl H3Listener {
         let socket = bind(address, options.device.as_deref()).map_err(fail)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         // The endpoint needs some configuration to answer at all; each connection gets the one of its moment.
-        let config = quic_config(&options)
+        let switch = options.switch.load();
+        let config = switch
+            .options
+            .find(DEFAULT_OPTIONS)
+            .and_then(|default| quic_config(&options, default))
             .map(|(_, config)| quinn::ServerConfig::clone(&config))
             .map_err(|reason| fail(io::Error::other(reason)))?;
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)
@@ -98,7 +102,7 @@ impl H3Listener {
                 let _ = incoming.retry();
                 continue;
             }
-            let config = match self.config() {
+            let (config, stamp) = match self.config() {
                 Ok(config) => config,
                 Err(reason) => {
                     tracing::debug!(%reason, reason = "h3_tls", "HTTP/3 connection refused");
@@ -111,6 +115,7 @@ impl H3Listener {
             let accepted = Accepted {
                 entry_point: self.options.name.as_str().into(),
                 local: self.address,
+                stamp,
                 options: self.options.connection.clone(),
                 drain: drain.clone(),
             };
@@ -125,24 +130,27 @@ impl H3Listener {
     }
 
     /// The configuration of this moment; made anew only when the TLS options have changed.
-    fn config(&self) -> Result<Arc<quinn::ServerConfig>, String> {
+    fn config(&self) -> Result<(Arc<quinn::ServerConfig>, Stamp), String> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let switch = self.options.switch.load();
         let default = switch.options.find(DEFAULT_OPTIONS)?;
+        let stamp = switch.options.stamp(DEFAULT_OPTIONS).unwrap_or_default();
         if let Some((made_of, config)) = &*current
             && Arc::ptr_eq(made_of, default)
         {
-            return Ok(Arc::clone(config));
+            return Ok((Arc::clone(config), stamp));
         }
-        let (made_of, config) = quic_config(&self.options)?;
+        let (made_of, config) = quic_config(&self.options, default)?;
         *current = Some((made_of, Arc::clone(&config)));
-        Ok(config)
+        Ok((config, stamp))
     }
 }
 
 struct Accepted {
     entry_point: Arc<str>,
     local: SocketAddr,
+    /// Of the TLS options that the handshake is made under.
+    stamp: Stamp,
     options: Options,
     drain: Drain,
 }
@@ -158,13 +166,14 @@ impl Accepted {
             }
             Err(_) => return metrics.refused("tls_slow"),
         };
-        let _open = metrics.connection();
+        let _open = metrics.quic_connection(&self.entry_point);
         let visitor = Visitor {
             remote: canonical(connection.remote_address()),
             local: self.local,
             secure: true,
             entry_point: Arc::clone(&self.entry_point),
-            tls: Some(Arc::new(tls_info(&connection))),
+            tls: Some(Arc::new(TlsInfo { options: self.stamp, ..tls_info(&connection) })),
+            address: crate::message::AddressText::default(),
         };
         super::connection::serve(connection, service, Arc::new(visitor), &self.options, &self.drain).await;
     }
@@ -182,13 +191,15 @@ fn tls_info(connection: &quinn::Connection) -> TlsInfo {
             .and_then(|handshake| handshake.server_name)
             .map(|name| name.to_ascii_lowercase().into_boxed_str()),
         client_certificates: identity.map(|chain| *chain).unwrap_or_default(),
+        options: Stamp::default(),
     }
 }
 
 /// QUIC over the TLS options named `default`: the only ones that can be chosen before a name is known.
-fn quic_config(options: &H3Options) -> Result<(Arc<ServerConfig>, Arc<quinn::ServerConfig>), String> {
-    let switch = options.switch.load();
-    let default = switch.options.find(DEFAULT_OPTIONS)?;
+fn quic_config(
+    options: &H3Options,
+    default: &Arc<ServerConfig>,
+) -> Result<(Arc<ServerConfig>, Arc<quinn::ServerConfig>), String> {
     let mut tls = ServerConfig::clone(default);
     tls.alpn_protocols = vec![b"h3".to_vec()];
     // 0-RTT could be replayed, and a resumed session would never be asked which certificate it may see.

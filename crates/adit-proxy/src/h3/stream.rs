@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::bounded::BoundedRecv;
 use crate::body::{BATCH_BYTES_MAX, Batch, Body, BodyError, BodySource};
+use crate::headers;
 use crate::idle::Idle;
 
 /// Content that arrives on a stream.
@@ -73,7 +74,7 @@ impl BodySource for Incoming {
         }
         match self.stream.poll_recv_trailers(cx) {
             Poll::Ready(Ok(trailers)) => {
-                self.trailers = trailers;
+                self.trailers = trailers.map(headers::tidy_trailers);
                 Poll::Ready(Ok(false))
             }
             Poll::Ready(Err(_)) => Poll::Ready(Err(BodyError::Trailers)),

@@ -24,9 +24,13 @@ use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 
 use crate::tcp::route::{Opening, RouteTls, TcpRoute};
-use crate::tls::options::suite_name;
+use crate::tls::options::{Stamp, suite_name};
 use crate::{h1, h2};
 
+/// Runs one connection through its life.
+///
+/// Each protocol's part is boxed where it begins: a future is as large as the largest thing that it may ever wait for, and
+/// ten thousand idle connections would hold all of that ten thousand times.
 pub(super) struct Accepted {
     pub(super) shared: Arc<Shared>,
     pub(super) drain: Drain,
@@ -62,7 +66,7 @@ impl Ends {
 
 impl Accepted {
     pub(super) async fn serve<S: Service>(self, accepted: inlet::Accepted, service: Arc<S>) {
-        let _open = self.shared.options.metrics.connection();
+        let _open = self.shared.options.metrics.connection(&self.shared.name);
         let Some((stream, mut ends)) = Ends::of(accepted) else { return };
         let mut start = Start::new(stream);
         if !self.take_proxy_header(&mut start, &mut ends).await {
@@ -71,19 +75,16 @@ impl Accepted {
         match (&self.shared.switch, &self.shared.tls) {
             (Some(switch), _) => {
                 let switch = switch.load_full();
-                // Boxed: the future holds every protocol's state machine, most connections need one.
-                Box::pin(self.switched(start, ends, &switch, &service)).await;
+                self.switched(start, ends, &switch, &service).await;
             }
             (None, Some(config)) => {
-                if let Some(Ok(hello)) =
-                    self.within_tls_timeout(start.client_hello()).await.map(|h| self.counted(h))
-                    && let Some(io) = self.handshake(hello, start.stream, config).await
-                {
-                    self.serve_http(Io::TlsServer(Box::new(io)), BytesMut::new(), ends, &service).await;
+                if let Some(io) = Box::pin(self.end_tls(start, config)).await {
+                    self.serve_http(io, Stamp::default(), BytesMut::new(), ends, &service).await;
                 }
             }
             (None, None) => {
-                self.serve_http(Io::from(start.stream), start.buffer, ends, &service).await;
+                let io = Io::from(start.stream);
+                self.serve_http(io, Stamp::default(), start.buffer, ends, &service).await;
             }
         }
     }
@@ -130,32 +131,56 @@ impl Accepted {
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
-            return self.postgres(start, ends, switch, mesh).await;
+            return Box::pin(self.postgres(start, ends, switch, mesh)).await;
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
                 Some(route) => self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await,
-                None => self.serve_http(Io::from(start.stream), start.buffer, ends, service).await,
+                None => {
+                    let io = Io::from(start.stream);
+                    self.serve_http(io, Stamp::default(), start.buffer, ends, service).await;
+                }
             };
         }
-        let Some(hello) = self.within_tls_timeout(start.client_hello()).await else { return };
-        let Ok(hello) = self.counted(hello) else { return };
+        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch, mesh)).await {
+            self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
+        }
+    }
+
+    /// Ends TLS with the one configuration that there is.
+    async fn end_tls(&self, mut start: Start, config: &Arc<ServerConfig>) -> Option<Io> {
+        let hello = self.within_tls_timeout(start.client_hello()).await?;
+        let hello = self.counted(hello).ok()?;
+        let io = self.handshake(hello, start.stream, config).await?;
+        Some(Io::TlsServer(Box::new(io)))
+    }
+
+    /// Serves a visitor who begins with TLS, by its ClientHello; the plain text if it is HTTP, and
+    /// under which options the handshake was made.
+    async fn switched_tls(
+        &self,
+        mut start: Start,
+        ends: Ends,
+        switch: &Switch,
+        mesh: Option<&MeshIdentity>,
+    ) -> Option<(Io, Stamp)> {
+        let peer = ends.remote.ip().to_canonical();
+        let hello = self.within_tls_timeout(start.client_hello()).await?;
+        let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
-            TlsDecision::Http(config) => {
+            TlsDecision::Http(config, stamp) => {
                 let config = match hello.server_name.is_empty() {
                     true => switch.options.for_address(config, ends.local.ip()),
                     false => Arc::clone(config),
                 };
-                if let Some(io) = self.handshake(hello, start.stream, &config).await {
-                    let io = Io::TlsServer(Box::new(io));
-                    self.serve_http(io, BytesMut::new(), ends, service).await;
-                }
+                let io = self.handshake(hello, start.stream, &config).await?;
+                return Some((Io::TlsServer(Box::new(io)), stamp));
             }
             TlsDecision::Tcp(route) => self.serve_tls(route, hello, start, ends, Opening::None).await,
             TlsDecision::Challenge(config) => {
-                if let Some(mut io) = self.handshake(hello, start.stream, config).await {
+                if let Some(mut io) = self.handshake(hello, start.stream, &config).await {
                     // RFC 8737 §3: the validator has what it wants; nothing is sent.
                     let _ = tokio::io::AsyncWriteExt::shutdown(&mut io).await;
                 }
@@ -165,6 +190,7 @@ impl Accepted {
                 refuse_handshake(&mut start.stream).await;
             }
         }
+        None
     }
 
     /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
@@ -211,7 +237,7 @@ impl Accepted {
 
     async fn serve_tcp(&self, route: &Arc<TcpRoute>, mut io: Io, ahead: BytesMut, ends: Ends) {
         let metrics = &self.shared.options.metrics;
-        route.serve(&mut io, ahead, ends.remote, ends.local, metrics).await;
+        Box::pin(route.serve(&mut io, ahead, ends.remote, ends.local, metrics)).await;
     }
 
     async fn within_tls_timeout<T>(&self, reading: impl Future<Output = T>) -> Option<T> {
@@ -249,9 +275,17 @@ impl Accepted {
         }
     }
 
-    async fn serve_http<S: Service>(&self, mut io: Io, ahead: BytesMut, ends: Ends, service: &Arc<S>) {
+    /// `options` are those of the handshake, if TLS is spoken.
+    async fn serve_http<S: Service>(
+        &self,
+        mut io: Io,
+        options: Stamp,
+        ahead: BytesMut,
+        ends: Ends,
+        service: &Arc<S>,
+    ) {
         let tls = match &io {
-            Io::TlsServer(stream) => Some(Arc::new(tls_info(stream))),
+            Io::TlsServer(stream) => Some(Arc::new(TlsInfo { options, ..tls_info(stream) })),
             _ => None,
         };
         let visitor = Arc::new(Visitor {
@@ -260,6 +294,7 @@ impl Accepted {
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
             tls,
+            address: crate::message::AddressText::default(),
         });
         let (is_h2, start) = match io.alpn() {
             Some(protocol) => (protocol == b"h2", ahead),
@@ -268,13 +303,13 @@ impl Accepted {
                 None => return,
             },
         };
-        let options = &self.shared.options;
+        let (options, drain) = (&self.shared.options, &self.drain);
         if !is_h2 {
-            h1::server::serve(io, start, &**service, &visitor, options, &self.drain).await;
+            Box::pin(h1::server::serve(io, start, &**service, &visitor, options, drain)).await;
         } else if start.is_empty() {
-            h2::server::serve(io, service, &visitor, options, &self.drain).await;
+            Box::pin(h2::server::serve(io, service, &visitor, options, drain)).await;
         } else {
-            h2::server::serve(Rewind::new(start, io), service, &visitor, options, &self.drain).await;
+            Box::pin(h2::server::serve(Rewind::new(start, io), service, &visitor, options, drain)).await;
         }
     }
 
@@ -323,6 +358,7 @@ fn tls_info(stream: &TlsStream<Inlet>) -> TlsInfo {
             .peer_certificates()
             .map(|chain| chain.iter().map(|cert| cert.clone().into_owned()).collect())
             .unwrap_or_default(),
+        options: Stamp::default(),
     }
 }
 

@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 
 use crate::tcp::route::TcpRoute;
 use crate::tls::hosts::TlsHosts;
-use crate::tls::options::{DEFAULT_OPTIONS, TlsOptionSets};
+use crate::tls::options::{DEFAULT_OPTIONS, Stamp, TlsOptionSets};
 
 /// The routes of one entry point below HTTP; built whole and swapped whole on every reload.
 #[derive(Debug)]
@@ -22,20 +22,26 @@ pub struct Switch {
     /// TLS options by name.
     pub options: Arc<TlsOptionSets>,
     /// Answers `acme-tls/1` handshakes (RFC 8737), if this process gets certificates itself.
-    pub challenges: Option<Arc<ServerConfig>>,
+    pub challenges: Option<Arc<dyn TlsChallenges>>,
     /// Peers that may come here, on an entry point of the mesh; whoever is none of them is turned away.
     pub mesh: Option<Arc<MeshPeers>>,
 }
 
+/// Challenges of tls-alpn-01 that wait for the CA's look.
+pub trait TlsChallenges: Send + Sync + std::fmt::Debug {
+    /// The settings that show the challenge's certificate, if one is pending for this name.
+    fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>>;
+}
+
 /// Who takes a TLS connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum TlsDecision<'a> {
-    /// HTTP behind TLS that we end.
-    Http(&'a Arc<ServerConfig>),
+    /// HTTP behind TLS that we end, with the stamp of the options.
+    Http(&'a Arc<ServerConfig>, Stamp),
     /// A TCP router.
     Tcp(&'a Arc<TcpRoute>),
     /// The answer to an ACME challenge: nothing follows the handshake.
-    Challenge(&'a Arc<ServerConfig>),
+    Challenge(Arc<ServerConfig>),
     /// Nobody, because of this.
     Refuse(&'static str),
 }
@@ -72,8 +78,9 @@ impl Switch {
     pub(super) fn decide_tls(&self, head: &TcpHead<'_>) -> TlsDecision<'_> {
         if let Some(challenges) = &self.challenges
             && head.alpn.contains(&ACME_TLS_1)
+            && let Some(config) = challenges.answer(head.server_name)
         {
-            return TlsDecision::Challenge(challenges);
+            return TlsDecision::Challenge(config);
         }
         if let Some(options) = self.hosts.options_of(head.server_name) {
             return self.http_with(options);
@@ -88,7 +95,7 @@ impl Switch {
 
     fn http_with(&self, options: &str) -> TlsDecision<'_> {
         match self.options.find(options) {
-            Ok(config) => TlsDecision::Http(config),
+            Ok(config) => TlsDecision::Http(config, self.options.stamp(options).unwrap_or_default()),
             Err(reason) => {
                 tracing::debug!(%reason, "handshake refused");
                 TlsDecision::Refuse("tls_options")
@@ -138,7 +145,8 @@ mod tests {
     fn switch(https: &[&[&str]], secure: &[&'static str]) -> Switch {
         let https: Vec<Vec<String>> =
             https.iter().map(|hosts| hosts.iter().map(|host| (*host).to_owned()).collect()).collect();
-        let rules = https.iter().map(|hosts| TlsHostRule { router: "h", hosts, options: None });
+        let rules =
+            https.iter().map(|hosts| TlsHostRule { router: "h", hosts, options: None, is_refused: false });
         let store = Arc::new(CertificateStore::default());
         let options = Arc::new(TlsOptionSets::compile(&BTreeMap::new(), &store, None));
         Switch { secure: names(secure), hosts: TlsHosts::compile(rules), ..Switch::http(options) }
@@ -147,7 +155,7 @@ mod tests {
     fn taker(switch: &Switch, server_name: &str) -> String {
         let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap(), mesh: None };
         match switch.decide_tls(&head) {
-            TlsDecision::Http(_) => "http".to_owned(),
+            TlsDecision::Http(..) => "http".to_owned(),
             TlsDecision::Tcp(route) => route.name.to_string(),
             TlsDecision::Challenge(_) => "challenge".to_owned(),
             TlsDecision::Refuse(reason) => reason.to_owned(),
@@ -166,10 +174,34 @@ mod tests {
         assert_eq!(taker(&switch(&[], &[]), "zzz.test"), "http", "to be answered 404");
     }
 
+    #[derive(Debug)]
+    struct OneChallenge(Arc<ServerConfig>);
+
+    impl TlsChallenges for OneChallenge {
+        fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
+            (server_name == "a.test").then(|| Arc::clone(&self.0))
+        }
+    }
+
+    #[test]
+    fn only_a_pending_challenge_takes_an_acme_handshake() {
+        let config = CertificateStore::default();
+        let config = Arc::new(config).server_config().unwrap();
+        let challenges: Option<Arc<dyn TlsChallenges>> = Some(Arc::new(OneChallenge(config)));
+        let switch = Switch { challenges, ..switch(&[], &["*"]) };
+        let decide = |server_name, alpn: &[&[u8]]| {
+            let head = TcpHead { server_name, alpn, peer: "192.0.2.1".parse().unwrap(), mesh: None };
+            matches!(switch.decide_tls(&head), TlsDecision::Challenge(_))
+        };
+        assert!(decide("a.test", &[b"acme-tls/1"]));
+        assert!(!decide("b.test", &[b"acme-tls/1"]), "a server behind a TCP router may answer its own");
+        assert!(!decide("a.test", &[b"h2"]));
+    }
+
     #[test]
     fn unknown_options_refuse_the_handshake() {
         let hosts = ["a.test".to_owned()];
-        let rule = TlsHostRule { router: "h", hosts: &hosts, options: Some("nope") };
+        let rule = TlsHostRule { router: "h", hosts: &hosts, options: Some("nope"), is_refused: false };
         let switch = Switch { hosts: TlsHosts::compile([rule]), ..switch(&[], &[]) };
         assert_eq!(taker(&switch, "a.test"), "tls_options");
         assert_eq!(taker(&switch, "b.test"), "http");

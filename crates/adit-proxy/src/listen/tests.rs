@@ -75,7 +75,7 @@ pub(crate) fn switch(identity: &Identity, tcp: &TcpDynamic) -> Switch {
     mutual.client_auth.kind = ClientAuthType::RequireAny;
     let options = Arc::new(TlsOptionSets::compile(&[("mutual".to_owned(), mutual)].into(), &store, None));
     let hosts = ["mutual.test".to_owned()];
-    let rule = TlsHostRule { router: "m", hosts: &hosts, options: Some("mutual") };
+    let rule = TlsHostRule { router: "m", hosts: &hosts, options: Some("mutual"), is_refused: false };
     let (layers, services) = (TcpLayers::default(), TcpServices::compile(tcp, None));
     let parts = TcpParts { layers: &layers, services: &services, options: &options };
     let routers = TcpRouters::compile(tcp, "web", true, parts);

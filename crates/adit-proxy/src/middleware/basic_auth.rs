@@ -1,16 +1,18 @@
 //! basicAuth: name and password with every request (RFC 7617).
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_auth::{BasicCredentials, Fingerprint, Passwords};
 use adit_config::dynamic;
+use http::StatusCode;
 use http::header::{self, HeaderValue};
 use tokio::sync::Semaphore;
 
 use super::headers::field_value;
 use super::users::{self, Admission};
-use super::{Around, BoxFuture, Ctx, Next};
+use super::{Around, BoxFuture, Ctx, Next, reply};
 use crate::message::{Request, Response};
 
 /// `basicAuth`.
@@ -23,7 +25,18 @@ pub(super) struct BasicAuth {
     /// most one entry per configured user.
     verified: Mutex<HashMap<String, Fingerprint>>,
     /// Guesses that are hashed at once: somebody who tries passwords takes so many cores and no more.
-    hashing: Semaphore,
+    hashing: Arc<Semaphore>,
+    /// Where those who wait for their turn come from; at most [`WAITING_MAX`].
+    waiting: Mutex<Vec<IpAddr>>,
+}
+
+/// What is known of a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Right,
+    Wrong,
+    /// Too many wait already.
+    Busy,
 }
 
 impl BasicAuth {
@@ -37,7 +50,8 @@ impl BasicAuth {
             admission: Admission::new(config.header_field.as_deref(), config.remove_header)?,
             key: rand::random(),
             verified: Mutex::default(),
-            hashing: Semaphore::new(cores.div_ceil(2)),
+            hashing: Arc::new(Semaphore::new(cores.div_ceil(2))),
+            waiting: Mutex::default(),
         })
     }
 
@@ -46,18 +60,54 @@ impl BasicAuth {
         verified.get(user) == Some(&fingerprint)
     }
 
-    async fn verify(&self, credentials: BasicCredentials) -> bool {
+    async fn verify(&self, credentials: BasicCredentials, client: IpAddr) -> Verdict {
+        let Some(place) = self.queue(network(client)) else { return Verdict::Busy };
         // Closed never: the semaphore lives as long as the layer.
-        let Ok(_permit) = self.hashing.acquire().await else { return false };
+        let Ok(permit) = Arc::clone(&self.hashing).acquire_owned().await else { return Verdict::Busy };
+        drop(place);
         let fingerprint = credentials.fingerprint(&self.key);
+        // Who asks for many things at once is known after the first of them.
+        if self.is_known(&credentials.user, fingerprint) {
+            return Verdict::Right;
+        }
         let user = credentials.user.clone();
         let passwords = Arc::clone(&self.passwords);
-        let hashing = tokio::task::spawn_blocking(move || passwords.verify(&credentials));
-        let is_right = hashing.await.unwrap_or(false);
-        if is_right {
-            self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(user, fingerprint);
+        let hashing = tokio::task::spawn_blocking(move || {
+            // A hash that has begun runs to its end whether or not the visitor is still there: it counts as long.
+            let _permit = permit;
+            passwords.verify(&credentials)
+        });
+        if !hashing.await.unwrap_or(false) {
+            return Verdict::Wrong;
         }
-        is_right
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(user, fingerprint);
+        Verdict::Right
+    }
+
+    /// A place among those who wait; none if there are too many, in all or from the same network.
+    fn queue(&self, network: IpAddr) -> Option<Place<'_>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let neighbours = waiting.iter().filter(|other| **other == network).count();
+        if waiting.len() >= WAITING_MAX || neighbours >= NETWORK_WAITING_MAX {
+            return None;
+        }
+        waiting.push(network);
+        Some(Place { waiting: &self.waiting, network })
+    }
+}
+
+/// One who waits; gone when dropped.
+struct Place<'a> {
+    waiting: &'a Mutex<Vec<IpAddr>>,
+    network: IpAddr,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = waiting.iter().position(|other| *other == self.network) {
+            waiting.swap_remove(at);
+        }
     }
 }
 
@@ -77,19 +127,43 @@ impl Around for BasicAuth {
         let user = credentials.user.clone();
         ctx.log.user = Some(user.as_str().into());
         if self.is_known(&user, credentials.fingerprint(&self.key)) {
-            self.admission.apply(&mut request.headers, &user);
+            self.admission.apply(&mut request, &user);
             return next.run(request, ctx);
         }
         Box::pin(async move {
-            if !self.verify(credentials).await {
-                ctx.refused("basic_auth_wrong");
-                return users::unauthorized(self.challenge.clone());
+            match self.verify(credentials, ctx.client).await {
+                Verdict::Right => {}
+                Verdict::Wrong => {
+                    ctx.refused("basic_auth_wrong");
+                    return users::unauthorized(self.challenge.clone());
+                }
+                Verdict::Busy => {
+                    ctx.refused("basic_auth_busy");
+                    let mut busy = reply::status_text(StatusCode::SERVICE_UNAVAILABLE);
+                    busy.headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+                    return busy;
+                }
             }
-            self.admission.apply(&mut request.headers, &user);
+            self.admission.apply(&mut request, &user);
             next.run(request, ctx).await
         })
     }
 }
+
+/// The part of an address that one visitor cannot change at will.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
+/// Passwords that wait to be hashed, of one layer. Each is a request that is held, and bcrypt takes a quarter of a second
+/// for one: more would wait longer than visitors do. Memory is that of the requests' heads, 16 MiB at worst.
+const WAITING_MAX: usize = 256;
+/// The same of one network, so that who guesses does not keep everybody else waiting; a page's parts that are asked for at
+/// once still fit.
+const NETWORK_WAITING_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -134,6 +208,37 @@ mod tests {
             assert_eq!(response.status, 401);
             assert_eq!(response.headers["www-authenticate"], "Basic realm=\"traefik\"");
         }
+    }
+
+    #[tokio::test]
+    async fn a_hash_counts_until_it_is_done_even_if_the_visitor_has_left() {
+        // Cost 12: it runs much longer than what is looked at here.
+        let slow = b"test:$2y$12$EXRkfkdmXn2gzds2SSitu.MW9.gAVqa9eLS1//RYtYCG1uaFHoBPG";
+        let config =
+            dynamic::BasicAuth { users: vec![Secret::new(slow.to_vec())], ..dynamic::BasicAuth::default() };
+        let layer = BasicAuth::new(&config).unwrap();
+        let permits = layer.hashing.available_permits();
+        let credentials = BasicCredentials::parse(b"Basic dGVzdDpib2d1cw==").unwrap();
+        let mut asking = Box::pin(layer.verify(credentials, [127, 0, 0, 1].into()));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(asking.as_mut().poll(&mut cx).is_pending());
+        drop(asking);
+        assert_eq!(layer.hashing.available_permits(), permits - 1);
+        assert!(layer.waiting.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_guesses_waits_in_a_line_of_its_own_and_beyond_it_is_sent_away() {
+        let layer = BasicAuth::new(&config()).unwrap();
+        let permits = u32::try_from(layer.hashing.available_permits()).unwrap();
+        let all = layer.hashing.acquire_many(permits).await.unwrap();
+        let places: Vec<_> = (0..NETWORK_WAITING_MAX)
+            .map(|host| layer.queue(network(format!("2001:db8::{host:x}").parse().unwrap())).unwrap())
+            .collect();
+        let wrong = || BasicCredentials::parse(b"Basic dGVzdDpib2d1cw==").unwrap();
+        assert_eq!(layer.verify(wrong(), "2001:db8::ffff".parse().unwrap()).await, Verdict::Busy);
+        drop((places, all));
+        assert_eq!(layer.verify(wrong(), "2001:db8::ffff".parse().unwrap()).await, Verdict::Wrong);
     }
 
     #[test]

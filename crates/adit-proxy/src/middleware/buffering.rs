@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use adit_config::dynamic;
 use http::{HeaderMap, Method, StatusCode};
+use tokio::time::Instant;
 
 use super::expression::{Expression, Kind, Term, Value};
 use super::peek::peek;
@@ -69,7 +70,10 @@ impl Buffering {
         let replay = Replay::new(body, Some(self.request_memory_bytes_max), Overflow::Forget);
         let Some(mut body) = replay.attempt() else { return next.run(request, ctx).await };
         let mut attempt = 1;
+        let path_is_empty = ctx.path_is_empty;
         loop {
+            let began = Instant::now();
+            ctx.path_is_empty = path_is_empty;
             let response = next.run(copy(&request, body), ctx).await;
             let is_wanted =
                 condition.holds(&mut |question| question.answer(&request.method, attempt, response.status));
@@ -77,10 +81,11 @@ impl Buffering {
                 return response;
             }
             let Some(again) = replay.attempt() else { return response };
+            let status = response.status;
             drop(response);
             body = again;
             attempt += 1;
-            ctx.log.retries += 1;
+            ctx.replaced(status, began);
         }
     }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
+
+use crate::tls::options::Stamp;
 
 /// One request's surroundings; handed on by `&mut`, so that nothing in it needs a lock.
 #[derive(Clone, Debug)]
@@ -26,6 +29,9 @@ pub struct Ctx {
     /// Whether the target is to append `client` to `X-Forwarded-For` when it forwards; middlewares still see the list
     /// as it came in, which is what `ipStrategy.depth` counts on.
     pub append_forwarded_for: bool,
+    /// True if a middleware has left nothing of the path: the request has `/` because it must have something, and the
+    /// next one that rewrites it begins with nothing. Whoever sends a request more than once puts it back.
+    pub path_is_empty: bool,
     /// How far the last attempt came; the target sets it, `retry` reads it.
     pub outcome: Outcome,
     /// Fields of the access log that only the chain and the target know.
@@ -43,6 +49,8 @@ pub struct TlsInfo {
     pub server_name: Option<Box<str>>,
     /// The chain the visitor presented, leaf first; empty without client authentication.
     pub client_certificates: Vec<CertificateDer<'static>>,
+    /// The TLS options under which the handshake was made.
+    pub options: Stamp,
 }
 
 /// How far an attempt to have a request answered came.
@@ -72,6 +80,8 @@ pub struct LogFields {
     pub origin_duration: Option<Duration>,
     /// `RetryAttempts`.
     pub retries: u32,
+    /// Answers of services that a later attempt replaced; as many as `retries` at most.
+    pub replaced: Vec<Attempt>,
     /// `ClientUsername`: as claimed, also where the claim was refused.
     pub user: Option<Box<str>>,
     /// Name of the refusal, if a middleware or the balancer answered in place of a server: a log field and a metric
@@ -79,7 +89,26 @@ pub struct LogFields {
     pub refusal: Option<&'static str>,
 }
 
+/// What a service answered to one attempt.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// `ServiceName`.
+    pub service: Arc<str>,
+    /// Status of the answer.
+    pub status: StatusCode,
+    /// From the attempt's begin to its response head.
+    pub duration: Duration,
+}
+
 impl Ctx {
+    /// Notes that `response` is given up for another attempt; `began` is when its own attempt did.
+    pub fn replaced(&mut self, status: StatusCode, began: Instant) {
+        self.log.retries += 1;
+        if let Some(service) = self.log.service.clone() {
+            self.log.replaced.push(Attempt { service, status, duration: began.elapsed() });
+        }
+    }
+
     /// The surroundings of a request that nothing has happened to yet.
     pub fn new(entry_point: Arc<str>, client: IpAddr, secure: bool, router: Arc<str>) -> Self {
         Self {
@@ -90,6 +119,7 @@ impl Ctx {
             tls: None,
             router,
             append_forwarded_for: true,
+            path_is_empty: false,
             outcome: Outcome::default(),
             log: LogFields::default(),
         }

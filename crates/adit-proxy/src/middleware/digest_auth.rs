@@ -48,7 +48,7 @@ impl Edit for DigestAuth {
         let (user, is_stale) = match digests.verify(claim, request.method.as_str(), target, now_secs()) {
             DigestVerdict::Pass(user) => {
                 drop(digests);
-                self.admission.apply(&mut request.headers, &user);
+                self.admission.apply(request, &user);
                 ctx.log.user = Some(user.into());
                 return ControlFlow::Continue(());
             }

@@ -85,7 +85,7 @@ impl Errors {
             }
         };
         // The log is to say who failed, not who had the page.
-        let mut ctx = ctx.clone();
+        let mut ctx = Ctx { path_is_empty: false, ..ctx.clone() };
         let page = self.pages.call(request, &mut ctx).await;
         Response { status, ..page }
     }

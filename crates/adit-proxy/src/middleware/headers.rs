@@ -45,6 +45,7 @@ impl Headers {
             security: Security::new(config)?,
         };
         let is_empty = config.custom_request_headers.is_empty() && headers.response.is_empty();
+        let is_empty = is_empty && !config.has_removed_options;
         if is_empty && headers.cors.is_none() && headers.security.is_none() {
             return Err("headers configuration not valid: no option is set".to_owned());
         }

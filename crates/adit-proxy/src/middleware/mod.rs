@@ -50,7 +50,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 pub use compile::Layers;
-pub use ctx::{Ctx, LogFields, Outcome, TlsInfo};
+pub use ctx::{Attempt, Ctx, LogFields, Outcome, TlsInfo};
 
 use crate::message::{Request, Response};
 

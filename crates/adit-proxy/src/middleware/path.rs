@@ -32,7 +32,7 @@ impl AddPrefix {
 
 impl Edit for AddPrefix {
     fn edit(&self, request: &mut Request, ctx: &mut Ctx) -> ControlFlow<Response> {
-        let path = format!("{}{}", self.prefix, request.uri.path());
+        let path = format!("{}{}", self.prefix, current(request, ctx));
         set_path(request, ctx, &path)
     }
 }
@@ -54,10 +54,10 @@ impl StripPrefix {
 
 impl Edit for StripPrefix {
     fn edit(&self, request: &mut Request, ctx: &mut Ctx) -> ControlFlow<Response> {
-        let Ok(decoded) = go_url::unescape(request.uri.path()) else { return bad_path(ctx) };
+        let Ok(decoded) = go_url::unescape(current(request, ctx)) else { return bad_path(ctx) };
         let found = self.prefixes.iter().find(|prefix| decoded.starts_with(prefix.as_bytes()));
         match found {
-            Some(prefix) => strip(request, ctx, prefix.as_bytes(), self.force_slash),
+            Some(prefix) => strip(request, ctx, &decoded, prefix.as_bytes(), self.force_slash),
             None => ControlFlow::Continue(()),
         }
     }
@@ -78,16 +78,16 @@ impl StripPrefixRegex {
 
 impl Edit for StripPrefixRegex {
     fn edit(&self, request: &mut Request, ctx: &mut Ctx) -> ControlFlow<Response> {
-        let Ok(decoded) = go_url::unescape(request.uri.path()) else { return bad_path(ctx) };
-        let decoded = String::from_utf8_lossy(&decoded).into_owned();
+        let Ok(decoded) = go_url::unescape(current(request, ctx)) else { return bad_path(ctx) };
+        let text = String::from_utf8_lossy(&decoded);
         // A pattern need not be anchored, but what it finds counts only at the start.
         let found = self
             .expressions
             .iter()
-            .filter_map(|expression| expression.find(&decoded))
-            .find(|found| !found.is_empty() && decoded.starts_with(found.as_str()));
+            .filter_map(|expression| expression.find(&text))
+            .find(|found| !found.is_empty() && decoded.starts_with(found.as_str().as_bytes()));
         match found {
-            Some(found) => strip(request, ctx, found.as_str().as_bytes(), false),
+            Some(found) => strip(request, ctx, &decoded, found.as_str().as_bytes(), false),
             None => ControlFlow::Continue(()),
         }
     }
@@ -106,7 +106,8 @@ impl ReplacePath {
 
 impl Edit for ReplacePath {
     fn edit(&self, request: &mut Request, ctx: &mut Ctx) -> ControlFlow<Response> {
-        append(request, X_REPLACED_PATH, request.uri.path().to_owned().as_bytes());
+        let current = current(request, ctx).to_owned();
+        append(request, X_REPLACED_PATH, current.as_bytes());
         replace(request, ctx, &self.path)
     }
 }
@@ -128,7 +129,7 @@ impl ReplacePathRegex {
 
 impl Edit for ReplacePathRegex {
     fn edit(&self, request: &mut Request, ctx: &mut Ctx) -> ControlFlow<Response> {
-        let current = request.uri.path().to_owned();
+        let current = current(request, ctx).to_owned();
         if !self.expression.is_match(&current) {
             return ControlFlow::Continue(());
         }
@@ -143,18 +144,42 @@ impl Edit for ReplacePathRegex {
 }
 
 /// Takes a decoded prefix off the encoded path and tells the upstream about it.
-fn strip(request: &mut Request, ctx: &mut Ctx, prefix: &[u8], force_slash: bool) -> ControlFlow<Response> {
-    let path = request.uri.path();
-    let rest = path.get(encoded_length(path, prefix.len())..).unwrap_or("").to_owned();
-    let rest = match force_slash {
-        true => format!("/{}", rest.strip_prefix('/').unwrap_or(&rest)),
-        false => go_url::with_leading_slash(rest),
+fn strip(
+    request: &mut Request,
+    ctx: &mut Ctx,
+    decoded: &[u8],
+    prefix: &[u8],
+    force_slash: bool,
+) -> ControlFlow<Response> {
+    let path = current(request, ctx);
+    let written = with_slash(&path.as_bytes()[encoded_length(path, prefix.len())..], force_slash);
+    let decoded = with_slash(&decoded[prefix.len()..], force_slash);
+    // Where the prefix ended inside or before an escaped slash, what is written no longer says what is left.
+    let written = match String::from_utf8(written) {
+        Ok(written) if go_url::unescape(&written).is_ok_and(|bytes| bytes == decoded) => written,
+        _ => go_url::escape(&decoded),
     };
-    if !rest.is_empty() && !go_url::is_clean(&rest) {
+    if !written.is_empty() && !go_url::is_clean(&written) {
         return bad_path(ctx);
     }
     append(request, X_FORWARDED_PREFIX, prefix);
-    set_path(request, ctx, &rest)
+    set_path(request, ctx, &written)
+}
+
+fn with_slash(rest: &[u8], force_slash: bool) -> Vec<u8> {
+    match rest {
+        [] if !force_slash => Vec::new(),
+        [b'/', ..] => rest.to_vec(),
+        rest => [b"/", rest].concat(),
+    }
+}
+
+/// The path as the middlewares before have left it: empty if they stripped all of it.
+fn current<'a>(request: &'a Request, ctx: &Ctx) -> &'a str {
+    match request.uri.path() {
+        "/" if ctx.path_is_empty => "",
+        path => path,
+    }
 }
 
 /// How many bytes of `path` stand for its first `decoded` decoded ones.
@@ -183,7 +208,10 @@ fn replace(request: &mut Request, ctx: &mut Ctx, path: &str) -> ControlFlow<Resp
 
 fn set_path(request: &mut Request, ctx: &mut Ctx, path: &str) -> ControlFlow<Response> {
     match go_url::set_path(request, path) {
-        Ok(()) => ControlFlow::Continue(()),
+        Ok(()) => {
+            ctx.path_is_empty = path.is_empty();
+            ControlFlow::Continue(())
+        }
         Err(_) => bad_path(ctx),
     }
 }
@@ -208,11 +236,17 @@ mod tests {
     use super::*;
 
     fn after(edit: &dyn Edit, target: &str) -> Result<Request, StatusCode> {
-        let mut request = request(target);
-        match edit.edit(&mut request, &mut ctx()) {
-            ControlFlow::Continue(()) => Ok(request),
-            ControlFlow::Break(response) => Err(response.status),
+        after_all(&[edit], target)
+    }
+
+    fn after_all(edits: &[&dyn Edit], target: &str) -> Result<Request, StatusCode> {
+        let (mut request, mut ctx) = (request(target), ctx());
+        for edit in edits {
+            if let ControlFlow::Break(response) = edit.edit(&mut request, &mut ctx) {
+                return Err(response.status);
+            }
         }
+        Ok(request)
     }
 
     fn target_after(edit: &dyn Edit, target: &str) -> String {
@@ -237,6 +271,48 @@ mod tests {
     fn a_rest_that_reads_as_another_path_is_refused() {
         assert_eq!(after(&strip_prefix(&["/api"]), "/api/../admin").unwrap_err(), StatusCode::BAD_REQUEST);
         assert_eq!(after(&strip_prefix(&["/api/"]), "/api///x").unwrap_err(), StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn a_prefix_that_ends_at_an_escaped_slash_leaves_what_was_meant() {
+        for (prefix, target, want) in [
+            ("/a", "/a%2fx", Some("/x")),
+            ("/a/b", "/a%2Fb%2Fc", Some("/c")),
+            ("/a", "/a/x%2Fy", Some("/x%2Fy")),
+            ("/a", "/a%2F..%2Fbar", None),
+            ("/a", "/a%2f%2fx", None),
+            ("/a", "/a%2F%2E%2E%2Fbar", None),
+        ] {
+            let stripped = after(&strip_prefix(&[prefix]), target);
+            let path = stripped.as_ref().map(|request| request.uri.path()).map_err(|status| *status);
+            assert_eq!(path, want.ok_or(StatusCode::BAD_REQUEST), "{target}");
+            let regex = dynamic::StripPrefixRegex { regex: vec![format!("^{prefix}")] };
+            let by_regex = after(&StripPrefixRegex::new(&regex).unwrap(), target);
+            assert_eq!(by_regex.map(|request| request.uri), stripped.map(|request| request.uri), "{target}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_path_stripped_to_nothing_begins_with_nothing() {
+        let strip = strip_prefix(&["/a"]);
+        let add = AddPrefix::new(&dynamic::AddPrefix { prefix: "/z".to_owned() }).unwrap();
+        let replace = ReplacePathRegex::new(&dynamic::ReplacePathRegex {
+            regex: "^(.*)$".to_owned(),
+            replacement: "/p$1".to_owned(),
+        })
+        .unwrap();
+        let target = |edits: &[&dyn Edit], target: &str| {
+            go_url::target(&after_all(edits, target).unwrap().uri).to_owned()
+        };
+        assert_eq!(target(&[&strip, &add], "/a"), "/z");
+        assert_eq!(target(&[&strip, &add], "/a?q"), "/z?q");
+        assert_eq!(target(&[&strip, &add], "/a/"), "/z/");
+        assert_eq!(target(&[&strip, &add, &strip], "/a"), "/z");
+        let replaced = after_all(&[&strip, &replace], "/a").unwrap();
+        assert_eq!(
+            (replaced.uri.path(), &replaced.headers["x-replaced-path"]),
+            ("/p", &HeaderValue::from_static(""))
+        );
     }
 
     #[test]

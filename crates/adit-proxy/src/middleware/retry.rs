@@ -69,8 +69,11 @@ impl Retry {
         let replay = Replay::new(body, bytes_max, Overflow::Forget);
         let Some(mut body) = replay.attempt() else { return next.run(request, ctx).await };
         let mut attempt = 1;
+        let path_is_empty = ctx.path_is_empty;
         loop {
             ctx.outcome = Outcome::Unasked;
+            let began = Instant::now();
+            ctx.path_is_empty = path_is_empty;
             let response = next.run(copy(&request, body), ctx).await;
             let has_failed = (self.on_network_error && ctx.outcome == Outcome::Unsent)
                 || (by_status && self.statuses.contains(response.status));
@@ -80,11 +83,12 @@ impl Retry {
             }
             // What the failed attempt has not read is the next one's.
             let Some(again) = replay.attempt() else { return response };
+            let status = response.status;
             drop(response);
             body = again;
             let interval = self.interval(attempt);
             attempt += 1;
-            ctx.log.retries += 1;
+            ctx.replaced(status, began);
             tracing::debug!(router = %ctx.router, attempt, outcome = ?ctx.outcome, "request is tried again");
             if !interval.is_zero() {
                 sleep(interval).await;

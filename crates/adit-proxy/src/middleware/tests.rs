@@ -23,8 +23,14 @@ pub(super) fn request(target: &str) -> Request {
 
 pub(super) fn request_with(target: &str, fields: &[(&str, &str)]) -> Request {
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
-    let visitor =
-        Visitor { remote: address, local: address, secure: false, entry_point: "web".into(), tls: None };
+    let visitor = Visitor {
+        remote: address,
+        local: address,
+        secure: false,
+        entry_point: "web".into(),
+        tls: None,
+        address: crate::message::AddressText::default(),
+    };
     Request {
         method: Method::GET,
         uri: target.parse().unwrap(),

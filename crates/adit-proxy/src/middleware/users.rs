@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use adit_config::Secret;
+use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{HeaderMap, StatusCode};
 use zeroize::Zeroizing;
 
 use super::headers::field_name;
-use crate::message::Response;
+use crate::message::{Request, Response};
 
 /// What is done with the request of a user who may pass.
 pub(super) struct Admission {
@@ -22,12 +22,15 @@ impl Admission {
         Ok(Self { header_field, remove_header })
     }
 
-    /// Tells the upstream who asks; what the visitor wrote into that field goes.
-    pub(super) fn apply(&self, headers: &mut HeaderMap, user: &str) {
+    /// Tells the upstream who asks; what the visitor wrote into that field goes, and so do its trailers, where it could say
+    /// it again.
+    pub(super) fn apply(&self, request: &mut Request, user: &str) {
+        let headers = &mut request.headers;
         if self.remove_header {
             headers.remove(header::AUTHORIZATION);
         }
         if let Some(name) = &self.header_field {
+            request.body.limit_trailers(Vec::new());
             headers.remove(name);
             if let Ok(value) = HeaderValue::from_bytes(user.as_bytes()) {
                 headers.insert(name, value);

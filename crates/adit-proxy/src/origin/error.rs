@@ -20,6 +20,9 @@ pub enum ForwardError {
     /// The same over HTTP/2.
     #[error("the origin gave no usable answer")]
     H2(#[from] H2Error),
+    /// A 101 that does not answer the key it was asked with (RFC 6455 §4.1).
+    #[error("the origin's Sec-WebSocket-Accept does not fit the key")]
+    WebSocketAccept,
     /// The content could not be collected to announce its length.
     #[error("the request's content could not be buffered")]
     Buffer(#[from] BodyError),
@@ -34,6 +37,7 @@ impl ForwardError {
             Self::Exchange(ExchangeError::Head(_)) => "origin_head_invalid",
             Self::Exchange(ExchangeError::Timeout) => "origin_timeout",
             Self::Exchange(ExchangeError::RequestBody(error)) | Self::Buffer(error) => error.reason(),
+            Self::WebSocketAccept => "websocket_accept",
             Self::H2(H2Error::Timeout) => "origin_timeout",
             Self::H2(_) => "origin_h2",
         }

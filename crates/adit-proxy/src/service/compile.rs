@@ -16,7 +16,7 @@ use super::balancer::{Balancer, Member};
 use super::failover::{self, Failover};
 use super::health::{HealthTask, Probed};
 use super::mirror::Mirroring;
-use super::node::{Child, Inner, Node, ServerGroup, ServiceGroup, ServiceStatus};
+use super::node::{Child, Inner, Internal, Node, ServerGroup, ServiceGroup, ServiceStatus};
 use super::server::{Rules, Server};
 use super::sticky::Sticky;
 use super::transport::Transport;
@@ -30,6 +30,8 @@ pub struct Blueprint<'a> {
     pub services: &'a BTreeMap<String, Service>,
     /// By `name@provider`; `default@internal`, if there, is used by services that name none.
     pub transports: &'a BTreeMap<String, ServersTransport>,
+    /// Services that are no servers, by whole name (`ping@internal`), or why one cannot be used.
+    pub internal: &'a BTreeMap<String, Result<Arc<dyn Target>, String>>,
     /// Makes the middlewares of services.
     pub chains: &'a ChainBuilder<'a>,
 }
@@ -62,6 +64,12 @@ impl Services {
             transports: compile_transports(blueprint.transports, previous),
             under_way: Vec::new(),
         };
+        for (name, target) in blueprint.internal {
+            let node = target.clone().map(|target| {
+                Arc::new(Node::new(name.as_str().into(), None, Inner::Internal(Internal(target))))
+            });
+            compiler.nodes.insert(name.clone(), node);
+        }
         for name in blueprint.services.keys() {
             let _ = compiler.node(name);
         }
@@ -80,7 +88,8 @@ impl Services {
 
     /// Services that are disabled, each with its reason.
     pub fn faults(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.nodes.iter().filter_map(|(name, node)| Some((name.as_str(), node.as_ref().err()?.as_str())))
+        let written = self.nodes.iter().filter(|(name, _)| !name.ends_with(INTERNAL));
+        written.filter_map(|(name, node)| Some((name.as_str(), node.as_ref().err()?.as_str())))
     }
 
     /// Transports that are disabled, each with its reason.
@@ -90,7 +99,8 @@ impl Services {
 
     /// The services in use, for the API and the metrics.
     pub fn statuses(&self) -> impl Iterator<Item = ServiceStatus> {
-        self.nodes.values().filter_map(|node| Some(node.as_ref().ok()?.status()))
+        let written = self.nodes.iter().filter(|(name, _)| !name.ends_with(INTERNAL));
+        written.filter_map(|(_, node)| Some(node.as_ref().ok()?.status()))
     }
 }
 
@@ -340,6 +350,8 @@ fn as_written<'a>(name: &'a str, from: &str) -> &'a str {
 /// The transport of services that name none.
 const DEFAULT_TRANSPORT: &str = "default@internal";
 /// Services within services; each level is a call within a call for every request.
+/// What our own services are named behind.
+const INTERNAL: &str = "@internal";
 const DEPTH_MAX: usize = 32;
 /// Idle connections are closed up to this much too late.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(15);

@@ -52,7 +52,9 @@ fn status(error: &ForwardError) -> StatusCode {
         ForwardError::Exchange(ExchangeError::RequestBody(error)) | ForwardError::Buffer(error) => {
             of_content(*error)
         }
-        ForwardError::H2(H2Error::Protocol(_) | H2Error::Unprocessed(_)) => StatusCode::BAD_GATEWAY,
+        ForwardError::H2(H2Error::Protocol(_) | H2Error::Unprocessed(_)) | ForwardError::WebSocketAccept => {
+            StatusCode::BAD_GATEWAY
+        }
         ForwardError::H2(H2Error::Target(_)) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

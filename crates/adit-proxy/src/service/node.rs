@@ -63,6 +63,7 @@ impl Node {
             Inner::Services(group) => group.balancer.is_up(),
             Inner::Mirroring(mirroring) => mirroring.is_up(),
             Inner::Failover(failover) => failover.is_up(),
+            Inner::Internal(_) => true,
         }
     }
 
@@ -73,6 +74,7 @@ impl Node {
             Inner::Services(group) => group.health_check,
             Inner::Mirroring(mirroring) => mirroring.reports_health(),
             Inner::Failover(failover) => failover.reports_health(),
+            Inner::Internal(_) => false,
         }
     }
 
@@ -95,6 +97,7 @@ impl Node {
             Inner::Services(group) => group.kind,
             Inner::Mirroring(_) => "mirroring",
             Inner::Failover(_) => "failover",
+            Inner::Internal(_) => "internal",
         }
     }
 
@@ -136,6 +139,16 @@ pub(super) enum Inner {
     Services(ServiceGroup),
     Mirroring(Mirroring),
     Failover(Failover),
+    Internal(Internal),
+}
+
+/// What answers itself.
+pub(super) struct Internal(pub(super) Arc<dyn Target>);
+
+impl fmt::Debug for Internal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Internal")
+    }
 }
 
 impl Target for Inner {
@@ -143,6 +156,7 @@ impl Target for Inner {
         match self {
             Self::Servers(group) => Box::pin(group.call(request, ctx)),
             Self::Services(group) => Box::pin(group.call(request, ctx)),
+            Self::Internal(internal) => internal.0.call(request, ctx),
             Self::Mirroring(mirroring) => Box::pin(mirroring.call(request, ctx)),
             Self::Failover(failover) => Box::pin(failover.call(request, ctx)),
         }

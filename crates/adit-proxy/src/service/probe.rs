@@ -188,6 +188,7 @@ fn probe_request(method: Method, uri: Uri, host: &str, headers: HeaderMap) -> Re
         secure: false,
         entry_point: "health-check".into(),
         tls: None,
+        address: crate::message::AddressText::default(),
     };
     Request {
         method,

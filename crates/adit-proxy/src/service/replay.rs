@@ -3,6 +3,7 @@
 //! Nothing is read ahead: the first receiver gets every chunk as soon as the visitor sent it, and what passed is copied
 //! up to a limit. A second receiver gets the copy first and then what the first one has not taken.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -135,12 +136,12 @@ impl Shared {
     fn keep(&mut self, batch: &Batch) -> Result<(), BodyError> {
         let Some(kept) = &mut self.kept else { return Ok(()) };
         let bytes: usize = batch.iter().map(Bytes::len).sum();
-        let over = kept.bytes + bytes > self.limit;
+        let over = kept.room.bytes + bytes > self.limit;
         if over && self.refuse {
             self.forget();
             return Err(BodyError::TooLarge);
         }
-        if over || !kept.reserve(bytes) {
+        if over || !kept.room.reserve(bytes) {
             self.forget();
             return Ok(());
         }
@@ -159,10 +160,16 @@ impl Shared {
 #[derive(Debug, Default)]
 struct Kept {
     chunks: Vec<Bytes>,
+    room: Room,
+}
+
+/// A part of [`ALL_KEPT_BYTES_MAX`], given back when dropped.
+#[derive(Debug, Default)]
+struct Room {
     bytes: usize,
 }
 
-impl Kept {
+impl Room {
     fn reserve(&mut self, bytes: usize) -> bool {
         let reserved = ALL_KEPT_BYTES
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
@@ -176,9 +183,59 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for Room {
     fn drop(&mut self) {
         ALL_KEPT_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Why content could not be kept whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepError {
+    /// The visitor's.
+    Body(BodyError),
+    /// [`ALL_KEPT_BYTES_MAX`] is reached.
+    NoRoom,
+}
+
+/// Reads a whole body into memory, counted against [`ALL_KEPT_BYTES_MAX`] until the last copy of the bytes is dropped.
+///
+/// # Errors
+/// [`BodyError::TooLarge`] beyond `bytes_max`.
+pub async fn keep_whole(mut body: Body, bytes_max: u64) -> Result<Bytes, KeepError> {
+    let mut whole = Whole::default();
+    loop {
+        let mut batch = Batch::new();
+        let more = poll_fn(|cx| body.poll_chunks(cx, &mut batch)).await.map_err(KeepError::Body)?;
+        for chunk in batch {
+            let bytes = whole.content.len() + chunk.len();
+            if bytes as u64 > bytes_max {
+                return Err(KeepError::Body(BodyError::TooLarge));
+            }
+            // What it grows to is what it takes, not what is in it.
+            whole.content.reserve(chunk.len());
+            let grown = whole.content.capacity() - whole.room.bytes;
+            if !whole.room.reserve(grown) {
+                return Err(KeepError::NoRoom);
+            }
+            whole.content.extend_from_slice(&chunk);
+        }
+        if !more {
+            return Ok(Bytes::from_owner(whole));
+        }
+    }
+}
+
+/// Content in one piece.
+#[derive(Default)]
+struct Whole {
+    content: Vec<u8>,
+    room: Room,
+}
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
     }
 }
 
@@ -274,7 +331,6 @@ static ALL_KEPT_BYTES: AtomicUsize = AtomicUsize::new(0);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
 
     /// Gives its chunks one by one.
     struct Chunks(Vec<&'static [u8]>);

@@ -6,13 +6,15 @@ use std::time::Instant;
 use adit_config::dynamic::{PassiveHealthCheck, Server as Settings};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method};
 
 use super::balancer::Member;
 use super::state::ServerState;
 use super::url::ServerUrl;
 use crate::forwarded;
+use crate::h2::websocket;
+use crate::headers;
 use crate::message::{Request, Response};
 use crate::middleware::{Ctx, Outcome};
 use crate::origin::{ForwardError, Origin};
@@ -95,7 +97,12 @@ impl Server {
         ctx.outcome = Outcome::Failed;
         let load = self.rules.counts_load.then(|| self.state.enter());
         let began = Instant::now();
+        let key = websocket::key_to_verify(request);
         let result = self.origin.send_once(request).await;
+        let result = result.and_then(|response| match key {
+            Some(key) if !websocket::is_accepted(&response, &key) => Err(ForwardError::WebSocketAccept),
+            _ => Ok(response),
+        });
         let elapsed = began.elapsed();
         ctx.log.origin_duration = Some(elapsed);
         let failed = match &result {
@@ -136,13 +143,28 @@ impl Addressed {
     /// Does what is the same for every server.
     pub(super) fn new(request: &mut Request, ctx: &Ctx, keep: bool) -> Self {
         if ctx.append_forwarded_for {
-            forwarded::append_for(&mut request.headers, ctx.client);
+            forwarded::append_for(&mut request.headers, &request.visitor, ctx.client);
         }
         if request.upgrade.as_deref() == Some("websocket") {
             complete_handshake(&mut request.method, &mut request.headers);
         }
+        limit_trailers(request);
         Self { host: std::mem::take(&mut request.host), uri: keep.then(|| request.uri.clone()) }
     }
+}
+
+/// Lets only announced trailers through (RFC 9110 §6.6.2): there are servers that treat them as headers, and nobody looks
+/// at them on the way. gRPC announces nothing.
+fn limit_trailers(request: &mut Request) {
+    let is_grpc = request
+        .headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if request.body.is_replayable() || is_grpc {
+        return;
+    }
+    let names = headers::list(&request.headers, &header::TRAILER);
+    request.body.limit_trailers(names.filter_map(|name| HeaderName::from_bytes(name).ok()).collect());
 }
 
 /// RFC 8441 §5: over HTTP/2 a WebSocket has neither key nor `GET`; towards an HTTP/1.1 server it needs both.

@@ -1,7 +1,5 @@
 //! Server URLs, and what a request's target becomes behind them.
 
-use std::borrow::Cow;
-
 use http::Uri;
 use http::uri::PathAndQuery;
 
@@ -106,20 +104,15 @@ impl ServerUrl {
         Target::Tcp { host: self.host.clone(), port: self.port }
     }
 
-    /// The target of a request to this server: the server's path first if it is to be preserved, and a query in which
-    /// semicolons separate as ampersands do (`ingress-features.md §1.2`).
+    /// The target of a request to this server, if it differs from `uri`: the server's path first if it is to be preserved.
     pub(super) fn rewrite(&self, uri: &Uri, preserve_path: bool) -> Option<Uri> {
-        let preserve_path = preserve_path && !self.path.is_empty();
-        if !preserve_path && !uri.query().is_some_and(|query| query.contains(';')) {
+        if !preserve_path || self.path.is_empty() {
             return None;
         }
-        let path = match (preserve_path, uri.path()) {
-            (true, path) => join(&self.path, path),
-            (false, path) => Cow::Borrowed(path),
-        };
+        let path = join(&self.path, uri.path());
         let target = match uri.query() {
-            Some(query) => format!("{path}?{}", query.replace(';', "&")),
-            None => path.into_owned(),
+            Some(query) => format!("{path}?{query}"),
+            None => path,
         };
         let mut parts = uri.clone().into_parts();
         parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
@@ -128,11 +121,11 @@ impl ServerUrl {
 }
 
 /// Two paths with exactly one slash between them.
-fn join<'a>(base: &str, path: &'a str) -> Cow<'a, str> {
+fn join(base: &str, path: &str) -> String {
     match (base.ends_with('/'), path.starts_with('/')) {
-        (true, true) => Cow::Owned(format!("{base}{}", &path[1..])),
-        (false, false) => Cow::Owned(format!("{base}/{path}")),
-        _ => Cow::Owned(format!("{base}{path}")),
+        (true, true) => format!("{base}{}", &path[1..]),
+        (false, false) => format!("{base}/{path}"),
+        _ => format!("{base}{path}"),
     }
 }
 
@@ -189,8 +182,8 @@ mod tests {
     }
 
     #[test]
-    fn semicolons_of_a_query_become_ampersands_and_escapes_stay() {
-        assert_eq!(rewrite("http://a", "/a%2Fb;c%20d?x=1;y=2", false), "/a%2Fb;c%20d?x=1&y=2");
+    fn escapes_and_the_query_stay_as_they_are() {
+        assert_eq!(rewrite("http://a/b/", "/a%2Fb;c%20d?x=1;y=2", true), "/b/a%2Fb;c%20d?x=1;y=2");
         assert_eq!(rewrite("http://a", "/a%2Fb?b=2&a=1&b=3", false), "/a%2Fb?b=2&a=1&b=3");
     }
 

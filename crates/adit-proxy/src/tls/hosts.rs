@@ -11,6 +11,8 @@ pub struct TlsHosts {
     exact: HashMap<String, Arc<str>>,
     /// By the part behind `*.`.
     wildcard: HashMap<String, Arc<str>>,
+    /// Hosts for which routers name different options, as in `exact` and `wildcard`.
+    disputed: BTreeSet<String>,
     /// True if a router is not bound to hosts, so that every name is one of its.
     catch_all: bool,
     warnings: Vec<String>,
@@ -25,6 +27,9 @@ pub struct TlsHostRule<'a> {
     pub hosts: &'a [String],
     /// Name of its options; absent = the set named `default`.
     pub options: Option<&'a str>,
+    /// True if it is not served because its options cannot be used: its hosts are refused at the handshake, unless a
+    /// router that is served names them too.
+    pub is_refused: bool,
 }
 
 impl TlsHosts {
@@ -32,8 +37,15 @@ impl TlsHosts {
     /// set, and a warning says so.
     pub fn compile<'a>(rules: impl IntoIterator<Item = TlsHostRule<'a>>) -> Self {
         let mut named: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut refused: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         let mut hosts = Self::default();
         for rule in rules {
+            if rule.is_refused {
+                for host in rule.hosts.iter().filter(|host| *host != "*") {
+                    refused.entry(host.trim_end_matches('.')).or_default().extend(rule.options);
+                }
+                continue;
+            }
             let options = rule.options.unwrap_or(DEFAULT_OPTIONS);
             if rule.hosts.is_empty() || rule.hosts.iter().any(|host| host == "*") {
                 hosts.catch_all = true;
@@ -48,6 +60,9 @@ impl TlsHosts {
                 named.entry(host.trim_end_matches('.')).or_default().insert(options);
             }
         }
+        for (host, options) in refused {
+            named.entry(host).or_insert(options);
+        }
         for (host, options) in named {
             let chosen = match (options.len(), options.first()) {
                 (1, Some(only)) => only,
@@ -57,6 +72,7 @@ impl TlsHosts {
                         "host {host} is named with different TLS options ({}): it gets the default ones",
                         all.join(", ")
                     ));
+                    hosts.disputed.insert(host.to_ascii_lowercase());
                     DEFAULT_OPTIONS
                 }
             };
@@ -76,6 +92,17 @@ impl TlsHosts {
         options.map(AsRef::as_ref)
     }
 
+    /// True if routers name different options for this host, so that it gets the default ones.
+    pub fn is_disputed(&self, host: &str) -> bool {
+        if self.disputed.is_empty() {
+            return false;
+        }
+        let host = crate::headers::without_port(host).trim_end_matches('.').to_ascii_lowercase();
+        let wildcard =
+            || host.split_once('.').is_some_and(|(_, rest)| self.disputed.contains(&format!("*.{rest}")));
+        self.disputed.contains(&host) || (!self.exact.contains_key(&host) && wildcard())
+    }
+
     /// True if a router takes every host.
     pub fn has_catch_all(&self) -> bool {
         self.catch_all
@@ -84,18 +111,6 @@ impl TlsHosts {
     /// True if there is no HTTPS router at all.
     pub fn is_empty(&self) -> bool {
         !self.catch_all && self.exact.is_empty() && self.wildcard.is_empty()
-    }
-
-    /// True if the answer must be 421 (Misdirected Request): the handshake was made under other options than those of the
-    /// host that the request names, so a client certificate asked for there could be stepped around.
-    pub fn misdirects(&self, server_name: Option<&str>, host: &str) -> bool {
-        let host = crate::headers::without_port(host);
-        let server_name = server_name.unwrap_or_default();
-        if host.eq_ignore_ascii_case(server_name) {
-            return false;
-        }
-        let options = |name| self.options_of(name).unwrap_or(DEFAULT_OPTIONS);
-        options(host) != options(server_name)
     }
 
     /// What is not done as written, for the log and the API.
@@ -117,6 +132,7 @@ mod tests {
             router: "r",
             hosts,
             options: *options,
+            is_refused: false,
         }))
     }
 
@@ -139,14 +155,20 @@ mod tests {
     }
 
     #[test]
-    fn a_host_under_other_options_than_the_handshake_is_misdirected() {
-        let hosts = hosts(&[(&["a.test"], Some("m")), (&["b.test"], None), (&["c.test"], None)]);
-        assert!(hosts.misdirects(Some("b.test"), "a.test:443"));
-        assert!(hosts.misdirects(None, "a.test"));
-        assert!(hosts.misdirects(Some("a.test"), "b.test"));
-        assert!(!hosts.misdirects(Some("a.test"), "A.test"));
-        assert!(!hosts.misdirects(Some("b.test"), "c.test"), "HTTP/2 connections may be shared");
-        assert!(!hosts.misdirects(Some("b.test"), "unknown.test"));
-        assert!(hosts.misdirects(Some("b.test"), "a.test."));
+    fn hosts_of_a_refused_router_are_refused_unless_another_serves_them() {
+        let (a, b) = (["a.test".to_owned(), "b.test".to_owned()], ["b.test".to_owned()]);
+        let refused = TlsHostRule { router: "r", hosts: &a, options: Some("nope"), is_refused: true };
+        let served = TlsHostRule { router: "s", hosts: &b, options: Some("m"), is_refused: false };
+        let hosts = TlsHosts::compile([refused, served]);
+        assert_eq!((hosts.options_of("a.test"), hosts.options_of("b.test")), (Some("nope"), Some("m")));
+        assert!(!hosts.is_disputed("b.test"), "a router at fault takes no protection away");
+    }
+
+    #[test]
+    fn disputed_hosts_are_known_with_and_without_port() {
+        let hosts = hosts(&[(&["a.test", "*.w.test"], Some("m")), (&["a.test", "*.w.test"], None)]);
+        assert!(
+            hosts.is_disputed("A.test:443") && hosts.is_disputed("x.w.test") && !hosts.is_disputed("w.test")
+        );
     }
 }

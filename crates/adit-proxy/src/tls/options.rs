@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use adit_config::dynamic::{ClientAuthType, TlsOptions, TlsVersion};
 use rustls::crypto::aws_lc_rs::{self, kx_group};
@@ -32,6 +33,21 @@ struct OptionSet {
     options: TlsOptions,
     roots: Vec<CertificateDer<'static>>,
     outcome: Result<Compiled, String>,
+    stamp: Stamp,
+}
+
+/// What a handshake asked of a visitor: two handshakes with one stamp asked for the same client certificates.
+///
+/// A set has another one than every other set, and another one after its client authentication has changed, so that
+/// connections opened before do not pass for connections that were asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stamp(u64);
+
+impl Stamp {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// What a good set became.
@@ -72,6 +88,17 @@ impl TlsOptionSets {
         }
     }
 
+    /// The stamp of a set that can be used.
+    pub fn stamp(&self, name: &str) -> Option<Stamp> {
+        self.sets.get(name).filter(|set| set.outcome.is_ok()).map(|set| set.stamp)
+    }
+
+    /// All sets, with the stamp or the fault of each.
+    pub fn stamps(&self) -> BTreeMap<String, Result<Stamp, String>> {
+        let of = |set: &OptionSet| set.outcome.as_ref().map(|_| set.stamp).map_err(Clone::clone);
+        self.sets.iter().map(|(name, set)| (name.clone(), of(set))).collect()
+    }
+
     /// `config` for a visitor that names nobody: it sees the certificate of the address it connected to, if there is one.
     pub(crate) fn for_address(&self, config: &Arc<ServerConfig>, local: IpAddr) -> Arc<ServerConfig> {
         if !self.store.has_address(local) {
@@ -101,17 +128,25 @@ impl OptionSet {
     fn compile(options: TlsOptions, store: &Arc<CertificateStore>, previous: Option<&Self>) -> Self {
         let roots = match client_roots(&options) {
             Ok(roots) => roots,
-            Err(reason) => return Self { options, roots: Vec::new(), outcome: Err(reason) },
+            Err(reason) => {
+                return Self { options, roots: Vec::new(), outcome: Err(reason), stamp: Stamp::next() };
+            }
         };
+        let same_question = previous.filter(|previous| {
+            previous.outcome.is_ok()
+                && previous.roots == roots
+                && previous.options.client_auth == options.client_auth
+        });
+        let stamp = same_question.map_or_else(Stamp::next, |previous| previous.stamp);
         if let Some(previous) = previous
             && previous.outcome.is_ok()
             && previous.options == options
             && previous.roots == roots
         {
-            return Self { outcome: previous.outcome.clone(), options, roots };
+            return Self { outcome: previous.outcome.clone(), options, roots, stamp };
         }
         let outcome = compile(&options, &roots, store);
-        Self { options, roots, outcome }
+        Self { options, roots, outcome, stamp }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_config::Secret;
 use adit_config::dynamic::{CertificatePair, PemSource, TlsDynamic};
@@ -34,10 +34,19 @@ pub struct CertificateError {
 #[derive(Debug, Default)]
 pub struct CertificateStore {
     current: ArcSwap<Certificates>,
+    /// What `current` is made of.
+    parts: Mutex<Parts>,
+}
+
+/// Changed by two hands: a reload and whoever obtains certificates.
+#[derive(Debug, Default)]
+struct Parts {
+    configured: Certificates,
+    obtained: Vec<Arc<LoadedCertificate>>,
 }
 
 /// One generation of certificates.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Certificates {
     loaded: Vec<Arc<LoadedCertificate>>,
     exact: HashMap<String, Arc<LoadedCertificate>>,
@@ -47,6 +56,8 @@ pub struct Certificates {
     address: HashMap<IpAddr, Arc<LoadedCertificate>>,
     /// Where no name matches.
     default: Option<Arc<LoadedCertificate>>,
+    /// A name of the certificate to obtain as the default, where none is configured.
+    generated: Option<String>,
     /// What is shown where not even a default is configured.
     made: Option<Arc<LoadedCertificate>>,
 }
@@ -70,6 +81,19 @@ impl LoadedCertificate {
     /// End of validity in seconds since 1970.
     pub fn not_after(&self) -> i64 {
         self.not_after
+    }
+
+    /// One that was obtained elsewhere (ACME).
+    ///
+    /// # Errors
+    /// If chain and key do not fit.
+    pub fn obtained(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, String> {
+        let key =
+            CertifiedKey::from_der(chain, key, &super::provider()).map_err(|error| error.to_string())?;
+        Self::from_key(no_source(), key)
     }
 
     /// Where it was read.
@@ -128,6 +152,8 @@ impl Certificates {
         }
         let default = tls.stores.get(DEFAULT_STORE).and_then(|store| store.default_certificate.as_ref());
         certificates.default = default.and_then(|pair| load_or_keep(pair, previous, &mut errors));
+        let generated = tls.stores.get(DEFAULT_STORE).and_then(|store| store.default_generated_cert.as_ref());
+        certificates.generated = generated.map(|generated| generated.domain.main.to_ascii_lowercase());
         certificates.made = previous.and_then(|previous| previous.made.clone()).or_else(|| {
             let made = make_default();
             if let Err(reason) = &made {
@@ -156,22 +182,6 @@ impl Certificates {
             }
         }
         if errors.is_empty() { Ok(certificates) } else { Err(errors) }
-    }
-
-    /// Adds one that was obtained elsewhere (ACME): it serves its names unless a configured one does.
-    ///
-    /// # Errors
-    /// If chain and key do not fit.
-    pub fn insert(
-        &mut self,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
-    ) -> Result<(), String> {
-        let key =
-            CertifiedKey::from_der(chain, key, &super::provider()).map_err(|error| error.to_string())?;
-        let loaded = Arc::new(LoadedCertificate::from_key(no_source(), key)?);
-        self.add(&loaded);
-        Ok(())
     }
 
     /// All in use, for expiry metrics and the API.
@@ -215,9 +225,29 @@ impl Certificates {
 }
 
 impl CertificateStore {
-    /// Replaces all certificates; handshakes under way keep theirs.
+    /// Replaces all configured certificates; handshakes under way keep theirs.
     pub fn swap(&self, certificates: Certificates) {
-        self.current.store(Arc::new(certificates));
+        self.change(|parts| parts.configured = certificates);
+    }
+
+    /// Replaces all certificates that were obtained elsewhere (ACME): each serves its names unless a configured one does.
+    pub fn swap_obtained(&self, obtained: Vec<LoadedCertificate>) {
+        self.change(|parts| parts.obtained = obtained.into_iter().map(Arc::new).collect());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Parts)) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut parts);
+        let mut all = parts.configured.clone();
+        parts.obtained.iter().for_each(|loaded| all.add(loaded));
+        if all.default.is_none()
+            && let Some(name) = &all.generated
+        {
+            let is_it = |loaded: &&Arc<LoadedCertificate>| loaded.names.contains(name);
+            all.default = parts.obtained.iter().find(is_it).map(Arc::clone);
+        }
+        // Under the lock, or an older state could overtake a newer one.
+        self.current.store(Arc::new(all));
     }
 
     /// The TLS settings of an entry point that uses this store and no other option.
@@ -226,6 +256,11 @@ impl CertificateStore {
     /// None with the compiled-in provider; kept for the provider's own checks.
     pub fn server_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, rustls::Error> {
         super::options::server_config(self)
+    }
+
+    /// Whether a configured certificate stands for `name`, so that none has to be obtained.
+    pub fn is_configured(&self, name: &str) -> bool {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).configured.covers(name)
     }
 
     /// The generation in force.
@@ -375,6 +410,31 @@ mod tests {
         assert_eq!(errors.len(), 1);
         assert!(new.covers("a.test"));
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn obtained_certificates_outlive_a_reload_and_yield_to_configured_ones() {
+        let store = CertificateStore::default();
+        let obtained = |name: &str| {
+            let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+            let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+            LoadedCertificate::obtained(vec![made.cert.der().clone()], key).unwrap()
+        };
+        store.swap_obtained(vec![obtained("a.test"), obtained("b.test")]);
+        let (configured, _) = Certificates::compile(&dynamic(&[pair(&["b.test", "c.test"])]), None);
+        store.swap(configured);
+        let names = |name| names_shown(&store.load(), Some(name), true).map(|names| names.len());
+        assert_eq!((names("a.test"), names("b.test"), names("c.test")), (Some(1), Some(2), Some(2)));
+        assert!(store.is_configured("b.test") && !store.is_configured("a.test"));
+        store.swap_obtained(Vec::new());
+        assert_eq!((names("a.test"), names("b.test")), (None, Some(2)));
+        let domain = adit_config::dynamic::Domain { main: "D.test".to_owned(), sans: Vec::new() };
+        let generated = adit_config::dynamic::DefaultGeneratedCert { resolver: "le".to_owned(), domain };
+        let default = TlsStore { default_generated_cert: Some(generated), ..TlsStore::default() };
+        let tls = TlsDynamic { stores: [("default".to_owned(), default)].into(), ..TlsDynamic::default() };
+        store.swap(Certificates::compile(&tls, None).0);
+        store.swap_obtained(vec![obtained("d.test")]);
+        assert_eq!(names_shown(&store.load(), Some("zzz.test"), false).unwrap(), ["d.test"]);
     }
 
     #[test]

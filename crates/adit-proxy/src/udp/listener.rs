@@ -132,7 +132,9 @@ impl Sessions {
         let (session, worker) =
             session::open(self.next, listener, visitor, server, options.idle_timeout, metrics);
         let id = session.id;
+        let open = options.metrics.udp_session(&options.name);
         self.workers.spawn(async move {
+            let _open = open;
             worker.run().await;
             (visitor, id)
         });

@@ -89,7 +89,6 @@ impl Session {
 impl Worker {
     /// Runs until both directions have been silent for the idle time, or the server is not there.
     pub(super) async fn run(mut self) {
-        let _open = self.metrics.udp_session();
         let connected = timeout(RESOLVE_TIMEOUT, connect(&self.server)).await;
         let socket = match connected {
             Ok(Ok(socket)) => socket,

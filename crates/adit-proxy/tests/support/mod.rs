@@ -115,7 +115,9 @@ async fn read_body(stream: &mut TcpStream, head: &str, rest: &mut Vec<u8>) -> St
         .find_map(|line| line.strip_prefix("Content-Length: "))
         .map(|length| length.parse::<usize>().unwrap());
     let chunked = head.contains("Transfer-Encoding: chunked");
-    while length.is_some_and(|l| rest.len() < l) || (chunked && !rest.ends_with(b"0\r\n\r\n")) {
+    while length.is_some_and(|l| rest.len() < l)
+        || (chunked && !(rest.ends_with(b"\r\n\r\n") && rest.windows(5).any(|w| w == b"\r\n0\r\n")))
+    {
         assert_ne!(stream.read_buf(rest).await.unwrap(), 0);
     }
     String::from_utf8(std::mem::take(rest)).unwrap()
@@ -165,6 +167,7 @@ impl Plan {
         let blueprint = Blueprint {
             services: &self.services,
             transports: &self.transports,
+            internal: &BTreeMap::new(),
             chains: &|_, names, _| Err(format!("no middlewares here: {names:?}")),
         };
         Services::compile(blueprint, previous)
@@ -173,8 +176,14 @@ impl Plan {
 
 pub fn request(path: &str) -> Request {
     let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-    let visitor =
-        Visitor { remote: nobody, local: nobody, secure: false, entry_point: "web".into(), tls: None };
+    let visitor = Visitor {
+        remote: nobody,
+        local: nobody,
+        secure: false,
+        entry_point: "web".into(),
+        tls: None,
+        address: adit_proxy::message::AddressText::default(),
+    };
     Request {
         method: Method::GET,
         uri: path.parse().unwrap(),

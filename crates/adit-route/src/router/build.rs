@@ -22,6 +22,8 @@ pub struct RouterSpec<R> {
     pub entry_points: Vec<String>,
     /// Whether it wants TLS.
     pub tls: bool,
+    /// Whether it answers with and without TLS, whatever `tls` says: behind a tunnel the visitor's hop is not ours.
+    pub any_scheme: bool,
     /// What answers.
     pub target: R,
 }
@@ -61,7 +63,10 @@ impl<R> RouterTable<R> {
             let position = u32::try_from(position).unwrap_or(u32::MAX);
             for entry_point in &router.entry_points {
                 let indices = entry_points.entry(entry_point.clone()).or_default();
-                indices[usize::from(router.tls)].insert(position, &router.matcher);
+                for (index, _) in indices.iter_mut().zip([false, true]).filter(|(_, tls)| router.takes(*tls))
+                {
+                    index.insert(position, &router.matcher);
+                }
             }
         }
         (Self { routers, entry_points }, disabled)
@@ -92,6 +97,7 @@ fn compile<R>(spec: RouterSpec<R>) -> Result<Router<R>, String> {
         priority,
         entry_points,
         tls: spec.tls,
+        any_scheme: spec.any_scheme,
         target: spec.target,
         hosts,
         suspicions: suspicions(&expression),

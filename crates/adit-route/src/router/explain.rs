@@ -35,7 +35,7 @@ impl<R> RouterTable<R> {
             if !router.entry_points.iter().any(|name| name == head.entry_point) {
                 return RouterOutcome::OtherEntryPoint;
             }
-            if router.tls != head.tls {
+            if !router.takes(head.tls) {
                 return RouterOutcome::OtherTls;
             }
             if let Some(difference) = difference(&router.matcher, &request) {

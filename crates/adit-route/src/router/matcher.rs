@@ -110,7 +110,13 @@ impl Leaf for HttpLeaf {
 }
 
 fn has_line(request: &Request<'_>, name: Option<&HeaderName>, is_it: impl Fn(&HeaderValue) -> bool) -> bool {
-    name.is_some_and(|name| request.head.headers.get_all(name).iter().any(is_it))
+    match name {
+        Some(name) if *name == header::CONTENT_LENGTH => {
+            request.head.content_length.is_some_and(|length| is_it(&HeaderValue::from(length)))
+        }
+        Some(name) => request.head.headers.get_all(name).iter().any(is_it),
+        None => false,
+    }
 }
 
 /// `Host` is not among the headers that rules see.

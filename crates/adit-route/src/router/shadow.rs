@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use adit_config::PeerKey;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::{HttpHead, Matcher, Router, RouterTable, matcher::HttpLeaf};
+use super::{HttpHead, Matcher, Router, RouterTable, length_of, matcher::HttpLeaf};
 use crate::{host_rule::HostExpression, mesh::MeshIdentity};
 
 /// A router that is never reached, as far as can be told.
@@ -50,6 +50,7 @@ impl<R> RouterTable<R> {
                 query: &witness.query,
                 method: &method,
                 headers: &witness.headers,
+                content_length: length_of(&witness.headers),
                 peer: witness.peer,
                 mesh: witness.mesh.as_ref(),
             };

@@ -10,6 +10,7 @@ struct Ask {
     path: String,
     query: String,
     headers: HeaderMap,
+    content_length: Option<u64>,
     peer: IpAddr,
     mesh: Option<MeshIdentity>,
     tls: bool,
@@ -24,6 +25,7 @@ impl Ask {
             path: path.to_owned(),
             query: query.to_owned(),
             headers: HeaderMap::new(),
+            content_length: None,
             peer: [127, 0, 0, 1].into(),
             mesh: None,
             tls: false,
@@ -44,6 +46,7 @@ impl Ask {
             query: &self.query,
             method: &self.method,
             headers: &self.headers,
+            content_length: self.content_length,
             peer: self.peer,
             mesh: self.mesh.as_ref(),
         }
@@ -59,6 +62,7 @@ fn spec(name: &str, rule: &str) -> RouterSpec<()> {
         is_internal: false,
         entry_points: vec!["web".to_owned()],
         tls: false,
+        any_scheme: false,
         target: (),
     }
 }
@@ -411,4 +415,13 @@ proptest! {
     fn any_rule_text_is_compiled_or_refused(rule in "[HhostPaM()`\"!&|,/*a-c. ]{0,40}") {
         let _ = RouterTable::build([spec("r", &rule)]);
     }
+}
+
+#[test]
+fn rules_see_the_length_of_the_content_as_a_header() {
+    let ask = |content_length| Ask { content_length, ..Ask::get("a.test", "/") };
+    assert!(does_match("Header(`Content-Length`, `3`)", &ask(Some(3))));
+    assert!(!does_match("Header(`Content-Length`, `3`)", &ask(Some(33))));
+    assert!(does_match("HeaderRegexp(`content-length`, `^[0-9]{2}$`)", &ask(Some(33))));
+    assert!(!does_match("HeaderRegexp(`Content-Length`, `.*`)", &ask(None)));
 }

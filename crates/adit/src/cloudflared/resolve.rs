@@ -121,6 +121,7 @@ impl Invocation {
             log,
             access_log: None,
             metrics: adit_config::Metrics::default(),
+            internals: adit_config::InternalServices::default(),
             providers: adit_config::Providers::default(),
             dynamic: adit_config::dynamic::Dynamic::default(),
             limits: adit_config::Limits::default(),

@@ -52,6 +52,7 @@ impl RunningConnector {
             secure: false,
             tls: None,
             entry_point: "tunnel".into(),
+            address: adit_proxy::message::AddressText::default(),
         };
         let service = Arc::new(ConnectorService {
             ingress: Arc::clone(&ingress),

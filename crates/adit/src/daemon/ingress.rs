@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use adit_acme::Acme;
 use adit_config::dynamic::{Dynamic, TlsDynamic};
 use adit_config::{Config, DynamicFiles, EntryPointNetwork, EntryPointTransport, Ingress, Tunnel};
 use adit_proxy::listen::Switch;
@@ -16,7 +17,9 @@ use adit_proxy::udp::{UdpRoute, UdpServices};
 use adit_route::mesh::MeshPeers;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
+use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
 use crate::gateway::{Gateway, Generation, Inputs};
 
@@ -32,6 +35,8 @@ pub(super) struct RunningIngress {
     udp_routes: HashMap<String, Arc<ArcSwapOption<UdpRoute>>>,
     streams: Streams,
     watched: Vec<PathBuf>,
+    internal: Internal,
+    acme: Acme,
 }
 
 /// A new generation with what belongs to it, not in force yet.
@@ -59,8 +64,13 @@ struct Routes {
 
 impl RunningIngress {
     /// Compiles what `config` and its files have.
-    pub(super) fn start(config: &Config, make_gateway: impl FnOnce(Generation) -> Gateway) -> Self {
+    pub(super) fn start(
+        config: &Config,
+        acme: &AcmeViews,
+        make_gateway: impl FnOnce(Generation) -> Gateway,
+    ) -> Self {
         let store = Arc::new(CertificateStore::default());
+        let acme = acme.resolvers(&store);
         let mut files = Files::default();
         let planned = plan(config, &mut files, &store, None);
         let options = Arc::new(planned.options);
@@ -73,9 +83,16 @@ impl RunningIngress {
             udp_routes: HashMap::new(),
             streams: Streams::default(),
             watched: planned.watched,
+            internal: Internal::default(),
+            acme,
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
         ingress
+    }
+
+    /// Our own services, for which the process is to show itself.
+    pub(super) fn internal(&self) -> &Internal {
+        &self.internal
     }
 
     pub(super) fn store(&self) -> &Arc<CertificateStore> {
@@ -119,10 +136,14 @@ impl RunningIngress {
         options: Arc<TlsOptionSets>,
     ) {
         self.store.swap(certificates);
+        inputs.internal = self.internal.of(config);
         self.options = options;
         let previous = self.gateway.load();
         let mut routes = self.streams.compile(config, &mut inputs, &self.options);
-        let generation = Generation::compile(inputs, Some(&previous));
+        let mut generation = Generation::compile(inputs, Some(&previous));
+        let wanted =
+            acme::wanted(config, &generation, &tcp_hosts(&routes), &|name| self.store.is_configured(name));
+        generation.verdicts.warnings.extend(wanted.warnings.iter().map(ToString::to_string));
         report(&generation);
         self.set_switches(config, &generation, &mut routes);
         for (name, entry_point) in &config.entry_points {
@@ -132,6 +153,17 @@ impl RunningIngress {
             }
         }
         self.gateway.store(generation);
+        self.acme.apply(&config.tls.resolvers, &wanted.list);
+    }
+
+    /// Lets orders begin: the entry points listen.
+    pub(super) fn open_orders(&self) {
+        self.acme.open();
+    }
+
+    /// Ends orders that are under way.
+    pub(super) async fn stop_orders(&mut self) {
+        self.acme.stop().await;
     }
 
     /// What each entry point does with a connection; cells that listeners hold are changed in place.
@@ -144,6 +176,7 @@ impl RunningIngress {
                 secure: tcp.secure,
                 hosts: generation.tls_hosts(name),
                 mesh: generation.inputs.mesh.clone().filter(|_| is_on_mesh(config, name)),
+                challenges: Some(self.gateway.acme().tls_challenges()),
                 ..Switch::http(Arc::clone(&self.options))
             };
             let cell = match held.remove(name) {
@@ -192,8 +225,20 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
-    let mesh = config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh)));
-    let inputs = Inputs { dynamic, entry_points, server, faults, mesh, ..Inputs::default() };
+    let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
+        (true, Some(tunnel)) => tunnel.entry_points.clone(),
+        _ => Vec::new(),
+    };
+    let inputs = Inputs {
+        dynamic,
+        entry_points,
+        server,
+        mesh: config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh))),
+        faults,
+        tunnel_names,
+        internal: Internal::default().of(config),
+        ..Inputs::default()
+    };
     (inputs, look.paths)
 }
 
@@ -211,6 +256,7 @@ fn plan(
     let option_faults = options.faults().map(|(name, why)| format!("TLS options {name}: {why}"));
     let all: Vec<String> = faults.chain(option_faults).collect();
     inputs.faults.extend(all);
+    inputs.tls_options = Some(options.stamps());
     Planned { inputs, certificates, options, watched }
 }
 
@@ -255,6 +301,12 @@ fn is_on_mesh(config: &Config, entry_point: &str) -> bool {
     config.entry_points.get(entry_point).is_some_and(|settings| settings.on == EntryPointNetwork::Mesh)
 }
 
+/// The names of TCP routers with TLS, by router.
+fn tcp_hosts(routes: &Routes) -> Vec<TcpHosts> {
+    let routers = routes.tcp.values().flat_map(|routers| routers.secure.routers());
+    routers.map(TcpHosts::of).collect()
+}
+
 /// Says what is disabled and why, once a generation.
 fn report(generation: &Generation) {
     for problem in generation.verdicts.problems() {
@@ -269,9 +321,14 @@ fn report(generation: &Generation) {
 pub(crate) const TUNNEL: &str = "tunnel";
 
 /// Whether routers answer what comes through the tunnel: it has no rules of its own.
-pub(super) fn serves_tunnel(config: &Config) -> bool {
+pub(crate) fn serves_tunnel(config: &Config) -> bool {
     let has_rules = |tunnel: &Tunnel| tunnel.ingress != Ingress::unavailable();
     has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
+}
+
+/// Whether connections are looked at before it is known who takes them: routers below HTTP, or challenges of tls-alpn-01.
+pub(super) fn has_switches(config: &Config) -> bool {
+    has_ingress(config) || !config.tls.resolvers.is_empty()
 }
 
 /// Whether a configuration has anything for the ingress.

@@ -10,9 +10,9 @@ pub(crate) use self::edge::random_secret;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use adit_config::{Config, Problems};
+use adit_config::{Config, DynamicFiles, FileProvider, Problems};
 use adit_mesh::NodeError;
 use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
@@ -25,10 +25,11 @@ use tokio::task::JoinSet;
 
 use self::connector::{Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
-use self::ingress::{RunningIngress, has_ingress, serves_tunnel};
+use self::ingress::{RunningIngress, has_switches, serves_tunnel};
 use self::mesh::RunningMesh;
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
+use crate::acme::AcmeViews;
 use crate::admin::Admin;
 use crate::answer::RequestMetrics;
 use crate::certificates::IdentityError;
@@ -41,7 +42,7 @@ use crate::observe::gauges;
 use crate::observe::traefik::TraefikMetrics;
 use crate::phase::{Phase, PhaseCell};
 use crate::telemetry::LevelHandle;
-use crate::watch::FileWatch;
+use crate::watch::{FileWatch, Watched};
 use crate::{announce, notify_systemd};
 
 /// Why the process cannot start, or a reload cannot be taken.
@@ -117,13 +118,14 @@ impl Daemon {
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
         let proxy_metrics = Arc::new(Metrics::new(&registry)?);
-        let reloads = reload_counter(&registry)?;
+        let reloads = register_reloads(&registry)?;
         register_build(&registry)?;
         let access_log =
             config.access_log.as_ref().map(|settings| AccessLog::open(settings, &registry)).transpose()?;
-        let traefik = traefik(&config, &registry)?;
-        let ingress = RunningIngress::start(&config, |generation| {
-            Gateway::new(generation, requests.clone(), access_log.clone(), traefik)
+        let traefik = traefik(&config, &registry, &proxy_metrics)?;
+        let acme = AcmeViews::new(&registry)?;
+        let ingress = RunningIngress::start(&config, &acme, |generation| {
+            Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
         });
         gauges::register(&registry, ingress.gateway(), ingress.store())?;
         let mesh = RunningMesh::start(&config, &registry)?;
@@ -138,17 +140,10 @@ impl Daemon {
             edge: edge.as_ref().map(|edge| Arc::clone(edge.service())),
             public: Arc::new(ArcSwap::from_pointee(public(&config))),
         });
-        let switches = |name: &str| ingress.switch(name).filter(|_| has_ingress(&config));
+        let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
-        let connector = match &config.tunnel {
-            Some(tunnel) => {
-                let reach = reach(tunnel, edge.as_ref())?;
-                let gateway = gateway_of(&config, &ingress);
-                Some(RunningConnector::start(tunnel, reach, grace(&source, &config), gateway)?)
-            }
-            None => None,
-        };
+        let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
             &config,
@@ -157,6 +152,7 @@ impl Daemon {
             (edge.as_ref(), &front.gateway),
             &proxy_metrics,
         )?;
+        ingress.internal().show(&admin);
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
         admin.mesh.store(mesh.view());
         admin.listeners.store(Arc::new(listeners.addresses()));
@@ -182,8 +178,18 @@ impl Daemon {
     }
 
     /// Serves until told to stop; the exit code.
-    pub(crate) async fn run(mut self, announce_to_person: bool) -> u8 {
+    pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
+        // Before anybody is told that we are ready, and may send a signal or write the next version.
+        let mut signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for signals");
+                return 1;
+            }
+        };
+        let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
+        self.ingress.open_orders();
         if announce_to_person {
             let edge = self.edge.as_ref().map(RunningEdge::address);
             crate::print(&announce::text(
@@ -193,14 +199,6 @@ impl Daemon {
                 self.admin_address,
             ));
         }
-        let mut signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals");
-                return 1;
-            }
-        };
-        let mut watch = FileWatch::start(self.watched_files());
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
         // A connector announces itself when its first connection is registered, everything else at once.
         let mut announced = self.source.is_cloudflared();
@@ -261,12 +259,12 @@ impl Daemon {
                 self.admin.reload_problem.store(Some(Arc::new((Instant::now(), text))));
             }
         }
-        watch.set_files(self.watched_files());
+        watch.watch(self.watched());
         notify_systemd::ready();
     }
 
     /// Everything whose change is a reason to reload.
-    fn watched_files(&self) -> Vec<std::path::PathBuf> {
+    fn watched(&self) -> Watched {
         let mut files = self.config.sources.clone();
         for pair in
             self.config.tls.certificates.iter().chain(self.config.edge.iter().flat_map(|e| &e.certificate))
@@ -274,7 +272,14 @@ impl Daemon {
             files.extend([pair.cert.clone(), pair.key.clone()]);
         }
         files.extend_from_slice(self.ingress.watched());
-        files
+        let providers = &self.config.providers;
+        let folder = match &providers.file {
+            Some(FileProvider { files: DynamicFiles::Directory(folder), watch: true }) => {
+                Some(folder.clone())
+            }
+            _ => None,
+        };
+        Watched { files, folder, throttle: providers.throttle }
     }
 
     /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
@@ -301,7 +306,7 @@ impl Daemon {
         }
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(&config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
         self.mesh.commit(&config);
@@ -324,7 +329,7 @@ impl Daemon {
         config: &Config,
         plan: Option<&Plan>,
     ) -> Result<(Prepared, Option<Option<RunningConnector>>), DaemonError> {
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_ingress(config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(config));
         let prepared = self.listeners.prepare(config, &switches)?;
         Ok((prepared, self.plan_connector(config, plan)?))
     }
@@ -380,7 +385,7 @@ impl Daemon {
         let grace = grace(&self.source, &self.config);
         tracing::info!(grace_seconds = grace.as_secs(), "Initiating graceful shutdown");
         let draining = async {
-            self.listeners.drain().await;
+            tokio::join!(self.ingress.stop_orders(), self.listeners.drain());
             if let Some(connector) = self.connector.take() {
                 connector.drain().await;
             }
@@ -423,6 +428,17 @@ fn gateway_of(config: &Config, ingress: &RunningIngress) -> Option<Arc<Gateway>>
     serves_tunnel(config).then(|| Arc::clone(ingress.gateway()))
 }
 
+fn start_connector(
+    source: &Source,
+    config: &Config,
+    ingress: &RunningIngress,
+    edge: Option<&RunningEdge>,
+) -> Result<Option<RunningConnector>, DaemonError> {
+    let Some(tunnel) = &config.tunnel else { return Ok(None) };
+    let (reach, gateway) = (reach(tunnel, edge)?, gateway_of(config, ingress));
+    Ok(Some(RunningConnector::start(tunnel, reach, grace(source, config), gateway)?))
+}
+
 /// What the tunnel of a starting process dials.
 fn reach(tunnel: &adit_config::Tunnel, edge: Option<&RunningEdge>) -> Result<Reach, DaemonError> {
     Reach::of(tunnel, edge, &edge.map(RunningEdge::grants).unwrap_or_default())
@@ -453,11 +469,23 @@ fn restart_needs(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// Traefik's metrics, where the configuration wants them; the start counts as the first reload.
-fn traefik(config: &Config, registry: &Registry) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
+fn traefik(
+    config: &Config,
+    registry: &Registry,
+    proxy: &Metrics,
+) -> prometheus::Result<Option<Arc<TraefikMetrics>>> {
     let Some(settings) = &config.metrics.prometheus else { return Ok(None) };
+    registry.register(Box::new(proxy.open_connections()))?;
     let traefik = TraefikMetrics::new(settings, config.metrics.add_internals, registry)?;
     traefik.reloaded();
     Ok(Some(Arc::new(traefik)))
+}
+
+fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
+    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
+    let reloads = IntCounterVec::new(about, &["result"])?;
+    registry.register(Box::new(reloads.clone()))?;
+    Ok(reloads)
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
@@ -468,13 +496,6 @@ fn grace(source: &Source, config: &Config) -> Duration {
         Some(tunnel) => tunnel.grace_period.min(whole),
         None => whole,
     }
-}
-
-fn reload_counter(registry: &Registry) -> prometheus::Result<IntCounterVec> {
-    let about = Opts::new("adit_config_reloads_total", "Reloads of the configuration, by result");
-    let reloads = IntCounterVec::new(about, &["result"])?;
-    registry.register(Box::new(reloads.clone()))?;
-    Ok(reloads)
 }
 
 /// cloudflared's `build_info` (tunnel-protocol.md §8.3), which dashboards join on.

@@ -19,6 +19,8 @@ pub(super) struct Signals {
     hangup: unix::Signal,
     terminate: unix::Signal,
     interrupt: unix::Signal,
+    /// SIGUSR1 ends a process that does not listen for it. The access log, which it is for, listens too.
+    _rotate: unix::Signal,
 }
 
 impl Signals {
@@ -27,6 +29,7 @@ impl Signals {
             hangup: unix::signal(SignalKind::hangup())?,
             terminate: unix::signal(SignalKind::terminate())?,
             interrupt: unix::signal(SignalKind::interrupt())?,
+            _rotate: unix::signal(SignalKind::user_defined1())?,
         })
     }
 

@@ -1,25 +1,30 @@
 //! One generation of the ingress: everything compiled, ready to be swapped in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, Router};
 use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
+use adit_proxy::body::Body;
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::message::Request;
-use adit_proxy::middleware::{Chain, Layers};
+use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
 use adit_proxy::tls::hosts::{TlsHostRule, TlsHosts};
-use adit_proxy::tls::options::DEFAULT_OPTIONS;
+use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
 use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
+use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
+use super::internal::Internal;
 use super::redirect::Redirect;
 use super::set_target;
 use super::view::Verdicts;
+use crate::daemon::ingress::TUNNEL;
 
 /// What a generation is made of.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +43,35 @@ pub(crate) struct Inputs {
     pub(crate) udp_faults: BTreeMap<String, String>,
     /// Files that keep their old content, with what is wrong with them.
     pub(crate) faults: Vec<String>,
+    /// TLS options by name, each with its stamp or its fault; none where nobody has compiled them.
+    pub(crate) tls_options: Option<BTreeMap<String, Result<Stamp, String>>>,
+    /// Names of entry points that stand for the tunnel (`tunnel.entry-points`).
+    pub(crate) tunnel_names: Vec<String>,
+    /// Our own services.
+    pub(crate) internal: Internal,
+}
+
+impl Inputs {
+    /// The stamp of TLS options, or why they cannot be used.
+    fn tls_stamp(&self, name: &str) -> Result<Stamp, String> {
+        let unknown = || format!("there are no TLS options {name}");
+        match &self.tls_options {
+            Some(options) => match options.get(name) {
+                Some(Ok(stamp)) => Ok(*stamp),
+                Some(Err(why)) => Err(format!("TLS options {name}: {why}")),
+                None => Err(unknown()),
+            },
+            None if name == DEFAULT_OPTIONS || self.dynamic.tls.options.contains_key(name) => {
+                Ok(Stamp::default())
+            }
+            None => Err(unknown()),
+        }
+    }
+
+    /// Whether requests may come in under this name.
+    fn has_entry_point(&self, name: &str) -> bool {
+        self.entry_points.contains_key(name) || self.tunnel_names.iter().any(|known| known == name)
+    }
 }
 
 /// Everything that answers requests, compiled.
@@ -45,10 +79,26 @@ pub(crate) struct Generation {
     pub(crate) inputs: Inputs,
     entries: HashMap<Arc<str>, Entry>,
     pub(crate) table: RouterTable<Served>,
-    pub(crate) hosts: TlsHosts,
     pub(crate) services: Services,
     layers: Layers,
     pub(crate) verdicts: Verdicts,
+}
+
+/// What visitors over TLS are told of HTTP/3.
+pub(crate) enum AltSvc {
+    Value(HeaderValue),
+    /// The system chose the port: it is the one that the visitor came to, because HTTP/3 has the same.
+    BoundPort,
+}
+
+impl AltSvc {
+    /// The field for a visitor who came to the port `local`.
+    pub(crate) fn value(&self, local: u16) -> HeaderValue {
+        match self {
+            Self::Value(value) => value.clone(),
+            Self::BoundPort => adit_proxy::h3::alt_svc(local),
+        }
+    }
 }
 
 /// One entry point's part.
@@ -56,7 +106,11 @@ pub(crate) struct Entry {
     pub(crate) policy: ForwardedPolicy,
     pub(crate) redirect: Option<Redirect>,
     /// Tells visitors over TLS that there is HTTP/3.
-    pub(crate) alt_svc: Option<HeaderValue>,
+    pub(crate) alt_svc: Option<AltSvc>,
+    /// Its HTTPS hosts and their TLS options.
+    hosts: TlsHosts,
+    /// Stamp of the options that a handshake for no known host is made under.
+    default_stamp: Stamp,
     settings: EntryPoint,
 }
 
@@ -64,10 +118,22 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UnknownPeer;
 
-/// A request's target in the forms that routing needs; what is forwarded stands in the request itself.
+/// A request's target in the forms that rules compare, where they differ from what stands in the request itself.
+#[derive(Default)]
 pub(crate) struct Cleaned {
-    pub(crate) path: String,
-    pub(crate) query: String,
+    path: Option<String>,
+    query: Option<String>,
+}
+
+impl Cleaned {
+    /// The path for rules.
+    pub(crate) fn path<'a>(&'a self, request: &'a Request) -> &'a str {
+        self.path.as_deref().unwrap_or(request.uri.path())
+    }
+
+    pub(crate) fn query<'a>(&'a self, request: &'a Request) -> &'a str {
+        self.query.as_deref().or(request.uri.query()).unwrap_or_default()
+    }
 }
 
 /// A router ready to serve on one entry point.
@@ -76,6 +142,18 @@ pub(crate) struct Served {
     pub(crate) name: Arc<str>,
     pub(crate) chain: Chain,
     pub(crate) target: Arc<Node>,
+    /// Whether its requests are logged and counted.
+    pub(crate) observed: Observed,
+    /// The TLS options that it names.
+    options: Option<String>,
+    stamp: Stamp,
+}
+
+/// Whether requests are seen from outside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observed {
+    pub(crate) in_log: bool,
+    pub(crate) in_metrics: bool,
 }
 
 impl Generation {
@@ -86,6 +164,12 @@ impl Generation {
             faults: inputs.faults.clone(),
             tcp_routers: inputs.tcp_faults.clone(),
             udp_routers: inputs.udp_faults.clone(),
+            defaults: inputs
+                .entry_points
+                .iter()
+                .filter(|(_, at)| at.as_default && at.transport == EntryPointTransport::Tcp)
+                .map(|(name, _)| name.clone())
+                .collect(),
             ..Verdicts::default()
         };
         let http = &inputs.dynamic.http;
@@ -94,6 +178,7 @@ impl Generation {
             Blueprint {
                 services: &http.services,
                 transports: &http.servers_transports,
+                internal: &inputs.internal.targets(),
                 chains: &|user, names, resolve| layers.chain(user, names, resolve),
             },
             previous.map(|p| &p.services),
@@ -106,8 +191,9 @@ impl Generation {
         }
         let mut compiler =
             Compiler { inputs: &inputs, layers: &layers, services: &services, verdicts: &mut verdicts };
-        let (entries, specs) = compiler.entries();
+        let (mut entries, specs, refused) = compiler.entries();
         let (table, disabled) = RouterTable::build(specs);
+        let (refused, _) = RouterTable::build(refused);
         for fault in disabled {
             verdicts.using.remove(&fault.name);
             verdicts.routers.insert(fault.name, fault.reason);
@@ -123,12 +209,14 @@ impl Generation {
             verdicts.warnings.extend(seen.iter().map(|seen| format!("router {}: {seen}", router.name)));
         }
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
-        let hosts = tls_hosts(&inputs, &table, None);
-        verdicts.warnings.extend(hosts.warnings().iter().cloned());
+        for (name, entry) in &mut entries {
+            entry.hosts = tls_hosts(&table, &refused, name);
+            verdicts.warnings.extend(entry.hosts.warnings().iter().cloned());
+        }
         // A router on several entry points is looked at once for each.
         verdicts.warnings.sort();
         verdicts.warnings.dedup();
-        Self { entries, table, hosts, services, layers, verdicts, inputs }
+        Self { entries, table, services, layers, verdicts, inputs }
     }
 
     /// Servers by service, with whether each is up.
@@ -142,20 +230,42 @@ impl Generation {
 
     /// Hosts of the HTTPS routers of one entry point, with their TLS options.
     pub(crate) fn tls_hosts(&self, entry_point: &str) -> TlsHosts {
-        tls_hosts(&self.inputs, &self.table, Some(entry_point))
+        self.entries.get(entry_point).map(|entry| entry.hosts.clone()).unwrap_or_default()
+    }
+
+    /// What is not done as written about TLS.
+    pub(crate) fn tls_warnings(&self) -> BTreeSet<&String> {
+        self.entries.values().flat_map(|entry| entry.hosts.warnings()).collect()
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }
 
-    /// True if a router of ours wants the request as it came.
+    /// True if a router or redirect of ours answers the request, or if it is to be refused: decided on what
+    /// [`super::Gateway`] will see, so that no spelling chooses who answers.
     pub(crate) fn finds(&self, request: &Request) -> bool {
         let Some(entry) = self.entry(&request.visitor.entry_point) else { return false };
-        let Ok(path) = path::normalize(request.uri.path(), entry.settings.sanitize_path) else { return true };
-        let query = request.uri.query().unwrap_or_default();
-        let cleaned = Cleaned { path: path.routing_path.into_owned(), query: query.to_owned() };
-        entry.redirect.is_some() || self.decide(request, &cleaned).is_some()
+        let mut seen = Request {
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            version: request.version,
+            host: request.host.clone(),
+            headers: request.headers.clone(),
+            body: Body::empty(),
+            upgrade: request.upgrade.clone(),
+            visitor: Arc::clone(&request.visitor),
+        };
+        if !entry.tidy_fields(&mut seen) {
+            return true;
+        }
+        entry.policy.apply(&mut seen);
+        let Ok(cleaned) = entry.clean(&mut seen) else { return true };
+        let redirects = entry
+            .redirect
+            .as_ref()
+            .is_some_and(|redirect| !redirect.spares(cleaned.path(&seen)) && !redirect.is_done(&seen));
+        redirects || self.decide(&seen, &cleaned).is_some()
     }
 
     pub(crate) fn decide(&self, request: &Request, cleaned: &Cleaned) -> Option<&Compiled<Served>> {
@@ -163,12 +273,17 @@ impl Generation {
             entry_point: &request.visitor.entry_point,
             tls: request.visitor.secure,
             host: &request.host,
-            path: &cleaned.path,
-            query: &cleaned.query,
+            path: cleaned.path(request),
+            query: cleaned.query(request),
             method: &request.method,
             headers: &request.headers,
+            content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
-            mesh: self.identify(&request.visitor.entry_point, request.visitor.remote.ip()).ok().flatten(),
+            mesh: self
+                .identify(&request.visitor.entry_point, request.visitor.remote.ip())
+                .ok()
+                .flatten()
+                .map(|peer| &**peer),
         })
     }
 
@@ -178,14 +293,14 @@ impl Generation {
         &self,
         entry_point: &str,
         address: IpAddr,
-    ) -> Result<Option<&MeshIdentity>, UnknownPeer> {
+    ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
         let is_on_mesh =
             self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
         if !is_on_mesh {
             return Ok(None);
         }
         let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
-        identity.map(|identity| Some(&**identity)).ok_or(UnknownPeer)
+        identity.map(Some).ok_or(UnknownPeer)
     }
 }
 
@@ -201,6 +316,9 @@ impl Entry {
         let raw = request.uri.path();
         path::check_encoded(raw, &self.settings.encoded_characters).map_err(|refusal| refusal.reason())?;
         let path = path::normalize(raw, self.settings.sanitize_path).map_err(|refusal| refusal.reason())?;
+        if is_normal(&request.uri, &path, self.settings.encode_query_semicolons) {
+            return Ok(Cleaned::default());
+        }
         let (mut target, routing_path) = (path.upstream_path.into_owned(), path.routing_path.into_owned());
         let mut routing_query = String::new();
         if let Some(query) = request.uri.query() {
@@ -213,7 +331,20 @@ impl Entry {
         {
             return Err("bad_path");
         }
-        Ok(Cleaned { path: routing_path, query: routing_query })
+        Ok(Cleaned { path: Some(routing_path), query: Some(routing_query) })
+    }
+
+    /// True if the answer must be 421 (Misdirected Request): the handshake did not ask what this router wants asked, so a
+    /// client certificate could be stepped around.
+    pub(crate) fn misdirects(&self, router: &Compiled<Served>, tls: &TlsInfo, host: &str) -> bool {
+        // Options are chosen by host: those of a router without one, or of a host in dispute, apply to no handshake.
+        let is_chosen = !router.hosts().is_empty() && !self.hosts.is_disputed(host);
+        tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
+    }
+
+    /// For requests that no router answers.
+    pub(crate) fn observed(&self) -> Observed {
+        Observed { in_log: self.settings.access_logs, in_metrics: self.settings.metrics }
     }
 
     /// Deletes or refuses fields with an underscore; false = refused.
@@ -233,6 +364,19 @@ impl Entry {
     }
 }
 
+/// True if a target is sent and compared as it came, which costs nothing.
+fn is_normal(uri: &Uri, path: &path::Normalized<'_>, encode_semicolons: bool) -> bool {
+    let is_path_normal =
+        matches!((&path.upstream_path, &path.routing_path), (Cow::Borrowed(_), Cow::Borrowed(_)));
+    let has_path = uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/'));
+    is_path_normal
+        && has_path
+        && uri.query().is_none_or(|query| {
+            let query = path::normalize_query(query, encode_semicolons);
+            matches!((query.upstream, query.routing), (Cow::Borrowed(_), Cow::Borrowed(_)))
+        })
+}
+
 struct Compiler<'a> {
     inputs: &'a Inputs,
     layers: &'a Layers,
@@ -241,53 +385,62 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn entries(&mut self) -> (HashMap<Arc<str>, Entry>, Vec<RouterSpec<Served>>) {
-        let usable: Vec<(&String, &Router)> = self.inputs.dynamic.http.routers.iter().collect();
-        for (name, router) in &usable {
-            if let Err(why) = self.check(name, router) {
-                self.verdicts.routers.insert((*name).clone(), why);
+    /// Entry points, the routers that are served, and those refused because of their TLS options.
+    fn entries(&mut self) -> (HashMap<Arc<str>, Entry>, Specs, Vec<RouterSpec<Served>>) {
+        for (name, router) in &self.inputs.dynamic.http.routers {
+            match self.check(name, router) {
+                Err(why) => drop(self.verdicts.routers.insert(name.clone(), why)),
+                Ok(missing) => {
+                    self.verdicts.partial.entry(name.clone()).or_default().extend(missing);
+                }
             }
         }
-        for (name, router) in &usable {
-            let options = router.tls.as_ref().and_then(|tls| tls.options.as_ref());
-            let known = &self.inputs.dynamic.tls.options;
-            if let Some(options) = options.filter(|o| *o != DEFAULT_OPTIONS && !known.contains_key(*o)) {
-                // It stays in the tables, so that its hosts are refused and not served under the default's rules.
-                let fault =
-                    format!("router {name}: there are no TLS options {options}; its hosts are refused");
-                self.verdicts.faults.push(fault);
-            }
-        }
-        let mut entries = HashMap::new();
-        let mut specs = Vec::new();
+        let (mut entries, mut specs, mut refused) = (HashMap::new(), Vec::new(), Vec::new());
         for (name, settings) in &self.inputs.entry_points {
-            self.add_routers(name, settings, &usable, &mut specs);
+            self.add_routers(name, settings, &mut specs, &mut refused);
             let entry = Entry {
                 policy: policy(settings, self.inputs.server.as_ref()),
                 redirect: self.redirect(settings),
-                alt_svc: settings.http3.and_then(|http3| {
+                alt_svc: settings.http3.map(|http3| {
                     let port = http3.advertised_port.unwrap_or(settings.address.port());
-                    (port != 0).then(|| adit_proxy::h3::alt_svc(port))
+                    if port == 0 { AltSvc::BoundPort } else { AltSvc::Value(adit_proxy::h3::alt_svc(port)) }
                 }),
+                hosts: TlsHosts::default(),
+                default_stamp: self.inputs.tls_stamp(DEFAULT_OPTIONS).unwrap_or_default(),
                 settings: settings.clone(),
             };
             entries.insert(Arc::from(name.as_str()), entry);
         }
-        (entries, specs)
+        // What is served nowhere is disabled, what is served somewhere is worth a warning.
+        for (name, reasons) in std::mem::take(&mut self.verdicts.partial) {
+            if self.verdicts.routers.contains_key(&name) || reasons.is_empty() {
+                continue;
+            }
+            if self.verdicts.using.contains_key(&name) {
+                let lines = reasons.iter().map(|why| format!("router {name}: {why}"));
+                self.verdicts.warnings.extend(lines);
+                self.verdicts.partial.insert(name, reasons);
+            } else {
+                self.verdicts.routers.insert(name, reasons.join("; "));
+            }
+        }
+        (entries, specs, refused)
     }
 
-    /// What is wrong with a router wherever it is.
-    fn check(&self, name: &str, router: &Router) -> Result<(), String> {
+    /// What is wrong with a router wherever it is; if nothing, entry points of its that do not exist.
+    fn check(&self, name: &str, router: &Router) -> Result<Vec<String>, String> {
         if let Some(fault) = &router.fault {
             return Err(fault.clone());
         }
-        for entry_point in &router.entry_points {
-            if !self.inputs.entry_points.contains_key(entry_point) {
-                return Err(format!("there is no entry point {entry_point}"));
-            }
+        let unknown: Vec<&String> =
+            router.entry_points.iter().filter(|name| !self.inputs.has_entry_point(name)).collect();
+        let missing = unknown.iter().map(|name| format!("there is no entry point {name}")).collect();
+        if !unknown.is_empty() && unknown.len() == router.entry_points.len() {
+            return Err(format!("there is no entry point {}", unknown[0]));
         }
         self.services.node(&router.service)?;
-        self.chain(name, &router.middlewares).map(drop)
+        self.chain(name, &router.middlewares)?;
+        Ok(missing)
     }
 
     fn chain(&self, user: &str, names: &[String]) -> Result<Chain, String> {
@@ -299,37 +452,78 @@ impl Compiler<'_> {
         &mut self,
         name: &str,
         settings: &EntryPoint,
-        routers: &[(&String, &Router)],
-        specs: &mut Vec<RouterSpec<Served>>,
+        specs: &mut Specs,
+        refused: &mut Vec<RouterSpec<Served>>,
     ) {
         let prepended: Vec<String> = settings.middlewares.iter().map(|m| self.find_middleware(m)).collect();
+        let routers = &self.inputs.dynamic.http.routers;
         for (router_name, router) in routers {
-            let here = match router.entry_points.is_empty() {
-                true => settings.as_default && settings.transport == EntryPointTransport::Tcp,
-                false => router.entry_points.iter().any(|wanted| wanted == name),
-            };
-            if !here || self.verdicts.routers.contains_key(*router_name) {
+            if !self.is_on(name, settings, router) || self.verdicts.routers.contains_key(router_name) {
                 continue;
             }
+            let at_fault = |why: String| format!("not served on {name}: {why}");
             let names = [prepended.as_slice(), &router.middlewares].concat();
-            let served = match (self.chain(router_name, &names), self.services.node(&router.service)) {
-                (Ok(chain), Ok(target)) => Served { name: Arc::from(router_name.as_str()), chain, target },
+            let (chain, target) = match (self.chain(router_name, &names), self.services.node(&router.service))
+            {
+                (Ok(chain), Ok(target)) => (chain, target),
                 (Err(why), _) | (_, Err(why)) => {
-                    self.verdicts.routers.insert((*router_name).clone(), why);
+                    self.verdicts.partial.entry(router_name.clone()).or_default().push(at_fault(why));
                     continue;
                 }
             };
-            self.verdicts.using.entry((*router_name).clone()).or_default().push(name.to_owned());
-            specs.push(RouterSpec {
-                name: (*router_name).clone(),
+            let options = tls_options(router_name, router, settings);
+            let stamp = match &options {
+                // The tunnel's other end has made the handshake.
+                Some(options) if name != TUNNEL => self.inputs.tls_stamp(options),
+                _ => self.inputs.tls_stamp(DEFAULT_OPTIONS).or(Ok(Stamp::default())),
+            };
+            let served = Served {
+                name: Arc::from(router_name.as_str()),
+                chain,
+                target,
+                // The router's word goes before the entry point's.
+                observed: Observed {
+                    in_log: router.observability.access_logs.unwrap_or(settings.access_logs),
+                    in_metrics: router.observability.metrics.unwrap_or(settings.metrics),
+                },
+                options,
+                stamp: *stamp.as_ref().unwrap_or(&Stamp::default()),
+            };
+            let spec = RouterSpec {
+                name: router_name.clone(),
                 rule: router.rule.clone(),
                 priority: router.priority,
                 provider: u32::from(router_name.ends_with("@file")),
                 is_internal: false,
                 entry_points: vec![name.to_owned()],
                 tls: router.tls.is_some() || settings.router_tls.is_some(),
+                any_scheme: name == TUNNEL,
                 target: served,
-            });
+            };
+            match stamp {
+                Ok(_) => {
+                    self.verdicts.using.entry(router_name.clone()).or_default().push(name.to_owned());
+                    specs.push(spec);
+                }
+                Err(why) => {
+                    self.verdicts.partial.entry(router_name.clone()).or_default().push(at_fault(why));
+                    refused.push(spec);
+                }
+            }
+        }
+    }
+
+    /// Whether a router answers on an entry point.
+    fn is_on(&self, name: &str, settings: &EntryPoint, router: &Router) -> bool {
+        let stands_here = |wanted: &String| {
+            wanted == name
+                || (name == TUNNEL
+                    && self.inputs.tunnel_names.contains(wanted)
+                    && !self.inputs.entry_points.contains_key(wanted))
+        };
+        match router.entry_points.is_empty() {
+            true => settings.as_default && settings.transport == EntryPointTransport::Tcp,
+            false => router.entry_points.iter().any(stands_here),
         }
     }
 
@@ -360,18 +554,37 @@ fn policy(settings: &EntryPoint, server: Option<&HeaderValue>) -> ForwardedPolic
     }
 }
 
-/// Which TLS options each HTTPS host has.
-fn tls_hosts(inputs: &Inputs, table: &RouterTable<Served>, entry_point: Option<&str>) -> TlsHosts {
-    let is_here = |router: &&Compiled<Served>| {
-        router.tls && entry_point.is_none_or(|name| router.entry_points.iter().any(|on| on == name))
-    };
-    TlsHosts::compile(table.routers().iter().filter(is_here).map(|router| {
-        let written = inputs.dynamic.http.routers.get(&router.name).and_then(|router| router.tls.as_ref());
-        let of_entry = || {
-            let entry_point = router.entry_points.first().and_then(|name| inputs.entry_points.get(name));
-            entry_point.and_then(|settings| settings.router_tls.as_ref())
+/// The TLS options that a router names on an entry point, which are its provider's unless it says otherwise.
+fn tls_options(name: &str, router: &Router, settings: &EntryPoint) -> Option<String> {
+    if let Some(tls) = &router.tls {
+        return tls.options.clone();
+    }
+    let options = settings.router_tls.as_ref()?.options.as_deref()?;
+    let provider = name.rsplit_once('@').map_or("", |(_, provider)| provider);
+    Some(match options {
+        DEFAULT_OPTIONS => options.to_owned(),
+        options => super::merge::qualified(options, provider),
+    })
+}
+
+/// Which TLS options each HTTPS host of an entry point has.
+fn tls_hosts(table: &RouterTable<Served>, refused: &RouterTable<Served>, entry_point: &str) -> TlsHosts {
+    let is_here =
+        |router: &&Compiled<Served>| router.tls && router.entry_points.iter().any(|on| on == entry_point);
+    let rules = |table: &'_ RouterTable<Served>, is_refused| {
+        let rule = move |router: &'_ Compiled<Served>| {
+            (router.name.clone(), router.hosts().to_vec(), router.target.options.clone(), is_refused)
         };
-        let options = written.or_else(of_entry).and_then(|tls| tls.options.as_deref());
-        TlsHostRule { router: &router.name, hosts: router.hosts(), options }
+        table.routers().iter().filter(is_here).map(rule).collect::<Vec<_>>()
+    };
+    let all = [rules(table, false), rules(refused, true)].concat();
+    TlsHosts::compile(all.iter().map(|(router, hosts, options, is_refused)| TlsHostRule {
+        router,
+        hosts,
+        options: options.as_deref(),
+        is_refused: *is_refused,
     }))
 }
+
+/// Routers to be put into a table.
+type Specs = Vec<RouterSpec<Served>>;

@@ -48,6 +48,12 @@ pub(crate) fn qualified(name: &str, provider: &str) -> String {
     if name.contains('@') { name.to_owned() } else { format!("{name}@{provider}") }
 }
 
+/// The name of an object where it is defined. One that is written with an `@` stays its provider's all the same: it cannot
+/// stand in for another provider's.
+fn defined(name: &str, provider: &str) -> String {
+    format!("{name}@{provider}")
+}
+
 struct Into<'a> {
     part: &'a Part,
     notes: &'a mut Vec<String>,
@@ -56,15 +62,24 @@ struct Into<'a> {
 impl Into<'_> {
     fn add<T>(&mut self, kind: &str, all: &mut BTreeMap<String, T>, some: BTreeMap<String, T>) {
         for (name, object) in some {
-            let name = qualified(&name, self.part.provider);
+            let name = self.define(kind, &name);
             self.put(kind, all, name, object);
         }
+    }
+
+    fn define(&mut self, kind: &str, name: &str) -> String {
+        let defined = defined(name, self.part.provider);
+        if name.contains('@') {
+            let origin = &self.part.origin;
+            self.notes.push(format!("{kind} {name} of {origin} is known as {defined}: write it without `@`"));
+        }
+        defined
     }
 
     /// The set and the store named `default` are one for all providers.
     fn add_tls<T>(&mut self, kind: &str, all: &mut BTreeMap<String, T>, some: BTreeMap<String, T>) {
         for (name, object) in some {
-            let name = if name == "default" { name } else { qualified(&name, self.part.provider) };
+            let name = if name == "default" { name } else { self.define(kind, &name) };
             self.put(kind, all, name, object);
         }
     }
@@ -157,5 +172,33 @@ fn qualify_tcp(dynamic: &mut Dynamic, qualify: &impl Fn(&str) -> String) {
         if let UdpService::Weighted { services, .. } = service {
             services.iter_mut().for_each(|service| service.name = qualify(&service.name));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use adit_config::dynamic::Format;
+
+    use super::*;
+
+    fn part(provider: &'static str, text: &str) -> Part {
+        let dynamic = Dynamic::parse(text, "t.yml", Format::Yaml).unwrap();
+        Part { provider, origin: provider.to_owned(), dynamic }
+    }
+
+    #[test]
+    fn a_definition_cannot_enter_another_providers_namespace() {
+        let mut notes = Vec::new();
+        let file = part(
+            "file",
+            "http: { middlewares: { 'auth@inline': { addPrefix: { prefix: /x } } }, routers: { r: { rule: 'Path(`/`)', \
+             service: s, middlewares: [auth@inline] } } }\ntls: { options: { 'o@inline': { sniStrict: true } } }",
+        );
+        let all = merge(&[file], &mut notes);
+        assert_eq!(all.http.middlewares.keys().collect::<Vec<_>>(), ["auth@inline@file"]);
+        assert_eq!(all.http.routers["r@file"].middlewares, ["auth@inline"]);
+        assert_eq!(all.tls.options.keys().collect::<Vec<_>>(), ["o@inline@file"]);
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].contains("known as auth@inline@file"), "{notes:?}");
     }
 }

@@ -2,9 +2,11 @@
 
 pub(crate) mod files;
 mod generation;
+pub(crate) mod internal;
 pub(crate) mod merge;
 mod redirect;
 pub(crate) mod view;
+pub(crate) mod view_streams;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,8 +20,9 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
 use self::generation::{Cleaned, Entry, UnknownPeer};
-pub(crate) use self::generation::{Generation, Inputs, Served};
+pub(crate) use self::generation::{Generation, Inputs, Observed, Served};
 use crate::access_log::AccessLog;
+use crate::acme::AcmeViews;
 use crate::answer::{Exchange, RequestMetrics};
 use crate::observe::probe::Probed;
 use crate::observe::traefik::{Names, TraefikMetrics};
@@ -34,6 +37,7 @@ pub(crate) struct Gateway {
     metrics: RequestMetrics,
     access_log: Option<AccessLog>,
     traefik: Option<Arc<TraefikMetrics>>,
+    acme: AcmeViews,
 }
 
 impl Gateway {
@@ -42,8 +46,15 @@ impl Gateway {
         metrics: RequestMetrics,
         access_log: Option<AccessLog>,
         traefik: Option<Arc<TraefikMetrics>>,
+        acme: AcmeViews,
     ) -> Self {
-        Self { current: ArcSwap::from_pointee(first), ids: RequestIds::new(), metrics, access_log, traefik }
+        let current = ArcSwap::from_pointee(first);
+        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme }
+    }
+
+    /// Certificates by ACME and their challenges.
+    pub(crate) fn acme(&self) -> &AcmeViews {
+        &self.acme
     }
 
     /// Traefik's metrics, where they are wanted.
@@ -68,9 +79,32 @@ impl Gateway {
         self.current.store(Arc::new(generation));
     }
 
-    /// True if one of our routers wants this request; others may be the edge's.
+    /// True if one of our routers wants this request, or a challenge of ours; others may be the edge's.
     pub(crate) fn wants(&self, request: &Request) -> bool {
-        self.current.load().finds(request)
+        self.acme.challenges.has_http_answer(request.uri.path()) || self.current.load().finds(request)
+    }
+
+    /// A challenge of ours is answered before anything else looks at the request; others are the routers', unless the
+    /// entry point keeps them away.
+    fn answer_challenge(
+        &self,
+        generation: &Generation,
+        request: &Request,
+        exchange: &mut Exchange,
+    ) -> Option<Response> {
+        let path = request.uri.path();
+        if !path.starts_with(CHALLENGE_PATH) {
+            return None;
+        }
+        let entry_point = &request.visitor.entry_point;
+        let answer = self.acme.challenges.http_answer(path);
+        if answer.is_none() && generation.inputs.entry_points.get(&**entry_point)?.acme_bypass {
+            return None;
+        }
+        exchange.answered_by(&Arc::from("acme-http@internal"));
+        exchange.observe_only(generation.entry(entry_point)?.observed());
+        exchange.is_internal();
+        Some(answer.map_or_else(not_found, |text| Response::text(StatusCode::OK, "text/plain", text)))
     }
 
     async fn answer(
@@ -85,30 +119,36 @@ impl Gateway {
             Ok(admitted) => admitted,
             Err((reason, status)) => {
                 exchange.failed(reason);
-                observe(generation, &visitor.entry_point, None, exchange);
+                exchange.observe_only(entry.observed());
                 return plain(status);
             }
         };
         let found = generation.decide(&request, &cleaned);
         if let Some(redirect) = &entry.redirect
-            && !redirect.spares(&cleaned.path)
+            && !redirect.spares(cleaned.path(&request))
+            && !redirect.is_done(&request)
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
-            exchange.answered_by("redirect@internal");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.answered_by(&Arc::from("redirect@internal"));
+            exchange.observe_only(entry.observed());
             exchange.is_internal();
             return redirect.answer(&request);
         }
         let Some(found) = found else {
             exchange.failed("no_router");
-            observe(generation, &visitor.entry_point, None, exchange);
+            exchange.observe_only(entry.observed());
             return not_found();
         };
+        if let Some(tls) = &visitor.tls
+            && entry.misdirects(found, tls, &request.host)
+        {
+            exchange.failed("misdirected");
+            exchange.observe_only(entry.observed());
+            return plain(StatusCode::MISDIRECTED_REQUEST);
+        }
         let served: &Served = &found.target;
         exchange.answered_by(&served.name);
-        if exchange.is_observed() {
-            observe(generation, &visitor.entry_point, Some(&served.name), exchange);
-        }
+        exchange.observe_only(served.observed);
         let client: IpAddr = visitor.remote.ip().to_canonical();
         let mut ctx =
             Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
@@ -130,11 +170,14 @@ impl Service for Gateway {
         exchange.measure(&mut request, self.traefik.as_ref());
         let generation = self.load();
         let visitor = Arc::clone(&request.visitor);
-        let mut response = self.answer(&generation, request, &mut exchange).await;
+        let mut response = match self.answer_challenge(&generation, &request, &mut exchange) {
+            Some(response) => response,
+            None => self.answer(&generation, request, &mut exchange).await,
+        };
         if visitor.tls.is_some()
             && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
         {
-            response.headers.insert(header::ALT_SVC, value.clone());
+            response.headers.insert(header::ALT_SVC, value.value(visitor.local.port()));
         }
         exchange.finish_with(response)
     }
@@ -148,18 +191,12 @@ fn admit(
     request: &mut Request,
     exchange: &mut Exchange,
 ) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
-    let visitor = Arc::clone(&request.visitor);
-    if let Some(tls) = &visitor.tls
-        && generation.hosts.misdirects(tls.server_name.as_deref(), &request.host)
-    {
-        return Err(("misdirected", StatusCode::MISDIRECTED_REQUEST));
-    }
     if !entry.tidy_fields(request) {
         return Err(("underscore_header", StatusCode::BAD_REQUEST));
     }
     let trusted = entry.policy.apply(request);
-    let address = visitor.remote.ip();
-    let peer = generation.identify(&visitor.entry_point, address);
+    let address = request.visitor.remote.ip();
+    let peer = generation.identify(&request.visitor.entry_point, address);
     if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
         set_mesh_claims(&mut request.headers, peer, address);
         exchange.asked_by_peer(peer);
@@ -172,17 +209,6 @@ fn admit(
     }
     let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
     Ok((trusted, cleaned))
-}
-
-/// Leaves a request out of log or metrics where its entry point does not want it there; its router's word goes before.
-fn observe(generation: &Generation, entry_point: &str, router: Option<&str>, exchange: &mut Exchange) {
-    let Some(settings) = generation.inputs.entry_points.get(entry_point) else { return };
-    let router = router.and_then(|name| generation.inputs.dynamic.http.routers.get(name));
-    let wanted = router.map(|router| router.observability).unwrap_or_default();
-    exchange.observe_only(
-        wanted.access_logs.unwrap_or(settings.access_logs),
-        wanted.metrics.unwrap_or(settings.metrics),
-    );
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
@@ -238,5 +264,7 @@ fn set_target(request: &mut Request, target: &str) -> bool {
     }
 }
 
+/// RFC 8555 §8.3.
+const CHALLENGE_PATH: &str = "/.well-known/acme-challenge/";
 const NOSNIFF: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));

@@ -1,6 +1,7 @@
 //! An entry point's redirect to another: `http.redirections.entryPoint`.
 
 use adit_config::Redirection;
+use adit_proxy::forwarded::X_FORWARDED_PROTO;
 use adit_proxy::h1::encode;
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response};
@@ -32,7 +33,21 @@ impl Redirect {
 
     /// ACME's http-01 challenges are answered where they are asked, or no certificate could ever be had.
     pub(crate) fn spares(&self, path: &str) -> bool {
-        path.starts_with("/.well-known/acme-challenge/")
+        path.starts_with(super::CHALLENGE_PATH)
+    }
+
+    /// Whether this request is where it would be sent already, as a trusted hop before us says, or names no host to be
+    /// sent to.
+    pub(crate) fn is_done(&self, request: &Request) -> bool {
+        let host = headers::without_port(&request.host);
+        let scheme = match request.headers.get(X_FORWARDED_PROTO).and_then(|proto| proto.to_str().ok()) {
+            Some("https" | "wss") => "https",
+            _ => "http",
+        };
+        let port = request.host.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
+        let port = port.and_then(|(_, port)| port.parse().ok());
+        let default = if scheme == "https" { 443 } else { 80 };
+        host.is_empty() || (scheme == self.scheme && port.filter(|port| *port != default) == self.port)
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Response {

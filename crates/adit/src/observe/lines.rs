@@ -1,42 +1,73 @@
 //! The access log's lines, with Traefik's field names (`ingress-features.md §7.2`).
+//!
+//! A line is put together in one reused buffer: with the log on, this is a good part of what a small request costs.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
 
 use adit_config::{AccessLog as Settings, AccessLogFields, AccessLogFormat, FieldMode};
-use http::{HeaderMap, HeaderName};
-use serde_json::{Map, Value, json};
-use x509_parser::prelude::FromDer as _;
+use http::HeaderName;
 
+use super::json_lines::JsonLines;
+use super::line_time::Clock;
 use crate::access_log::Entry;
 
 /// Turns entries into lines.
 #[derive(Debug)]
 pub(crate) struct Lines {
     format: AccessLogFormat,
-    keep_by_default: bool,
-    /// By lower-case name.
-    names: HashMap<String, bool>,
-    headers_default: FieldMode,
-    /// By lower-case name.
-    headers: HashMap<String, FieldMode>,
     keep_query: bool,
+    clock: Clock,
+    json: JsonLines,
+    columns: Columns,
+    line: Vec<u8>,
+}
+
+/// Which columns of the fixed formats are kept.
+#[derive(Debug)]
+struct Columns {
+    client: bool,
+    user: bool,
+    start: bool,
+    method: bool,
+    host: bool,
+    path: bool,
+    protocol: bool,
+    origin_status: bool,
+    origin_size: bool,
+    status: bool,
+    size: bool,
+    referer: FieldMode,
+    user_agent: FieldMode,
+    count: bool,
+    router: bool,
+    server: bool,
+    duration: bool,
+    request_id: bool,
+    reason: bool,
+    mesh: bool,
 }
 
 impl Lines {
     pub(crate) fn new(settings: &Settings) -> Self {
         let AccessLogFields { default_mode, names, headers_default_mode, headers, query_parameters } =
             &settings.fields;
-        let keeps = |mode: FieldMode| mode != FieldMode::Drop;
+        let keep = |mode: FieldMode| mode != FieldMode::Drop;
+        let names: HashMap<_, _> =
+            names.iter().map(|(name, mode)| (name.to_ascii_lowercase(), keep(*mode))).collect();
+        let headers: HashMap<_, _> =
+            headers.iter().map(|(name, mode)| (name.to_ascii_lowercase(), *mode)).collect();
+        let keep_by_default = keep(*default_mode);
+        let keeps = |name: &str| names.get(&name.to_ascii_lowercase()).copied().unwrap_or(keep_by_default);
+        let header = |name: &str| headers.get(name).copied().unwrap_or(*headers_default_mode);
         Self {
             format: settings.format,
-            keep_by_default: keeps(*default_mode),
-            names: names.iter().map(|(name, mode)| (name.to_ascii_lowercase(), keeps(*mode))).collect(),
-            headers_default: *headers_default_mode,
-            headers: headers.iter().map(|(name, mode)| (name.to_ascii_lowercase(), *mode)).collect(),
-            keep_query: keeps(*query_parameters),
+            columns: Columns::new(&keeps, &header),
+            keep_query: keep(*query_parameters),
+            clock: Clock::default(),
+            json: JsonLines::new(&keeps, headers, *headers_default_mode),
+            line: Vec::new(),
         }
     }
 
@@ -44,17 +75,22 @@ impl Lines {
     ///
     /// # Errors
     /// Those of `out`.
-    pub(crate) fn write(&self, out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn write(&mut self, out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+        let mut line = std::mem::take(&mut self.line);
+        line.clear();
         match self.format {
-            AccessLogFormat::Json => writeln!(out, "{}", Value::from(self.json(entry))),
-            AccessLogFormat::Common => self.write_clf(out, entry, true),
-            AccessLogFormat::GenericClf => self.write_clf(out, entry, false),
-            AccessLogFormat::Text => self.write_text(out, entry),
+            AccessLogFormat::Json => {
+                let path = self.path(entry);
+                self.json.write(&mut line, entry, path, &mut self.clock);
+            }
+            AccessLogFormat::Common => self.common(&mut line, entry),
+            AccessLogFormat::GenericClf => self.generic(&mut line, entry),
+            AccessLogFormat::Text => self.text(&mut line, entry),
         }
-    }
-
-    fn keeps(&self, name: &str) -> bool {
-        self.names.get(&name.to_ascii_lowercase()).copied().unwrap_or(self.keep_by_default)
+        line.push(b'\n');
+        let written = out.write_all(&line);
+        self.line = line;
+        written
     }
 
     fn path<'a>(&self, entry: &'a Entry) -> &'a str {
@@ -62,259 +98,181 @@ impl Lines {
         if self.keep_query { whole } else { whole.split_once('?').map_or(whole, |(path, _)| path) }
     }
 
-    /// A field's text for a column: `-` if it is dropped or empty, and nothing that could break out of the line.
-    fn column<'a>(&self, name: &str, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {
-        let text = text.into();
-        if self.keeps(name) { contained(text) } else { Cow::Borrowed("-") }
-    }
-
-    fn header<'a>(&self, entry: &'a Entry, name: &'static str) -> Cow<'a, str> {
-        let text = match self.header_mode(name) {
-            FieldMode::Drop => return Cow::Borrowed("-"),
-            FieldMode::Redact => return Cow::Borrowed(REDACTED),
-            FieldMode::Keep => {
-                entry.headers[0].get(name).map(|value| String::from_utf8_lossy(value.as_bytes()))
-            }
-        };
-        contained(text.unwrap_or_default())
-    }
-
-    fn header_mode(&self, name: &str) -> FieldMode {
-        self.headers.get(name).copied().unwrap_or(self.headers_default)
-    }
-
     /// The origin's status and size; where no server was asked, what we answered ourselves.
-    fn write_clf(&self, out: &mut impl Write, entry: &Entry, is_whole: bool) -> io::Result<()> {
+    fn generic(&mut self, line: &mut Vec<u8>, entry: &Entry) {
         let (status, size) = match entry.origin_status {
             Some(status) => (status, entry.origin_bytes),
             None => (entry.status, entry.bytes),
         };
-        write!(
-            out,
-            "{} - {} [{}] \"{} {} {}\" {} {} \"{}\" \"{}\"",
-            self.column("ClientHost", entry.client.to_string()),
-            self.column("ClientUsername", entry.user.as_str()).replace(' ', "\\x20"),
-            if self.keeps("StartUTC") || self.keeps("StartLocal") {
-                clf_time(entry.started)
-            } else {
-                "-".into()
-            },
-            self.column("RequestMethod", entry.method.as_str()),
-            self.column("RequestPath", self.path(entry)),
-            self.column("RequestProtocol", format!("{:?}", entry.version)),
-            self.column("OriginStatus", status.to_string()),
-            self.column("OriginContentSize", size.to_string()),
-            self.header(entry, "referer"),
-            self.header(entry, "user-agent"),
-        )?;
-        if is_whole {
-            write!(
-                out,
-                " {} \"{}\" \"{}\" {}ms",
-                self.column("RequestCount", entry.count.to_string()),
-                self.column("RouterName", entry.route.as_str()),
-                self.column("ServiceURL", entry.service_url.as_str()),
-                if self.keeps("Duration") { entry.duration.as_millis() } else { 0 },
-            )?;
+        address(line, self.columns.client, entry);
+        line.extend_from_slice(b" - ");
+        let user = entry.user.as_deref().unwrap_or_default();
+        match user.contains(' ') {
+            true => column(line, self.columns.user, &user.replace(' ', "\\x20")),
+            false => column(line, self.columns.user, user),
         }
-        writeln!(out)
+        line.extend_from_slice(b" [");
+        match self.columns.start {
+            true => self.clock.common(line, entry.started),
+            false => line.push(b'-'),
+        }
+        line.extend_from_slice(b"] \"");
+        column(line, self.columns.method, entry.method.as_str());
+        line.push(b' ');
+        column(line, self.columns.path, self.path(entry));
+        line.push(b' ');
+        column(line, self.columns.protocol, protocol(entry.version));
+        line.extend_from_slice(b"\" ");
+        number(line, self.columns.origin_status, status.into());
+        line.push(b' ');
+        number(line, self.columns.origin_size, size);
+        line.extend_from_slice(b" \"");
+        header(line, self.columns.referer, entry, &http::header::REFERER);
+        line.extend_from_slice(b"\" \"");
+        header(line, self.columns.user_agent, entry, &http::header::USER_AGENT);
+        line.push(b'"');
     }
 
-    fn write_text(&self, out: &mut impl Write, entry: &Entry) -> io::Result<()> {
-        let [peer, _] = &entry.mesh;
-        let peer = match peer.is_empty() {
-            true => String::new(),
-            false => format!(" {}", self.column("MeshPeer", peer.as_str())),
-        };
-        let duration = format!("{:.3}ms", entry.duration.as_secs_f64() * 1000.0);
-        writeln!(
-            out,
-            "{} {} \"{} {}{} {}\" {} {} {} {} {} {}{}",
-            self.column("StartUTC", adit_proxy::date::format(entry.started)),
-            self.column("ClientHost", entry.client.to_string()),
-            self.column("RequestMethod", entry.method.as_str()),
-            self.column("RequestHost", entry.host.as_str()),
-            self.column("RequestPath", self.path(entry)),
-            self.column("RequestProtocol", format!("{:?}", entry.version)),
-            self.column("DownstreamStatus", entry.status.to_string()),
-            self.column("DownstreamContentSize", entry.bytes.to_string()),
-            self.column("Duration", duration),
-            self.column("RouterName", entry.route.as_str()),
-            self.column("RequestId", entry.request_id.as_str()),
-            self.column("reason", entry.reason),
-            peer,
-        )
+    fn common(&mut self, line: &mut Vec<u8>, entry: &Entry) {
+        self.generic(line, entry);
+        line.push(b' ');
+        number(line, self.columns.count, entry.count);
+        line.extend_from_slice(b" \"");
+        column(line, self.columns.router, entry.route.as_deref().unwrap_or_default());
+        line.extend_from_slice(b"\" \"");
+        column(line, self.columns.server, entry.service_url.as_deref().unwrap_or_default());
+        line.extend_from_slice(b"\" ");
+        let milliseconds = u64::try_from(entry.duration.as_millis()).unwrap_or(u64::MAX);
+        number(line, true, if self.columns.duration { milliseconds } else { 0 });
+        line.extend_from_slice(b"ms");
     }
 
-    fn json(&self, entry: &Entry) -> Map<String, Value> {
-        let mut line = self.core(entry);
-        self.add_ends(entry, &mut line);
-        line.retain(|name, _| self.keeps(name));
-        for (prefix, headers) in ["request_", "origin_", "downstream_"].iter().zip(&entry.headers) {
-            self.add_headers(prefix, headers, &mut line);
+    fn text(&mut self, line: &mut Vec<u8>, entry: &Entry) {
+        let columns = &self.columns;
+        match columns.start {
+            true => line.extend_from_slice(adit_proxy::date::format(entry.started).as_bytes()),
+            false => line.push(b'-'),
         }
-        line.insert("level".into(), "info".into());
-        line.insert("msg".into(), "".into());
-        line.insert("time".into(), rfc3339(SystemTime::now(), false).into());
-        line
-    }
-
-    fn core(&self, entry: &Entry) -> Map<String, Value> {
-        let (host, port) = split_port(&entry.host);
-        let origin = entry.origin_duration.unwrap_or_default();
-        let overhead = entry.duration.saturating_sub(origin);
-        let fields = json!({
-            "StartUTC": rfc3339(entry.started, true), "StartLocal": rfc3339(entry.started, true),
-            "Duration": nanos(entry.duration), "Overhead": nanos(overhead), "OriginDuration": nanos(origin),
-            "OriginStatus": entry.origin_status.unwrap_or(0), "OriginContentSize": entry.origin_bytes,
-            "DownstreamStatus": entry.status, "DownstreamContentSize": entry.bytes,
-            "RequestAddr": entry.host, "RequestHost": host, "RequestPort": port,
-            "RequestMethod": entry.method.as_str(), "RequestPath": self.path(entry),
-            "RequestProtocol": format!("{:?}", entry.version),
-            "RequestScheme": if entry.secure { "https" } else { "http" },
-            "RequestContentSize": entry.received, "RequestCount": entry.count,
-            "RetryAttempts": entry.retries, "ClientHost": entry.client.to_string(),
-            "ClientAddr": entry.peer.to_string(), "ClientPort": entry.peer.port().to_string(),
-            "ClientUsername": if entry.user.is_empty() { "-" } else { &entry.user },
-            "entryPointName": entry.entry_point, "RequestId": entry.request_id,
-        });
-        match fields {
-            Value::Object(fields) => fields,
-            _ => Map::new(),
+        line.push(b' ');
+        address(line, columns.client, entry);
+        line.extend_from_slice(b" \"");
+        column(line, columns.method, entry.method.as_str());
+        line.push(b' ');
+        column(line, columns.host, &entry.host);
+        column(line, columns.path, self.path(entry));
+        line.push(b' ');
+        column(line, columns.protocol, protocol(entry.version));
+        line.extend_from_slice(b"\" ");
+        number(line, columns.status, entry.status.into());
+        line.push(b' ');
+        number(line, columns.size, entry.bytes);
+        line.push(b' ');
+        match columns.duration {
+            true => put(line, format_args!("{:.3}ms", entry.duration.as_secs_f64() * 1000.0)),
+            false => line.push(b'-'),
         }
-    }
-
-    /// Fields that not every request has.
-    fn add_ends(&self, entry: &Entry, line: &mut Map<String, Value>) {
-        let address = entry.service_url.split_once("://").map_or("", |(_, rest)| rest);
-        let address = address.split(['/', '?']).next().unwrap_or_default();
-        let mut texts = vec![
-            ("RouterName", entry.route.as_str()),
-            ("ServiceName", &entry.service),
-            ("ServiceURL", &entry.service_url),
-            ("ServiceAddr", address),
-            ("reason", entry.reason),
-            ("MeshPeer", &entry.mesh[0]),
-            ("MeshGroups", &entry.mesh[1]),
-        ];
-        let subject = entry.tls.as_ref().and_then(|tls| subject(tls.client_certificates.first()?));
-        if let Some(tls) = &entry.tls {
-            texts.extend([("TLSVersion", tls.version), ("TLSCipher", tls.cipher)]);
-            texts.push(("TLSClientSubject", subject.as_deref().unwrap_or_default()));
+        for (keep, text) in [
+            (columns.router, entry.route.as_deref().unwrap_or_default()),
+            (columns.request_id, entry.request_id.as_str()),
+            (columns.reason, entry.reason),
+        ] {
+            line.push(b' ');
+            column(line, keep, text);
         }
-        for (name, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
-            line.insert(name.into(), text.into());
-        }
-        if entry.origin_status.is_some() && entry.bytes != 0 && entry.bytes != entry.origin_bytes {
-            #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-            let ratio = entry.origin_bytes as f64 / entry.bytes as f64;
-            line.insert("GzipRatio".into(), ratio.into());
-        }
-    }
-
-    fn add_headers(&self, prefix: &str, headers: &HeaderMap, line: &mut Map<String, Value>) {
-        for name in headers.keys() {
-            let text = match self.header_mode(name.as_str()) {
-                FieldMode::Drop => continue,
-                FieldMode::Redact => REDACTED.to_owned(),
-                FieldMode::Keep => {
-                    let values: Vec<_> =
-                        headers.get_all(name).iter().map(|v| String::from_utf8_lossy(v.as_bytes())).collect();
-                    values.join(",")
-                }
-            };
-            line.insert(format!("{prefix}{}", canonical(name)), text.into());
+        if let Some(peer) = &entry.mesh {
+            line.push(b' ');
+            column(line, columns.mesh, &peer.name);
         }
     }
 }
 
-/// A visitor's text in a column: quotes and controls cannot break out of it.
-fn contained(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text.is_empty() {
-        true => Cow::Borrowed("-"),
-        false if text.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20 || b == 0x7f) => {
-            text.escape_default().to_string().into()
+impl Columns {
+    fn new(keeps: &dyn Fn(&str) -> bool, header: &dyn Fn(&str) -> FieldMode) -> Self {
+        Self {
+            client: keeps("ClientHost"),
+            user: keeps("ClientUsername"),
+            start: keeps("StartUTC") || keeps("StartLocal"),
+            method: keeps("RequestMethod"),
+            host: keeps("RequestHost"),
+            path: keeps("RequestPath"),
+            protocol: keeps("RequestProtocol"),
+            origin_status: keeps("OriginStatus"),
+            origin_size: keeps("OriginContentSize"),
+            status: keeps("DownstreamStatus"),
+            size: keeps("DownstreamContentSize"),
+            referer: header("referer"),
+            user_agent: header("user-agent"),
+            count: keeps("RequestCount"),
+            router: keeps("RouterName"),
+            server: keeps("ServiceURL"),
+            duration: keeps("Duration"),
+            request_id: keeps("RequestId"),
+            reason: keeps("reason"),
+            mesh: keeps("MeshPeer"),
         }
-        false => text,
     }
 }
 
-/// As Go writes header names: `User-Agent`.
-fn canonical(name: &HeaderName) -> String {
-    let parts = name.as_str().split('-').map(|part| {
-        let mut part = part.to_owned();
-        if let Some(first) = part.get_mut(..1) {
-            first.make_ascii_uppercase();
-        }
-        part
-    });
-    parts.collect::<Vec<_>>().join("-")
+pub(super) fn put(line: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    // A vector takes every write.
+    let _ = line.write_fmt(text);
 }
 
-/// Host and port as asked; the port is `-` where none was.
-fn split_port(host: &str) -> (&str, &str) {
-    match host.rsplit_once(':') {
-        Some((name, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
-            (name.trim_start_matches('[').trim_end_matches(']'), port)
-        }
-        _ => (host, "-"),
+/// A field's text: `-` if it is dropped or empty, and nothing that could break out of the line.
+fn column(line: &mut Vec<u8>, keep: bool, text: &str) {
+    if !keep || text.is_empty() {
+        line.push(b'-');
+    } else if text.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20 || b == 0x7f) {
+        put(line, format_args!("{}", text.escape_default()));
+    } else {
+        line.extend_from_slice(text.as_bytes());
     }
 }
 
-/// Distinguished name of a certificate's owner.
-fn subject(der: &[u8]) -> Option<String> {
-    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
-    Some(parsed.subject().to_string())
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// `2026-01-02T03:04:05Z`, with nanoseconds if wanted.
-fn rfc3339(time: SystemTime, with_nanos: bool) -> String {
-    let ([year, month, day, hour, minute, second], nanos) = civil(time);
-    let fraction = if with_nanos { format!(".{nanos:09}") } else { String::new() };
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}{fraction}Z")
-}
-
-/// `02/Jan/2026:03:04:05 +0000`.
-fn clf_time(time: SystemTime) -> String {
-    let ([year, month, day, hour, minute, second], _) = civil(time);
-    let month = usize::try_from(month - 1).ok().and_then(|index| MONTHS.get(index)).unwrap_or(&"-");
-    format!("{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
-}
-
-/// Year, month, day, hour, minute, second in UTC, and nanoseconds.
-fn civil(time: SystemTime) -> ([u64; 6], u32) {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (mut days, of_day) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let mut year = 1970;
-    let is_leap =
-        |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
-    while days >= 365 + u64::from(is_leap(year)) {
-        days -= 365 + u64::from(is_leap(year));
-        year += 1;
+pub(super) fn number(line: &mut Vec<u8>, keep: bool, number: u64) {
+    match keep {
+        true => line.extend_from_slice(itoa::Buffer::new().format(number).as_bytes()),
+        false => line.push(b'-'),
     }
-    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if days < length {
-            break;
+}
+
+fn address(line: &mut Vec<u8>, keep: bool, entry: &Entry) {
+    match keep {
+        true => put(line, format_args!("{}", entry.client)),
+        false => line.push(b'-'),
+    }
+}
+
+fn header(line: &mut Vec<u8>, mode: FieldMode, entry: &Entry, name: &HeaderName) {
+    match mode {
+        FieldMode::Drop => line.push(b'-'),
+        FieldMode::Redact => line.extend_from_slice(REDACTED.as_bytes()),
+        FieldMode::Keep => {
+            let value = entry.headers[0].get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+            column(line, true, &value.unwrap_or(Cow::Borrowed("")));
         }
-        days -= length;
-        month += 1;
     }
-    let date = [year, month, days + 1, of_day / 3600, of_day / 60 % 60, of_day % 60];
-    (date, since.subsec_nanos())
 }
 
-const REDACTED: &str = "REDACTED";
-const MONTHS: [&str; 12] =
-    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+/// As request lines have it.
+pub(super) fn protocol(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_2 => "HTTP/2.0",
+        http::Version::HTTP_3 => "HTTP/3.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+pub(super) const REDACTED: &str = "REDACTED";
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use http::HeaderMap;
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn entry() -> Entry {
@@ -336,15 +294,15 @@ mod tests {
             received: 3,
             origin_bytes: 20,
             headers: [headers, HeaderMap::new(), HeaderMap::new()],
-            route: "r@file".to_owned(),
-            service: "s@file".to_owned(),
-            service_url: "http://10.0.0.1:80/".to_owned(),
+            route: Some("r@file".into()),
+            service: Some("s@file".into()),
+            service_url: Some("http://10.0.0.1:80/".into()),
             origin_status: Some(201),
             origin_duration: Some(Duration::from_millis(10)),
             retries: 1,
-            user: String::new(),
-            mesh: Default::default(),
-            entry_point: "web".to_owned(),
+            user: None,
+            mesh: None,
+            entry_point: "web".into(),
             tls: None,
             secure: true,
             reason: "",
@@ -404,6 +362,22 @@ mod tests {
         ] {
             assert_eq!(line[name], value, "{name}");
         }
+    }
+
+    #[test]
+    fn a_refusal_has_a_ratio_of_nothing() {
+        let refused = Entry {
+            status: 403,
+            bytes: 10,
+            origin_bytes: 0,
+            origin_status: None,
+            reason: "denied",
+            ..entry()
+        };
+        let mut out = Vec::new();
+        Lines::new(&settings(AccessLogFormat::Json)).write(&mut out, &refused).unwrap();
+        let line: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&line["GzipRatio"], &line["OriginStatus"]), (&json!(0.0), &json!(0)));
     }
 
     #[test]

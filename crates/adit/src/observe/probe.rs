@@ -52,10 +52,12 @@ impl Target for Probed<'_> {
     fn call<'a>(&'a self, request: Request, ctx: &'a mut Ctx) -> BoxFuture<'a, Response> {
         Box::pin(async move {
             let mut response = self.target.call(request, ctx).await;
-            if ctx.outcome == Outcome::Answered {
-                if self.probe.wants_headers {
-                    let _ = self.probe.origin_headers.set(response.headers.clone());
-                }
+            if ctx.outcome == Outcome::Answered && self.probe.wants_headers {
+                let _ = self.probe.origin_headers.set(response.headers.clone());
+            }
+            if ctx.outcome != Outcome::Unasked {
+                // In Traefik's log, our own answer in place of a server that was asked counts as that server's.
+                ctx.log.origin_status.get_or_insert(response.status);
                 self.probe.origin.store(0, Ordering::Relaxed);
                 response.body = tally(response.body, &self.probe.origin);
             }
@@ -96,5 +98,58 @@ impl BodySource for Tally {
 
     fn poll_background(&mut self, cx: &mut Context<'_>) {
         self.body.poll_background(cx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use http::{StatusCode, Uri};
+
+    use super::*;
+
+    /// Answers for itself, as far as it came.
+    struct Failing(Outcome);
+
+    impl Target for Failing {
+        fn call<'a>(&'a self, _request: Request, ctx: &'a mut Ctx) -> BoxFuture<'a, Response> {
+            Box::pin(async move {
+                ctx.outcome = self.0;
+                Response::text(StatusCode::BAD_GATEWAY, "text/plain", "Bad Gateway")
+            })
+        }
+    }
+
+    async fn logged(outcome: Outcome) -> (Option<StatusCode>, u64) {
+        let visitor = adit_proxy::message::Visitor {
+            remote: SocketAddr::from(([127, 0, 0, 1], 1)),
+            local: SocketAddr::from(([127, 0, 0, 1], 2)),
+            secure: false,
+            entry_point: "web".into(),
+            tls: None,
+            address: adit_proxy::message::AddressText::default(),
+        };
+        let mut request = Request {
+            method: http::Method::GET,
+            uri: Uri::from_static("/"),
+            version: http::Version::HTTP_11,
+            host: "a".to_owned(),
+            headers: HeaderMap::new(),
+            body: Body::empty(),
+            upgrade: None,
+            visitor: Arc::new(visitor),
+        };
+        let probe = Probe::new(&mut request, false);
+        let mut ctx = Ctx::new("web".into(), [127, 0, 0, 1].into(), false, "r".into());
+        Probed { target: &Failing(outcome), probe: &probe }.call(request, &mut ctx).await;
+        (ctx.log.origin_status, probe.origin())
+    }
+
+    #[tokio::test]
+    async fn our_answer_in_place_of_a_server_that_was_asked_is_logged_as_its() {
+        assert_eq!(logged(Outcome::Unsent).await, (Some(StatusCode::BAD_GATEWAY), 11));
+        assert_eq!(logged(Outcome::Failed).await, (Some(StatusCode::BAD_GATEWAY), 11));
+        assert_eq!(logged(Outcome::Unasked).await, (None, 0));
     }
 }

@@ -16,11 +16,11 @@ use regex::Regex;
 
 use self::server::{Answer, AskError, Server};
 use super::headers::field_name;
-use super::peek::collect;
 use super::{Around, BoxFuture, Ctx, Next, go_url, reply};
 use crate::body::{Body, BodyError, Length};
-use crate::headers::{X_FORWARDED_FOR, remove_hop_by_hop};
+use crate::headers::{X_FORWARDED_FOR, is_of_the_hop, remove_hop_by_hop};
 use crate::message::{Request, Response};
+use crate::service::replay::{KeepError, keep_whole};
 
 /// `forwardAuth`.
 pub(super) struct ForwardAuth {
@@ -35,6 +35,8 @@ pub(super) struct ForwardAuth {
     user_field: Option<HeaderName>,
     forward_body: bool,
     body_bytes_max: u64,
+    /// That is [`BODY_BYTES_MAX`], not what the operator said.
+    is_own_limit: bool,
     answer_bytes_max: u64,
     keeps_location: bool,
     keeps_method: bool,
@@ -50,6 +52,9 @@ impl ForwardAuth {
         let mut request_fields = names(&config.auth_request_headers)?;
         if !request_fields.is_empty() && config.trust_forward_header == Some(true) {
             request_fields.extend(CLAIMS.iter().cloned());
+            // A name that is listed as well would have its lines sent twice.
+            request_fields.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            request_fields.dedup();
         }
         let text = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         let regex = text(&config.auth_response_headers_regex);
@@ -64,6 +69,7 @@ impl ForwardAuth {
             user_field: user_field.map(|name| field_name(&name)).transpose()?,
             forward_body: config.forward_body,
             body_bytes_max: config.body_bytes_max.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX),
+            is_own_limit: config.body_bytes_max.is_none_or(|max| max > BODY_BYTES_MAX),
             answer_bytes_max: config
                 .response_body_bytes_max
                 .unwrap_or(ANSWER_BYTES_MAX)
@@ -78,10 +84,7 @@ impl ForwardAuth {
     async fn guard(&self, mut request: Request, ctx: &mut Ctx, next: Next<'_>) -> Response {
         let body = match self.take_body(&mut request).await {
             Ok(body) => body,
-            Err(BodyError::TooLarge) => {
-                return refuse(ctx, "forward_auth_body_too_large", StatusCode::UNAUTHORIZED);
-            }
-            Err(_) => return refuse(ctx, "forward_auth_body_broken", StatusCode::INTERNAL_SERVER_ERROR),
+            Err(error) => return self.refuse_body(error, ctx),
         };
         let method = if self.keeps_method { request.method.clone() } else { Method::GET };
         let headers = self.question_headers(&request, ctx);
@@ -103,7 +106,7 @@ impl ForwardAuth {
             ctx.refused("forward_auth_refused");
             return self.refusal(answer, &request);
         }
-        self.admit(&mut request.headers, &answer.headers);
+        self.admit(&mut request, &answer.headers);
         let mut response = next.run(request, ctx).await;
         self.add_cookies(&mut response.headers, &answer.headers);
         response
@@ -125,17 +128,30 @@ impl ForwardAuth {
     }
 
     /// The content for the server, if it is to see it; the request keeps it.
-    async fn take_body(&self, request: &mut Request) -> Result<Body, BodyError> {
+    async fn take_body(&self, request: &mut Request) -> Result<Body, KeepError> {
         if !self.forward_body || request.body.length() == Length::Raw {
             return Ok(Body::empty());
         }
         if matches!(request.body.length(), Length::Known(bytes) if bytes > self.body_bytes_max) {
-            return Err(BodyError::TooLarge);
+            return Err(KeepError::Body(BodyError::TooLarge));
         }
         let body = std::mem::replace(&mut request.body, Body::empty());
-        let content = collect(body, self.body_bytes_max).await?;
+        let content = keep_whole(body, self.body_bytes_max).await?;
         request.body = Body::full(content.clone());
         Ok(Body::full(content))
+    }
+
+    /// The operator's limit is a refusal of the visitor, as Traefik has it; our own says what it is.
+    fn refuse_body(&self, error: KeepError, ctx: &mut Ctx) -> Response {
+        let (reason, status) = match error {
+            KeepError::NoRoom => ("forward_auth_bodies_full", StatusCode::SERVICE_UNAVAILABLE),
+            KeepError::Body(BodyError::TooLarge) if self.is_own_limit => {
+                ("forward_auth_body_over_cap", StatusCode::PAYLOAD_TOO_LARGE)
+            }
+            KeepError::Body(BodyError::TooLarge) => ("forward_auth_body_too_large", StatusCode::UNAUTHORIZED),
+            KeepError::Body(_) => ("forward_auth_body_broken", StatusCode::INTERNAL_SERVER_ERROR),
+        };
+        refuse(ctx, reason, status)
     }
 
     fn question_headers(&self, request: &Request, ctx: &Ctx) -> HeaderMap {
@@ -206,9 +222,15 @@ impl ForwardAuth {
         Response { status, headers, body: Body::full(content) }
     }
 
-    /// Puts what the server says about the visitor in place of what the visitor says.
-    fn admit(&self, request: &mut HeaderMap, answer: &HeaderMap) {
-        for name in &self.response_fields {
+    /// Puts what the server says about the visitor in place of what the visitor says. What frames the server's answer says
+    /// nothing about the visitor, whatever is listed.
+    fn admit(&self, request: &mut Request, answer: &HeaderMap) {
+        if !self.response_fields.is_empty() || self.response_fields_regex.is_some() {
+            // Where the visitor could say it again.
+            request.body.limit_trailers(Vec::new());
+        }
+        let request = &mut request.headers;
+        for name in self.response_fields.iter().filter(|name| !is_of_the_hop(name)) {
             request.remove(name);
             for value in answer.get_all(name) {
                 request.append(name, value.clone());
@@ -216,7 +238,7 @@ impl ForwardAuth {
         }
         let Some(regex) = &self.response_fields_regex else { return };
         // Patterns are written against names as Go spells them.
-        let fits = |name: &HeaderName| regex.is_match(&canonical(name.as_str()));
+        let fits = |name: &HeaderName| !is_of_the_hop(name) && regex.is_match(&canonical(name.as_str()));
         let claimed: Vec<HeaderName> = request.keys().filter(|name| fits(name)).cloned().collect();
         for name in claimed {
             request.remove(name);
@@ -293,7 +315,8 @@ fn canonical(name: &str) -> String {
     name.chars().map(spell).collect()
 }
 
-/// What a request's body may hold at most where the operator sets no limit; it is kept until the server has answered.
+/// What a request's body may hold at most, whatever the operator's limit; it is kept until the upstream has it, and counts
+/// against [`crate::service::replay::ALL_KEPT_BYTES_MAX`]: whoever sends it is not known yet.
 const BODY_BYTES_MAX: u64 = 16 << 20;
 /// The same for the server's answer, which is a page at most.
 const ANSWER_BYTES_MAX: u64 = 8 << 20;

@@ -148,6 +148,15 @@ async fn forwarded_fields_follow_the_operators_trust() {
     assert!(
         trusted.contains("x-forwarded-for: 1.2.3.4, 127.0.0.1") && trusted.contains("x-forwarded-port: 443")
     );
+    let listed = dynamic::ForwardAuth {
+        trust_forward_header: Some(true),
+        auth_request_headers: ["X-Forwarded-For", "X-Forwarded-Proto"].map(str::to_owned).into(),
+        ..server.config()
+    };
+    through(&listed, &Echo::default(), asked()).await;
+    let told = server.asked();
+    assert!(told.contains("x-forwarded-for: 1.2.3.4, 127.0.0.1\r\n"), "no line twice: {told}");
+    assert_eq!(told.matches("x-forwarded-proto:").count(), 1, "{told}");
     let distrusted = told_with(Some(false)).await;
     assert!(distrusted.contains("x-forwarded-uri: /in") && !distrusted.contains("x-forwarded-prefix"));
     assert!(
@@ -225,4 +234,44 @@ async fn the_server_sees_the_content_if_it_is_to_and_only_up_to_the_limit() {
     assert_eq!(target.seen_content(), ["abc"]);
     let (response, ctx) = through(&config, &target, asked("abcd")).await;
     assert_eq!((response.status.as_u16(), ctx.log.refusal), (401, Some("forward_auth_body_too_large")));
+    let unlimited = dynamic::ForwardAuth { body_bytes_max: None, ..config };
+    let mut large = request("/");
+    large.body = Body::stream(Silent, Length::Known((16 << 20) + 1));
+    let (response, ctx) = through(&unlimited, &target, large).await;
+    assert_eq!((response.status.as_u16(), ctx.log.refusal), (413, Some("forward_auth_body_over_cap")));
+}
+
+#[tokio::test]
+async fn what_frames_the_servers_answer_does_not_frame_the_request() {
+    let server = AuthServer::answering(
+        "HTTP/1.1 200 OK\r\nHost: evil\r\nRemote-User: alice\r\nUpgrade: x\r\nContent-Length: 0\r\n\
+         Connection: close\r\n\r\n",
+    )
+    .await;
+    let by_name = dynamic::ForwardAuth {
+        auth_response_headers: ["Content-Length", "Host", "Upgrade", "Remote-User"].map(str::to_owned).into(),
+        ..server.config()
+    };
+    let by_pattern =
+        dynamic::ForwardAuth { auth_response_headers_regex: Some(".*".to_owned()), ..server.config() };
+    for config in [by_name, by_pattern] {
+        let target = Echo::default();
+        through(&config, &target, request("/")).await;
+        let seen = target.seen();
+        let names: Vec<_> = seen.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["remote-user"]);
+    }
+}
+
+/// A visitor that has announced content and sends none.
+struct Silent;
+
+impl crate::body::BodySource for Silent {
+    fn poll_chunks(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+        _out: &mut crate::body::Batch,
+    ) -> std::task::Poll<Result<bool, BodyError>> {
+        std::task::Poll::Pending
+    }
 }
