@@ -113,7 +113,7 @@ impl Mesh {
     /// Sends to `remote` from now on, because the name in the configuration resolves to it.
     pub fn set_endpoint(&mut self, id: PeerId, remote: SocketAddr, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
-        peer.move_to(Path { remote, local: None }, now);
+        peer.send_home(remote, now);
         self.rearm(id, now);
     }
 
@@ -239,6 +239,9 @@ impl Mesh {
         }
         if tick == Tick::Expired {
             peer.discard_staged(&mut self.drops);
+            if !peer.reachable {
+                peer.try_elsewhere(now);
+            }
             self.push_event(Event::SessionExpired { peer: id });
         }
         self.judge_reachability(id, now);
@@ -302,12 +305,11 @@ impl Mesh {
 
     fn update_peer(&mut self, id: PeerId, config: PeerConfig, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
-        if let Some(remote) = config.endpoint
-            && peer.config.endpoint != config.endpoint
-        {
-            peer.move_to(Path { remote, local: None }, now);
-        }
+        let endpoint = config.endpoint.filter(|_| peer.config.endpoint != config.endpoint);
         peer.config = config;
+        if let Some(remote) = endpoint {
+            peer.send_home(remote, now);
+        }
         self.rearm(id, now);
     }
 

@@ -352,6 +352,25 @@ fn a_peer_behind_the_address_of_a_flooder_proves_itself_by_the_cookie() {
 }
 
 #[test]
+fn a_peer_that_went_home_without_a_word_is_found_there() {
+    let mut world = keeping_alive(15, 25 * SECOND);
+    connect(&mut world);
+    let home = world.nodes[1].address;
+    world.nodes[1].address = address_of(70);
+    world.send(1, &packet_v4(1, 0, b"from elsewhere"));
+    world.run_for(MINUTE);
+    assert_eq!(world.peer(0).path.unwrap().remote, address_of(70));
+    // Back where it was configured to be, restarted, and waiting to be called.
+    world.nodes[1].address = home;
+    let mut config = world::node_config(1);
+    config.peers.push(world::peer_config(0, None));
+    world.nodes[1].mesh = adit_mesh_proto::Mesh::new(config, [5; 32], world.now);
+    world.run_for(5 * MINUTE);
+    assert!(world.peer(0).connected && world.peer(0).reachable);
+    assert_eq!(world.peer(0).path.unwrap().remote, home);
+}
+
+#[test]
 fn two_peers_that_both_know_and_both_begin_agree() {
     let mut world = World::pair(9, MockClock::advance, |number, config| {
         config.peers[0].endpoint = Some(address_of(1 - number));

@@ -1,6 +1,7 @@
 //! One peer: its session, where it is, what waits for it and what has been counted.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::PeerConfig;
@@ -22,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) index: u32,
     pub(crate) session: NoiseSession,
     pub(crate) path: Option<Path>,
+    /// Where it was configured to be, while it has gone elsewhere, or the other way round.
+    fallback: Option<Path>,
     pub(crate) deadline: Deadline,
     pub(crate) statistics: PeerStatistics,
     /// When the last initiation of the peer was accepted.
@@ -70,6 +73,7 @@ impl Peer {
             index,
             session,
             path,
+            fallback: None,
             deadline: Deadline::default(),
             statistics: PeerStatistics::default(),
             initiation_accepted: None,
@@ -222,12 +226,33 @@ impl Peer {
             return false;
         }
         let completes = self.path.is_some_and(|old| old.remote == path.remote && old.local.is_none());
+        let left_home = self.path.is_some_and(|old| Some(old.remote) == self.config.endpoint);
+        if left_home && !completes {
+            self.fallback = self.path;
+        }
         self.path = Some(path);
         if !completes {
             self.path_mtu = None;
             self.health.forget_path(now);
         }
         !completes
+    }
+
+    /// Sends to its configured endpoint, `remote`, from now on.
+    pub(crate) fn send_home(&mut self, remote: SocketAddr, now: Instant) {
+        self.config.endpoint = Some(remote);
+        self.move_to(Path { remote, local: None }, now);
+        self.fallback = None;
+    }
+
+    /// Where it was heard last it does not answer: the next attempt goes to the configured endpoint, and the one after that
+    /// back again.
+    pub(crate) fn try_elsewhere(&mut self, now: Instant) {
+        if let Some(other) = self.fallback.take() {
+            self.fallback = self.path.replace(other);
+            self.path_mtu = None;
+            self.health.forget_path(now);
+        }
     }
 
     /// Largest inner packet for this peer if its path were perfect.
