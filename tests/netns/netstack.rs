@@ -1,4 +1,4 @@
-//! The mesh without a TUN device: adit as an ordinary user, a stock client, and the same entry points.
+//! The mesh without a TUN device: adit without any capability, a stock client, and the same entry points.
 
 use std::net::IpAddr;
 
@@ -17,13 +17,13 @@ struct Hub {
 
 impl Hub {
     fn start() -> Option<Self> {
-        if !require("curl") || !require("python3") {
+        if !["curl", "python3", "setpriv"].iter().all(|program| require(program)) {
             return None;
         }
         let (cable, stock): (Cable, Engine) = (cable(1500)?, stock()?);
         let sides = Side::pair();
         let servers = [HTTP_SERVER, TCP_SERVER, UDP_SERVER].map(|script| server(&cable.left, script));
-        let hub = Node::adit(&cable.left, [&sides[0], &sides[1]], |interface| {
+        let hub = Node::adit_without_privileges(&cable.left, [&sides[0], &sides[1]], |interface| {
             configuration(interface, sides[1].public_key())
         });
         let client = stock.start(&cable.right, &sides[1], &sides[0]);

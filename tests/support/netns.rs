@@ -284,6 +284,28 @@ impl Node {
     #[track_caller]
     pub(crate) fn adit(
         namespace: &Namespace,
+        sides: [&Side; 2],
+        configure: impl FnOnce(&str) -> String,
+    ) -> Self {
+        Self::adit_by(namespace.command(env!("CARGO_BIN_EXE_adit")), sides, configure)
+    }
+
+    /// The same without any capability: what an ordinary user may do.
+    #[track_caller]
+    pub(crate) fn adit_without_privileges(
+        namespace: &Namespace,
+        sides: [&Side; 2],
+        configure: impl FnOnce(&str) -> String,
+    ) -> Self {
+        let mut command = namespace.command("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]);
+        command.arg(env!("CARGO_BIN_EXE_adit"));
+        Self::adit_by(command, sides, configure)
+    }
+
+    #[track_caller]
+    fn adit_by(
+        mut command: Command,
         [side, other]: [&Side; 2],
         configure: impl FnOnce(&str) -> String,
     ) -> Self {
@@ -291,7 +313,6 @@ impl Node {
         let folder = TempFolder::new("netns");
         folder.write("wg.conf", side.configuration(other, true));
         let path = folder.write("adit.yaml", configure(&interface));
-        let mut command = namespace.command(env!("CARGO_BIN_EXE_adit"));
         let mut process = Process::start("adit", command.arg("run").arg("--config").arg(path));
         process.wait_for_line("Starting metrics server");
         Self { process, interface, folder }
@@ -323,7 +344,7 @@ fn start_adit(
 ) -> Process {
     folder.write("wg.conf", side.configuration(other, true));
     let configuration =
-        format!("mesh: {{ interface: {interface}, import: wg.conf }}\nadmin: {{ address: \"{ADMIN}\" }}\n");
+        format!("mesh: {{ interface: {interface}, import: wg.conf }}\nadmin: {{ address: \"{ADMIN}\" }}\nlog: {{ level: DEBUG }}\n");
     let path = folder.write("adit.yaml", configuration);
     let mut command = namespace.command(env!("CARGO_BIN_EXE_adit"));
     let mut process = Process::start("adit", command.arg("run").arg("--config").arg(path));
