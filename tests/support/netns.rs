@@ -343,8 +343,9 @@ fn start_adit(
     other: &Side,
 ) -> Process {
     folder.write("wg.conf", side.configuration(other, true));
-    let configuration =
-        format!("mesh: {{ interface: {interface}, import: wg.conf }}\nadmin: {{ address: \"{ADMIN}\" }}\nlog: {{ level: DEBUG }}\n");
+    let configuration = format!(
+        "mesh: {{ interface: {interface}, import: wg.conf }}\nadmin: {{ address: \"{ADMIN}\" }}\nlog: {{ level: DEBUG }}\n"
+    );
     let path = folder.write("adit.yaml", configuration);
     let mut command = namespace.command(env!("CARGO_BIN_EXE_adit"));
     let mut process = Process::start("adit", command.arg("run").arg("--config").arg(path));

@@ -83,15 +83,15 @@ impl Health {
             Verdict::TrySingles if self.tried.len() < PATHS_MAX => {
                 tracing::debug!(%remote, "much is sent again: trying single datagrams");
                 self.tried.insert(remote);
-                self.retransmits.leave_out_old(true);
+                self.retransmits.forgive_old(true);
             }
             Verdict::TrySingles | Verdict::BackToTrains => {
                 self.tried.remove(&remote);
-                self.retransmits.leave_out_old(false);
+                self.retransmits.forgive_old(false);
             }
             Verdict::Guilty => {
                 self.tried.remove(&remote);
-                self.retransmits.leave_out_old(false);
+                self.retransmits.forgive_old(false);
                 self.steps_down += 1;
                 let seconds = self.hold(remote, now).as_secs();
                 tracing::warn!(%remote, seconds, "trains get lost on this path: sending single datagrams");

@@ -88,6 +88,12 @@ impl Trial {
             return Verdict::Undecided;
         }
         let better = self.share() < before / BETTER;
+        tracing::debug!(
+            trains = before,
+            singles = self.share(),
+            bytes = self.sent,
+            "share of data sent again"
+        );
         self.stage = Stage::Trains;
         self.restart(now);
         if !better {
