@@ -11,7 +11,8 @@
 //! Randomness comes from a generator given at construction.
 //!
 //! # Where to begin
-//! `mesh.rs` dispatches; `state/` holds one concern per file; `segment/` splits and joins packets.
+//! `mesh.rs` dispatches; `outbound.rs` and `inbound.rs` are the way of a packet; `session.rs` is boringtun and what it lacks;
+//! `state/` holds one concern per file; `segment/` splits and joins packets. `examples/loopback.rs` says what it costs.
 
 mod clamp;
 mod config;
