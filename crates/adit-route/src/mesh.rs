@@ -3,7 +3,11 @@
 //! The engine lets a packet in only if its source is among the sender's allowed IPs, so that on a socket bound to the
 //! mesh's interface the source address names the key that the packet came under.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use adit_config::{Mesh, MeshPeer, PeerKey};
 use ipnet::IpNet;
@@ -26,6 +30,8 @@ pub struct MeshIdentity {
 pub struct MeshPeers {
     /// By prefix length, the longest first.
     lengths: Vec<(u8, HashMap<IpNet, Arc<MeshIdentity>>)>,
+    peers: HashSet<Box<str>>,
+    groups: HashSet<Box<str>>,
 }
 
 impl MeshPeers {
@@ -40,7 +46,20 @@ impl MeshPeers {
         }
         let mut lengths: Vec<_> = lengths.into_iter().collect();
         lengths.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-        Self { lengths }
+        let peers = mesh.peers.iter().map(|peer| peer.name.as_str().into()).collect();
+        let groups =
+            mesh.peers.iter().flat_map(|peer| &peer.groups).map(|group| group.as_str().into()).collect();
+        Self { lengths, peers, groups }
+    }
+
+    /// Whether there is a peer of this name.
+    pub fn has_peer(&self, name: &str) -> bool {
+        self.peers.contains(name)
+    }
+
+    /// Whether anybody is in this group.
+    pub fn has_group(&self, name: &str) -> bool {
+        self.groups.contains(name)
     }
 
     /// The peer that an address belongs to.

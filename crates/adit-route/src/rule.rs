@@ -67,24 +67,27 @@ impl Expression {
         parser::Parser::new(rule, matchers).parse()
     }
 
-    /// Arguments of a matcher wherever it is not negated, in lower case, such as the hosts that a rule names.
-    pub fn positive_arguments(&self, matcher: &str) -> Vec<String> {
-        let mut arguments = Vec::new();
-        self.collect(matcher, true, &mut arguments);
-        arguments
+    /// Every matcher call, with whether it counts as it stands: under an odd number of negations it does not.
+    pub fn calls(&self) -> Vec<(&Call, bool)> {
+        fn visit<'e>(expression: &'e Expression, is_positive: bool, calls: &mut Vec<(&'e Call, bool)>) {
+            match expression {
+                Expression::And(parts) | Expression::Or(parts) => {
+                    parts.iter().for_each(|part| visit(part, is_positive, calls));
+                }
+                Expression::Not(part) => visit(part, !is_positive, calls),
+                Expression::Call(call) => calls.push((call, is_positive)),
+            }
+        }
+        let mut calls = Vec::new();
+        visit(self, true, &mut calls);
+        calls
     }
 
-    fn collect(&self, matcher: &str, is_positive: bool, arguments: &mut Vec<String>) {
-        match self {
-            Self::And(parts) | Self::Or(parts) => {
-                parts.iter().for_each(|part| part.collect(matcher, is_positive, arguments));
-            }
-            Self::Not(part) => part.collect(matcher, !is_positive, arguments),
-            Self::Call(call) if is_positive && call.matcher == matcher => {
-                arguments.extend(call.arguments.iter().map(|argument| argument.to_lowercase()));
-            }
-            Self::Call(_) => {}
-        }
+    /// Arguments of a matcher wherever it is not negated, in lower case, such as the hosts that a rule names.
+    pub fn positive_arguments(&self, matcher: &str) -> Vec<String> {
+        let calls =
+            self.calls().into_iter().filter(|(call, is_positive)| *is_positive && call.matcher == matcher);
+        calls.flat_map(|(call, _)| &call.arguments).map(|argument| argument.to_lowercase()).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Entry points and servers on the mesh's own network stack: where `adit-mesh` and `adit-proxy` meet.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll};
 
 use adit_config::{Mesh, MeshTable};
@@ -84,6 +84,14 @@ impl Dial for MeshRoutes {
             Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }
+
+    fn datagrams(&self, address: IpAddr) -> io::Result<Box<dyn Datagrams>> {
+        let any: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Ok(Box::new(MeshDatagrams(self.stack.bind_udp(SocketAddr::new(any, 0))?)))
+    }
 }
 
 #[derive(Debug)]
@@ -99,17 +107,17 @@ impl Incoming for Visitors {
     }
 }
 
-/// An entry point is bound to one address: answers leave from it.
+/// An entry point is bound to one address, and a session with a server has one of its own: answers find their way.
 #[derive(Debug)]
 struct MeshDatagrams(UdpSocket);
 
 impl Datagrams for MeshDatagrams {
-    fn poll_recv_from(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<(usize, SocketAddr)>> {
-        self.0.poll_recv_from(cx, buffer).map_ok(|(len, remote, _)| (len, remote))
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_readable(cx)
+    }
+
+    fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.0.try_recv_from(buffer).map(|(len, remote, _)| (len, remote))
     }
 
     fn send_to(&self, datagram: &[u8], remote: SocketAddr) -> io::Result<usize> {

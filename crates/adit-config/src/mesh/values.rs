@@ -34,9 +34,14 @@ pub(super) fn read_networks(field: &Field<'_>) -> Option<Vec<IpNet>> {
 
 /// Addresses with the network they are in; an address alone is its own network.
 pub(super) fn read_addresses(field: &Field<'_>) -> Option<Vec<IpNet>> {
-    read_nets(field, "an address with its network such as `10.0.0.1/24`", |text| {
+    let addresses = read_nets(field, "an address with its network such as `10.0.0.1/24`", |text| {
         text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse()).ok().filter(is_usable)
-    })
+    })?;
+    if addresses.len() > ADDRESSES_MAX {
+        field.reject_hidden(format!("expected at most {ADDRESSES_MAX} addresses"));
+        return None;
+    }
+    Some(addresses)
 }
 
 fn read_nets(
@@ -158,6 +163,8 @@ fn number(text: &str) -> Option<u32> {
     }
 }
 
+/// Of this node: each is a socket of every entry point on the mesh.
+const ADDRESSES_MAX: usize = 64;
 /// The least that IPv6 works with (RFC 8200 §5).
 const MTU_MIN: u16 = 1280;
 /// The largest multiple of 16 whose datagram with WireGuard's 32 bytes still fits IPv4.

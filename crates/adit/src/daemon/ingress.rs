@@ -21,6 +21,7 @@ use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
 use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
+use crate::gateway::mesh_names::disable_open;
 use crate::gateway::{Gateway, Generation, Inputs};
 
 /// The ingress of a process.
@@ -216,7 +217,7 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
     }
     parts.append(&mut look.parts);
     let mut faults = look.faults;
-    let dynamic = merge(&parts, &mut faults);
+    let mut dynamic = merge(&parts, &mut faults);
     let mut entry_points = config.entry_points.clone();
     if serves_tunnel(config) {
         // What comes through the tunnel has no listener, but the same routers.
@@ -225,6 +226,8 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
+    let mesh = config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh)));
+    disable_open(&mut dynamic, mesh.as_deref());
     let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
         (true, Some(tunnel)) => tunnel.entry_points.clone(),
         _ => Vec::new(),
@@ -233,7 +236,7 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         dynamic,
         entry_points,
         server,
-        mesh: config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh))),
+        mesh,
         faults,
         tunnel_names,
         internal: Internal::default().of(config),

@@ -208,6 +208,7 @@ impl Generation {
             let seen = router.suspicions();
             verdicts.warnings.extend(seen.iter().map(|seen| format!("router {}: {seen}", router.name)));
         }
+        verdicts.warnings.extend(super::mesh_names::warnings(&inputs));
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);

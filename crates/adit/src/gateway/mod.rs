@@ -4,6 +4,7 @@ pub(crate) mod files;
 mod generation;
 pub(crate) mod internal;
 pub(crate) mod merge;
+pub(crate) mod mesh_names;
 mod redirect;
 pub(crate) mod view;
 pub(crate) mod view_streams;
