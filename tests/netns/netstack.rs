@@ -65,6 +65,7 @@ fn configuration(interface: &str, client: &str) -> String {
   dns: {{ address: ":5300/udp", on: mesh }}
   outside: {{ address: "127.0.0.1:8081" }}
   raw: {{ address: "127.0.0.1:8082" }}
+  far: {{ address: "127.0.0.1:5301/udp" }}
 http:
   routers:
     shown: {{ rule: "PathPrefix(`/`)", entryPoints: [admin], service: shown }}
@@ -83,8 +84,12 @@ tcp:
     speed: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:5201" }} ] }} }}
     raw: {{ loadBalancer: {{ servers: [ {{ address: "[fd00:9::2]:9002" }} ] }} }}
 udp:
-  routers: {{ dns: {{ entryPoints: [dns], service: dns }} }}
-  services: {{ dns: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9003" }} ] }} }} }}
+  routers:
+    dns: {{ entryPoints: [dns], service: dns }}
+    far: {{ entryPoints: [far], service: far }}
+  services:
+    dns: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9003" }} ] }} }}
+    far: {{ loadBalancer: {{ servers: [ {{ address: "10.9.0.2:9003" }} ] }} }}
 admin: {{ address: "{ADMIN}" }}
 mesh:
   mode: netstack
@@ -135,6 +140,7 @@ fn servers_behind_a_peer_are_reached_through_the_mesh() {
     let Some(hub) = Hub::start() else { return };
     let _servers = [
         server(&hub.cable.right, &HTTP_SERVER.replace("127.0.0.1", "10.9.0.2")),
+        server(&hub.cable.right, &UDP_SERVER.replace("127.0.0.1", "10.9.0.2")),
         server(&hub.cable.right, &TCP_SERVER.replace("('127.0.0.1'", "('::'").replace("AF_INET", "AF_INET6")),
     ];
     let answer = hub.cable.left.run("curl", &["-s", "-m", "10", "http://127.0.0.1:8081/behind"]);
@@ -144,6 +150,10 @@ fn servers_behind_a_peer_are_reached_through_the_mesh() {
                   s.shutdown(socket.SHUT_WR); print(s.recv(99).decode())";
     let raw = hub.cable.left.run("python3", &["-c", script]);
     assert_eq!(String::from_utf8_lossy(&raw.stdout).trim(), "shell says ask");
+    let script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5); \
+                  s.sendto(b'ask', ('127.0.0.1', 5301)); print(s.recv(99).decode())";
+    let udp = hub.cable.left.run("python3", &["-c", script]);
+    assert_eq!(String::from_utf8_lossy(&udp.stdout).trim(), "udp says ask");
     assert!(hub.metrics().contains(r#"adit_mesh_stack_connections_total{side="connected"} 2"#));
 }
 
@@ -166,20 +176,21 @@ fn closed_ports_refuse_at_once_and_are_counted() {
 }
 
 #[test]
-fn slow_a_stream_in_each_direction_runs_at_speed_and_survives_loss() {
+fn slow_streams_run_in_each_direction_and_survive_loss() {
     let Some(hub) = Hub::start() else { return };
     let address: IpAddr = "10.9.0.1".parse().unwrap();
-    for (arguments, loss) in
-        [(&["-t", "2"][..], false), (&["-t", "2", "-R"][..], false), (&["-t", "2", "-R"][..], true)]
-    {
+    for (arguments, mib, loss) in [
+        (&["-n", "64M"][..], 64, false),
+        (&["-n", "64M", "-R"][..], 64, false),
+        (&["-n", "4M", "-R"][..], 4, true),
+    ] {
         if loss {
             hub.cable.left.filter("output", &["udp sport 51820 numgen random mod 1000 < 5 drop"]);
         }
         let server = Iperf::serve(&hub.cable.left);
         let report = server.run(&hub.cable.right, address, arguments);
         let received = Iperf::received_mib(&report);
-        println!("{arguments:?} loss {loss}: {received} MiB in 2 s");
-        assert!(received >= 8, "{arguments:?}: {received} MiB");
+        assert!(received >= mib / 2, "{arguments:?}: {received} MiB of {mib}");
     }
     assert!(!hub.client.interface.is_empty());
 }

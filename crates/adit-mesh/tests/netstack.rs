@@ -1,5 +1,6 @@
 //! Connections between two netstacks over two engines and a wire: bytes arrive whole, whatever the wire does, and limits
 //! hold by name.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail like the tests themselves")]
 
 mod support;
 

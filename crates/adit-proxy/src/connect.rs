@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::inlet::{ByteStream, Inlet};
+use crate::inlet::{ByteStream, Datagrams, Inlet};
 use crate::io::Io;
 
 /// Where an origin listens.
@@ -219,6 +219,12 @@ pub trait Dial: Send + Sync {
 
     /// Opens one.
     fn connect(&self, address: SocketAddr) -> Dialling;
+
+    /// Opens a socket for datagrams to this address.
+    ///
+    /// # Errors
+    /// The stack's.
+    fn datagrams(&self, address: IpAddr) -> io::Result<Box<dyn Datagrams>>;
 }
 
 /// A connection being opened by a [`Dial`].
@@ -232,9 +238,17 @@ pub fn route_through(dial: Option<Box<dyn Dial>>) {
 
 static ROUTE: ArcSwapOption<Box<dyn Dial>> = ArcSwapOption::const_empty();
 
+fn route_to(address: IpAddr) -> Option<Arc<Box<dyn Dial>>> {
+    ROUTE.load_full().filter(|dial| dial.covers(address.to_canonical()))
+}
+
+/// A socket for datagrams to this address, if the kernel has no way there.
+pub(crate) fn datagrams_to(address: IpAddr) -> Option<io::Result<Box<dyn Datagrams>>> {
+    Some(route_to(address)?.datagrams(address.to_canonical()))
+}
+
 async fn open(address: SocketAddr) -> io::Result<Inlet> {
-    let dial = ROUTE.load_full().filter(|dial| dial.covers(address.ip().to_canonical()));
-    match dial {
+    match route_to(address.ip()) {
         Some(dial) => dial.connect(address).await.map(Inlet::Other),
         None => TcpStream::connect(address).await.map(Inlet::Tcp),
     }

@@ -1,11 +1,13 @@
 //! What an entry point accepts from: the kernel, or a network stack of this process.
 
 use std::fmt::Debug;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -42,15 +44,14 @@ pub struct Arrival {
 
 /// Datagrams that do not come from the kernel.
 pub trait Datagrams: Debug + Send + Sync {
-    /// The next datagram, cut to `buffer`: its length and sender. One task at a time is woken.
+    /// Ready when [`Self::try_recv_from`] has something to say; one task at a time is woken.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// The next datagram, cut to `buffer`: its length and sender.
     ///
     /// # Errors
-    /// When there will be no more.
-    fn poll_recv_from(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<(usize, SocketAddr)>>;
+    /// `WouldBlock` if there is none, `NotConnected` if there will be none any more.
+    fn try_recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
 
     /// Sends a datagram or drops it; nothing waits.
     ///
@@ -78,6 +79,63 @@ pub(crate) enum Accepted {
 pub(crate) enum DatagramSource {
     Kernel(UdpSocket),
     Other { datagrams: Box<dyn Datagrams>, local: SocketAddr },
+}
+
+/// Datagrams to and from one server.
+#[derive(Debug)]
+pub(crate) enum DatagramLink {
+    /// Connected.
+    Kernel(UdpSocket),
+    Other {
+        datagrams: Box<dyn Datagrams>,
+        server: SocketAddr,
+    },
+}
+
+impl DatagramLink {
+    /// Passes a datagram on, or says why not; nothing waits.
+    pub(crate) fn try_send(&self, datagram: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Kernel(socket) => socket.try_send(datagram),
+            Self::Other { datagrams, server } => datagrams.send_to(datagram, *server),
+        }
+    }
+
+    pub(crate) async fn send(&self, datagram: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Kernel(socket) => socket.send(datagram).await,
+            Self::Other { .. } => self.try_send(datagram),
+        }
+    }
+
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Kernel(socket) => socket.readable().await,
+            Self::Other { datagrams, .. } => {
+                poll_fn(|cx| datagrams.poll_readable(cx)).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The next answer, behind what `buffer` has; its capacity is what an answer may have.
+    pub(crate) fn try_recv_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        let (datagrams, server) = match self {
+            Self::Kernel(socket) => return socket.try_recv_buf(buffer),
+            Self::Other { datagrams, server } => (datagrams, server),
+        };
+        let before = buffer.len();
+        buffer.resize(buffer.capacity(), 0);
+        let received = loop {
+            match datagrams.try_recv_from(&mut buffer[before..]) {
+                // As a connected socket: others are not heard.
+                Ok((_, from)) if from != *server => {}
+                received => break received,
+            }
+        };
+        buffer.truncate(before + received.as_ref().map_or(0, |(len, _)| *len));
+        received.map(|(len, _)| len)
+    }
 }
 
 impl Source {
@@ -110,9 +168,13 @@ impl DatagramSource {
     pub(crate) async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         match self {
             Self::Kernel(socket) => socket.recv_from(buffer).await,
-            Self::Other { datagrams, .. } => {
-                std::future::poll_fn(|cx| datagrams.poll_recv_from(cx, buffer)).await
-            }
+            Self::Other { datagrams, .. } => loop {
+                poll_fn(|cx| datagrams.poll_readable(cx)).await;
+                match datagrams.try_recv_from(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    received => return received,
+                }
+            },
         }
     }
 

@@ -88,30 +88,39 @@ impl UdpSocket {
     /// # Errors
     /// `NotConnected` when the lane has ended.
     pub async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr, IpAddr)> {
-        std::future::poll_fn(|cx| self.poll_recv_from(cx, buf)).await
+        loop {
+            std::future::poll_fn(|cx| self.poll_readable(cx)).await;
+            match self.try_recv_from(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                received => return received,
+            }
+        }
     }
 
-    /// As [`Self::recv_from`]; one task at a time is woken.
+    /// Ready when [`Self::try_recv_from`] has something to say; one task at a time is woken.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut queue = self.port.lock();
+        if queue.closed || !queue.datagrams.is_empty() {
+            return Poll::Ready(());
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// As [`Self::recv_from`], at once.
     ///
     /// # Errors
-    /// As there.
-    pub fn poll_recv_from(
-        &self,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<(usize, SocketAddr, IpAddr)>> {
+    /// `WouldBlock` if there is none, `NotConnected` when the lane has ended.
+    pub fn try_recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr, IpAddr)> {
         let mut queue = self.port.lock();
         let Some(datagram) = queue.datagrams.pop_front() else {
-            if queue.closed {
-                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-            }
-            queue.waker = Some(cx.waker().clone());
-            return Poll::Pending;
+            let kind = if queue.closed { io::ErrorKind::NotConnected } else { io::ErrorKind::WouldBlock };
+            return Err(kind.into());
         };
         queue.bytes -= datagram.payload.len() + DATAGRAM_OVERHEAD;
         let len = datagram.payload.len().min(buf.len());
         buf[..len].copy_from_slice(&datagram.payload[..len]);
-        Poll::Ready(Ok((len, datagram.remote, datagram.local)))
+        Ok((len, datagram.remote, datagram.local))
     }
 
     /// Sends one datagram, from the bound address or else from the one nearest to `remote`.
