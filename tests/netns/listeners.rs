@@ -38,8 +38,18 @@ impl Hub {
 
     /// What the client gets from an address; empty if nothing answers.
     fn ask(&self, url: &str) -> String {
-        let arguments =
-            ["-s", "-m", "3", "-H", "X-Adit-Mesh-Peer: root", "-H", "x_adit_mesh_groups: admins", url];
+        let arguments = [
+            "-s",
+            "-m",
+            "3",
+            "-H",
+            "X-Adit-Mesh-Peer: root",
+            "-H",
+            "x_adit_mesh_groups: admins",
+            "-H",
+            "Impersonate-User: system:admin",
+            url,
+        ];
         String::from_utf8_lossy(&self.cable.right.run("curl", &arguments).stdout).into_owned()
     }
 
@@ -75,7 +85,7 @@ fn configuration(interface: &str, client: &Side, peer: &str, mesh: &str) -> Stri
     format!(
         r#"entryPoints:
   public: {{ address: ":8080" }}
-  admin: {{ address: ":8443", on: mesh }}
+  admin: {{ address: ":8443", on: mesh, impersonate: true }}
   ssh: {{ address: ":2222", on: mesh }}
 http:
   routers:
@@ -118,6 +128,8 @@ fn servers_learn_who_of_the_mesh_asks_and_nobody_else_can_claim_it() {
     assert_eq!(told("x-adit-mesh-groups").as_deref(), Some("admins,ops"));
     assert_eq!(told("x-adit-mesh-address").as_deref(), Some("10.9.0.2"));
     assert_eq!(told("x-adit-mesh-key").as_deref(), Some(hub.sides[1].public_key()));
+    assert_eq!(told("impersonate-user").as_deref(), Some("laptop"));
+    assert_eq!(told("impersonate-group").as_deref(), Some("admins"));
     assert!(!answer.contains("root") && !answer.contains("x_adit"), "{answer}");
     // Over IPv6 it is the same peer.
     assert!(hub.wait_for("http://[fd00:9::1]:8443/who", "GET /who").contains("fd00:9::2"));

@@ -139,6 +139,12 @@ fn check_mesh(config: &Config, sink: &Sink<'_>) {
     if netstack.is_some_and(|mesh| !mesh.advertise.is_empty()) {
         sink.reject_at("mesh.advertise", "", "routing for others needs `mode: tun`");
     }
+    for (name, entry_point) in &config.entry_points {
+        if entry_point.impersonate && entry_point.on == EntryPointNetwork::Host {
+            let key = format!("entryPoints.{name}.impersonate");
+            sink.reject_at(&key, "", "only peers of the mesh can be impersonated: `on: mesh` is missing");
+        }
+    }
     let on_mesh =
         config.entry_points.iter().filter(|(_, entry_point)| entry_point.on == EntryPointNetwork::Mesh);
     for (name, entry_point) in on_mesh {

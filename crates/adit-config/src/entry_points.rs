@@ -61,6 +61,7 @@ fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPo
         read_observability(&field, &mut entry_point);
     }
     section.set("on", &mut entry_point.on, read_network);
+    section.set("impersonate", &mut entry_point.impersonate, Field::boolean);
     section.finish();
     address.map(|_| entry_point)
 }

@@ -23,6 +23,9 @@ pub struct EntryPoint {
     pub transport: EntryPointTransport,
     /// Whose addresses [`Self::address`] is of (`on`).
     pub on: EntryPointNetwork,
+    /// Whether servers are told the mesh's peer as `Impersonate-User` and `Impersonate-Group`, as the Kubernetes API takes
+    /// it (`impersonate`); only on the mesh.
+    pub impersonate: bool,
     /// Whether routers without entry points of their own use it; true for all if none says so.
     pub as_default: bool,
     /// Whether every router on it wants TLS (`http.tls` is written).
@@ -278,6 +281,7 @@ impl EntryPoint {
             address,
             transport: EntryPointTransport::Tcp,
             on: EntryPointNetwork::Host,
+            impersonate: false,
             as_default: false,
             tls: false,
             router_tls: None,

@@ -177,6 +177,23 @@ pub fn set_mesh_claims(headers: &mut HeaderMap, peer: &MeshIdentity, address: Ip
     }
 }
 
+/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. Whatever the visitor
+/// itself asked for in this way is taken off: the credential that allows it is ours.
+pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
+    let asked: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(IMPERSONATE)).cloned().collect();
+    for name in asked {
+        headers.remove(name);
+    }
+    // Names of peers and groups have no colon: nobody is `system:masters`.
+    if let Ok(user) = HeaderValue::try_from(&*peer.name) {
+        headers.insert(IMPERSONATE_USER, user);
+    }
+    for group in peer.groups.iter().filter_map(|group| HeaderValue::try_from(&**group).ok()) {
+        headers.append(IMPERSONATE_GROUP, group);
+    }
+}
+
 /// Whether a name is one of those that [`set_mesh_claims`] sets, or one that some servers take for it.
 fn is_mesh_claim(name: &HeaderName) -> bool {
     let Some(start) = name.as_str().as_bytes().get(..MESH_CLAIMS.len()) else { return false };
@@ -239,6 +256,10 @@ fn port_of(host: &str) -> Option<&str> {
     (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
 }
 
+/// Start of the names that Kubernetes takes for a wish to act for somebody (its user impersonation).
+const IMPERSONATE: &str = "impersonate-";
+const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
+const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 /// Start of the names of what is said of the mesh's peers.
 const MESH_CLAIMS: &[u8] = b"x-adit-mesh-";
 /// Name of the mesh's peer that asks.
@@ -443,6 +464,13 @@ mod tests {
         assert_eq!(headers["x-adit-mesher"], "kept");
         set_mesh_claims(&mut headers, &peer, "::ffff:10.9.0.2".parse().unwrap());
         policy.remove_named_by_connection(&mut headers);
+        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "impersonate-uid"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("system:masters"));
+        }
+        set_impersonation(&mut headers, &peer);
+        assert_eq!(headers["impersonate-user"], "laptop");
+        assert_eq!(headers.get_all("impersonate-group").iter().collect::<Vec<_>>(), ["admins", "ops"]);
+        assert!(!headers.values().any(|value| value == "system:masters"), "{headers:?}");
         assert_eq!(headers[X_ADIT_MESH_PEER], "laptop");
         assert_eq!(headers[X_ADIT_MESH_GROUPS], "admins,ops");
         assert_eq!(headers[X_ADIT_MESH_ADDRESS], "10.9.0.2");

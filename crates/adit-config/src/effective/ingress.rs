@@ -25,6 +25,7 @@ pub(super) fn entry_point(entry_point: &EntryPoint) -> Value {
     let mut fields = json!({
         "address": format!("{}{suffix}", address(entry_point.address)),
         "on": on,
+        "impersonate": entry_point.impersonate,
         "asDefault": entry_point.as_default,
         "http": http(entry_point),
         "forwardedHeaders": {

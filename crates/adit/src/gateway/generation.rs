@@ -343,6 +343,11 @@ impl Entry {
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
     }
 
+    /// Whether servers are asked to act for the mesh's peer.
+    pub(crate) fn impersonates(&self) -> bool {
+        self.settings.impersonate
+    }
+
     /// For requests that no router answers.
     pub(crate) fn observed(&self) -> Observed {
         Observed { in_log: self.settings.access_logs, in_metrics: self.settings.metrics }

@@ -12,7 +12,7 @@ pub(crate) mod view_streams;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::{ForwardedPolicy, set_mesh_claims};
+use adit_proxy::forwarded::{ForwardedPolicy, set_impersonation, set_mesh_claims};
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
@@ -200,6 +200,9 @@ fn admit(
     let peer = generation.identify(&request.visitor.entry_point, address);
     if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
         set_mesh_claims(&mut request.headers, peer, address);
+        if entry.impersonates() {
+            set_impersonation(&mut request.headers, peer);
+        }
         exchange.asked_by_peer(peer);
     }
     if trusted
