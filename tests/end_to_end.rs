@@ -10,6 +10,8 @@ mod failures;
 mod ingress;
 #[path = "end_to_end/ingress_check.rs"]
 mod ingress_check;
+#[path = "end_to_end/ingress_heads.rs"]
+mod ingress_heads;
 #[path = "end_to_end/ingress_own.rs"]
 mod ingress_own;
 #[path = "end_to_end/ingress_tls.rs"]

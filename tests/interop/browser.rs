@@ -11,7 +11,7 @@ use crate::support::certificates::Certificates;
 use crate::support::nginx::Nginx;
 use crate::support::origin::Origin;
 use crate::support::process::Process;
-use crate::support::{TempFolder, free_udp_port, require};
+use crate::support::{TempFolder, require};
 
 /// Says over which protocol it came, sends 5 MB, asks again until HTTP/3 answers, and writes what it saw into itself. Its
 /// requests are synchronous, so that all of it is done when the page has loaded.
@@ -54,9 +54,7 @@ impl Site {
             origin.url()
         ));
         nginx.serve_file("page.html", PAGE);
-        let mut ingress = Ingress::to(&nginx.url()).with_tls(&certificates).with("http3: {}");
-        ingress.entry_point =
-            ingress.entry_point.replace("127.0.0.1:0", &format!("127.0.0.1:{}", free_udp_port()));
+        let ingress = Ingress::to(&nginx.url()).with_tls(&certificates).with("http3: {}");
         Self { adit: ingress.start(), certificates, _nginx: nginx, _origin: origin }
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::ingress::{Ingress, ask};
 use crate::support::certificates::Certificates;
 use crate::support::nginx::Nginx;
-use crate::support::{free_udp_port, require, require_python_with, wait_for};
+use crate::support::{require, require_python_with, wait_for};
 use crate::watch::{Bystander, peak_kib};
 
 /// What all floods together may add: each connection's windows, heads and buffers, not what was sent.
@@ -77,12 +77,9 @@ fn slow_http3_floods_are_bounded_and_hurt_nobody_else() {
     let certificates = Certificates::for_names(&["h3.test"]);
     let nginx = Nginx::start("location / { return 200 ok; } location /large { }");
     nginx.serve_file("large", vec![0; 8 << 20]);
-    let port = free_udp_port();
-    let mut ingress = Ingress::to(&nginx.url()).with_tls(&certificates);
-    ingress.entry_point = ingress.entry_point.replace(
-        "\"127.0.0.1:0\"",
-        &format!("\"127.0.0.1:{port}\", http3: {{}}, transport: {{ respondingTimeouts: {{ readHeaderTimeout: 1s }} }}"),
-    );
+    let mut ingress = Ingress::to(&nginx.url())
+        .with_tls(&certificates)
+        .with("http3: {}, transport: { respondingTimeouts: { readHeaderTimeout: 1s } }");
     ingress.plain = true;
     ingress.more.push_str("limits: { body-idle-timeout: 1s }\n");
     let mut adit = ingress.start();

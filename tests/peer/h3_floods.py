@@ -164,6 +164,9 @@ def configure(name, small=False):
 
 
 async def attack(flood, address, name, seconds):
+    if flood in (window_stall, slow_heads, slow_bodies):
+        # These wait for a limit of the server to bite, which a busy machine delays.
+        seconds *= 4
     host, port = address.rsplit(":", 1)
     configuration = configure(name, small=flood is window_stall)
     try:

@@ -138,6 +138,7 @@ fn read_forwarded_headers(field: &Field<'_>, entry_point: &mut EntryPoint) {
     section.set("connection", &mut entry_point.forwarded_connection, Field::strings);
     section.set("notAppendXForwardedFor", &mut entry_point.forwarded_not_append, Field::boolean);
     section.set("addXForwardedSchemeHeaders", &mut entry_point.forwarded_scheme_headers, Field::boolean);
+    section.set("websocketScheme", &mut entry_point.forwarded_websocket_scheme, Field::boolean);
     section.finish();
 }
 

@@ -60,6 +60,8 @@ pub struct EntryPoint {
     pub forwarded_not_append: bool,
     /// Whether `X-Forwarded-Scheme` and `X-Scheme` are set too.
     pub forwarded_scheme_headers: bool,
+    /// Whether `X-Forwarded-Proto` of WebSocket handshakes is `ws` or `wss`, as Traefik has it; else `http` or `https`.
+    pub forwarded_websocket_scheme: bool,
     /// Whose PROXY protocol headers are read; absent = the protocol is not looked for.
     pub proxy_protocol: Option<ProxyProtocolTrust>,
     /// Longest wait for a complete request head.
@@ -299,6 +301,7 @@ impl EntryPoint {
             forwarded_connection: Vec::new(),
             forwarded_not_append: false,
             forwarded_scheme_headers: false,
+            forwarded_websocket_scheme: true,
             proxy_protocol: None,
             read_header_timeout: Duration::from_secs(10),
             read_timeout: None,

@@ -333,3 +333,25 @@ fn a_negative_duration_disables_at_most_its_object() {
     let Middleware::Invalid(fault) = &dynamic.http.middlewares["l"] else { panic!() };
     assert!(fault.contains("period"), "{fault}");
 }
+
+#[test]
+fn a_cookies_expiry_is_read_and_empty_lists_count_as_none() {
+    let text = "
+http:
+  services:
+    s:
+      loadBalancer:
+        servers: [ { url: http://a } ]
+        sticky: { cookie: { expires: 3600 } }
+  middlewares:
+    c: { compress: { encodings: [] } }
+    e: { errors: { status: [ '500' ], service: s, errorRequestHeaders: [] } }
+";
+    let dynamic = yaml(text).unwrap();
+    let ServiceKind::LoadBalancer(balancer) = &dynamic.http.services["s"].kind else { panic!() };
+    assert_eq!(balancer.sticky.as_ref().unwrap().expires_s, 3600);
+    let Middleware::Compress(compress) = &dynamic.http.middlewares["c"] else { panic!() };
+    assert_eq!(compress.encodings.len(), 3);
+    let Middleware::Errors(errors) = &dynamic.http.middlewares["e"] else { panic!() };
+    assert!(errors.error_request_headers.is_none());
+}

@@ -33,4 +33,5 @@ pub mod service;
 pub mod tcp;
 pub mod tls;
 pub mod udp;
+mod wanted;
 pub mod write;

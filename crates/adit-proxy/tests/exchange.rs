@@ -523,3 +523,20 @@ async fn what_announces_an_answers_trailers_goes_with_them() {
         .await;
     assert!(!without.contains("Trailer:"), "{without}");
 }
+
+#[tokio::test]
+async fn an_http2_visitor_that_waits_to_be_asked_for_content_is_asked() {
+    let chain = chain();
+    let stream = TcpStream::connect(chain.address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::builder().method(Method::POST).uri("http://a/count");
+    let request = request.header("expect", "100-continue").body(()).unwrap();
+    let (mut response, mut stream) = client.send_request(request, false).unwrap();
+    let informed =
+        tokio::time::timeout(Duration::from_secs(10), poll_fn(|cx| response.poll_informational(cx)));
+    assert_eq!(informed.await.unwrap().unwrap().unwrap().status(), StatusCode::CONTINUE);
+    stream.send_data(bytes::Bytes::from_static(b"12345"), true).unwrap();
+    let (head, mut body) = response.await.unwrap().into_parts();
+    assert_eq!((head.status, body.data().await.unwrap().unwrap()), (StatusCode::OK, "5".into()));
+}

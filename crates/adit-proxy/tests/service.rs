@@ -17,8 +17,11 @@ use http::{Method, StatusCode};
 use support::*;
 
 fn weighted(shares: &[(&str, u32)]) -> WeightedServices {
-    let services =
-        shares.iter().map(|(name, weight)| WeightedService { name: (*name).to_owned(), weight: *weight });
+    let services = shares.iter().map(|(name, weight)| WeightedService {
+        name: (*name).to_owned(),
+        written: (*name).to_owned(),
+        weight: *weight,
+    });
     WeightedServices { services: services.collect(), sticky: None, health_check: false }
 }
 
@@ -153,9 +156,9 @@ async fn a_weighted_services_cookie_is_made_of_the_name_as_written() {
         let services = plan.with("w", ServiceKind::Weighted(settings)).compile(None);
         async move { get(&services, "w").await.headers["set-cookie"].clone() }
     };
-    // The first 16 hexadecimal digits of SHA-256 of "a".
+    // The first 16 hexadecimal digits of SHA-256 of "a", and of "a@file".
     assert_eq!(value("a").await, "w=ca978112ca1bbdca; Path=/");
-    assert_eq!(value("a@file").await, "w=ca978112ca1bbdca; Path=/");
+    assert_eq!(value("a@file").await, "w=2bfa7ea762adbfdb; Path=/");
 }
 
 #[tokio::test]

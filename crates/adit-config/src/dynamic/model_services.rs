@@ -92,6 +92,8 @@ pub struct Cookie {
     pub same_site: Option<SameSite>,
     /// `Max-Age` in seconds; 0 = a session cookie, negative = `Max-Age=0`.
     pub max_age_s: i64,
+    /// `Expires`, so many seconds after the cookie is set; 0 = none.
+    pub expires_s: i64,
     /// `Path`; `/` by default, absent if written empty.
     pub path: Option<String>,
     /// `Domain`.
@@ -171,8 +173,10 @@ pub struct WeightedServices {
 /// One service and its share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightedService {
-    /// Service name as written.
+    /// Service name; with its provider once files are merged.
     pub name: String,
+    /// Service name as written, which a visitor's cookie is made of.
+    pub written: String,
     /// Share of requests; 0 = none.
     pub weight: u32,
 }
@@ -301,6 +305,7 @@ impl Default for Cookie {
             http_only: false,
             same_site: None,
             max_age_s: 0,
+            expires_s: 0,
             path: Some("/".to_owned()),
             domain: None,
         }

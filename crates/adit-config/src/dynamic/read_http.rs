@@ -201,6 +201,7 @@ fn read_cookie(mut section: Section<'_>) -> Cookie {
             }
         });
     section.set("maxAge", &mut cookie.max_age_s, Field::whole);
+    section.set("expires", &mut cookie.expires_s, Field::whole);
     section.set("path", &mut cookie.path, |field| Some(field.filled()));
     cookie.domain = section.optional("domain", Field::filled);
     section.finish();
@@ -271,10 +272,11 @@ fn read_highest(field: &Field<'_>) -> Option<HighestRandomWeight> {
 pub(super) fn read_weighted_services(field: &Field<'_>) -> Option<Vec<WeightedService>> {
     let read = |field: &Field<'_>| {
         let mut section = field.element()?;
-        let mut service = WeightedService { name: String::new(), weight: 1 };
+        let mut service = WeightedService { name: String::new(), written: String::new(), weight: 1 };
         section.set("name", &mut service.name, Field::string);
         section.set("weight", &mut service.weight, Field::weight);
         section.finish();
+        service.written.clone_from(&service.name);
         Some(service)
     };
     Some(field.items().iter().filter_map(read).collect())

@@ -129,7 +129,8 @@ fn read_compress(field: &Field<'_>) -> Option<Middleware> {
     section.set("minResponseBodyBytes", &mut compress.response_body_bytes_min, |field| {
         field.bytes_max().map(Option::unwrap_or_default).filter(|bytes| *bytes > 0)
     });
-    section.set("encodings", &mut compress.encodings, Field::strings);
+    // An empty list counts as none at all.
+    section.set("encodings", &mut compress.encodings, |field| field.strings().filter(|l| !l.is_empty()));
     compress.default_encoding = section.optional("defaultEncoding", Field::filled);
     section.finish();
     Some(Middleware::Compress(compress))
@@ -176,7 +177,8 @@ fn read_errors(field: &Field<'_>) -> Option<Middleware> {
     section.set("statusRewrites", &mut errors.status_rewrites, |field| field.objects(read_status));
     section.set("service", &mut errors.service, Field::string);
     section.set("query", &mut errors.query, Field::string);
-    errors.error_request_headers = section.optional("errorRequestHeaders", Field::strings);
+    errors.error_request_headers =
+        section.optional("errorRequestHeaders", Field::strings).filter(|names| !names.is_empty());
     section.finish();
     Some(Middleware::Errors(errors))
 }

@@ -34,6 +34,7 @@ pub(super) fn entry_point(entry_point: &EntryPoint) -> Value {
             "connection": entry_point.forwarded_connection,
             "notAppendXForwardedFor": entry_point.forwarded_not_append,
             "addXForwardedSchemeHeaders": entry_point.forwarded_scheme_headers,
+            "websocketScheme": entry_point.forwarded_websocket_scheme,
         },
         "transport": {
             "respondingTimeouts": {

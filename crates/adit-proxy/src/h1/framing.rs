@@ -70,6 +70,9 @@ pub fn of_request(headers: &HeaderMap, version: Version) -> Result<Framing, Fram
 
 /// The framing of a response to `method`.
 ///
+/// A server says little more than what was asked of it, so that what it says twice is taken where it can be: equal lengths
+/// are one, and a chunked coding wins over a length (RFC 9112 §6.3; the connection is not used again then).
+///
 /// # Errors
 /// As for requests: a response that two parsers can read in two ways is not forwarded.
 pub fn of_response(
@@ -81,7 +84,10 @@ pub fn of_response(
     if status == StatusCode::SWITCHING_PROTOCOLS {
         return Ok(Framing::Raw);
     }
-    let declared = declared(headers, version)?;
+    let declared = match headers.contains_key(header::TRANSFER_ENCODING) {
+        true => coding(headers, version)?,
+        false => length(headers, true)?,
+    };
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
@@ -97,23 +103,27 @@ pub fn strip(headers: &mut HeaderMap) {
 
 /// Reads `Content-Length` and `Transfer-Encoding`; `None` if neither is there.
 fn declared(headers: &HeaderMap, version: Version) -> Result<Option<Framing>, FramingError> {
+    match (headers.contains_key(header::TRANSFER_ENCODING), headers.contains_key(header::CONTENT_LENGTH)) {
+        (true, true) => Err(FramingError::Both),
+        (true, false) => coding(headers, version),
+        (false, _) => length(headers, false),
+    }
+}
+
+fn coding(headers: &HeaderMap, version: Version) -> Result<Option<Framing>, FramingError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(None) };
+    let is_chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    match is_chunked && codings.next().is_none() && version == Version::HTTP_11 {
+        true => Ok(Some(Framing::Chunked)),
+        false => Err(FramingError::UnknownCoding),
+    }
+}
+
+fn length(headers: &HeaderMap, may_repeat: bool) -> Result<Option<Framing>, FramingError> {
     let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let coding = codings.next();
-    let length = lengths.next();
-    if coding.is_some() && length.is_some() {
-        return Err(FramingError::Both);
-    }
-    if let Some(coding) = coding {
-        let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        return if chunked && codings.next().is_none() && version == Version::HTTP_11 {
-            Ok(Some(Framing::Chunked))
-        } else {
-            Err(FramingError::UnknownCoding)
-        };
-    }
-    let Some(length) = length else { return Ok(None) };
-    if lengths.next().is_some() {
+    let Some(length) = lengths.next() else { return Ok(None) };
+    if lengths.any(|other| !may_repeat || other != length) {
         return Err(FramingError::Length);
     }
     match parse_length(length).ok_or(FramingError::Length)? {

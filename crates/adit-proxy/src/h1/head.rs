@@ -78,6 +78,9 @@ pub enum HeadError {
     /// A `101` to a request that did not ask for one.
     #[error("a switch of protocols that nobody asked for")]
     UnaskedUpgrade,
+    /// An expectation other than `100-continue` (RFC 9110 §10.1.1).
+    #[error("unknown expectation")]
+    Expectation,
     /// The head does not say in one way where the content ends.
     #[error("{0}")]
     Framing(#[from] FramingError),
@@ -97,6 +100,7 @@ impl HeadError {
             Self::Connect => "head_connect",
             Self::Version => "head_version",
             Self::UnaskedUpgrade => "head_unasked_upgrade",
+            Self::Expectation => "head_expectation",
             Self::Framing(error) => error.reason(),
         }
     }
@@ -106,6 +110,7 @@ impl HeadError {
         match self {
             Self::TooLarge | Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Connect | Self::Framing(FramingError::UnknownCoding) => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -170,8 +175,7 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let host = take_host(&mut headers, &uri, version)?;
     let framing = framing::of_request(&headers, version)?;
     let options = ConnectionOptions::read(&headers);
-    let expect_continue = version == Version::HTTP_11
-        && headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expect_continue = version == Version::HTTP_11 && expects_continue(&headers)?;
     let upgrade = if options.upgrade && framing == Framing::Empty && version == Version::HTTP_11 {
         upgrade_of(&headers)
     } else {
@@ -189,7 +193,10 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
 pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
-    let parser = httparse::ParserConfig::default();
+    let mut parser = httparse::ParserConfig::default();
+    // RFC 9112 §5.1, §5.2: a proxy takes off what servers may not send and others do not believe.
+    parser.allow_spaces_after_header_name_in_responses(true);
+    parser.allow_obsolete_multiline_headers_in_responses(true);
     match parser.parse_response_with_uninit_headers(&mut parsed, head, &mut fields) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(HeadError::Malformed),
@@ -204,7 +211,11 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
     let mut headers = collect(head, parsed.headers, 1)?;
     let framing = framing::of_response(&headers, status, method, version)?;
-    let keep_alive = ConnectionOptions::read(&headers).keep_alive(version) && framing != Framing::UntilClose;
+    let is_contradictory =
+        headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
+    let keep_alive = ConnectionOptions::read(&headers).keep_alive(version)
+        && framing != Framing::UntilClose
+        && !is_contradictory;
     // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
     if framing == Framing::Empty {
         headers.remove(header::TRANSFER_ENCODING);
@@ -212,6 +223,20 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
         framing::strip(&mut headers);
     }
     Ok(ResponseHead { status, headers, framing, keep_alive })
+}
+
+/// Whether the sender of a request waits for `100 Continue` before it sends content.
+///
+/// # Errors
+/// [`HeadError::Expectation`]: it waits for something that nobody here knows.
+pub fn expects_continue(headers: &HeaderMap) -> Result<bool, HeadError> {
+    match headers.get(header::EXPECT) {
+        None => Ok(false),
+        Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        // Go's servers, Traefik among them, take an empty one as none.
+        Some(value) if value.is_empty() => Ok(false),
+        Some(_) => Err(HeadError::Expectation),
+    }
 }
 
 /// What the `Connection` field says.
@@ -330,12 +355,21 @@ fn collect(head: &Bytes, fields: &[httparse::Header<'_>], spare: usize) -> Resul
     let mut headers = HeaderMap::with_capacity(fields.len() + spare);
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
-        // The value stays a slice of the head: no copy per field.
-        let value =
-            HeaderValue::from_maybe_shared(head.slice_ref(field.value)).map_err(|_| HeadError::Malformed)?;
+        // The value stays a slice of the head: no copy per field, unless it was folded.
+        let value = match memchr::memchr(b'\n', field.value) {
+            None => HeaderValue::from_maybe_shared(head.slice_ref(field.value)),
+            Some(_) => HeaderValue::from_maybe_shared(Bytes::from(unfolded(field.value))),
+        };
+        let value = value.map_err(|_| HeadError::Malformed)?;
         headers.append(name, value);
     }
     Ok(headers)
+}
+
+/// A value in one line: each fold becomes a space (RFC 9112 §5.2). Only responses get this far with one.
+fn unfolded(value: &[u8]) -> Vec<u8> {
+    let lines = value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(&b' ')
 }
 
 fn request_error(error: httparse::Error, head: &[u8]) -> HeadError {
@@ -376,6 +410,43 @@ mod tests {
             Some(length) => parse_request(&Bytes::copy_from_slice(&text.as_bytes()[..length])),
             None => Err(HeadError::Malformed),
         }
+    }
+
+    #[test]
+    fn what_a_server_says_twice_or_folds_is_taken_where_it_means_one_thing() {
+        let parsed = |lines: &str| {
+            let head = Bytes::from(format!("HTTP/1.1 200 OK\r\n{lines}\r\n"));
+            parse_response(&head, &Method::GET)
+        };
+        let folded = parsed("X-A: one\r\n  two\r\n\tthree\r\nContent-Length: 3\r\n").unwrap();
+        assert_eq!(
+            (&folded.headers["x-a"], folded.framing),
+            (&"one two three".parse().unwrap(), Framing::Length(3))
+        );
+        let repeated = parsed("Content-Length: 3\r\nContent-Length: 3\r\n").unwrap();
+        assert_eq!((repeated.framing, repeated.keep_alive), (Framing::Length(3), true));
+        let both = parsed("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n").unwrap();
+        assert_eq!((both.framing, both.keep_alive), (Framing::Chunked, false));
+        assert!(both.headers.is_empty());
+        assert_eq!(parsed("X-B : 1\r\n").unwrap().headers["x-b"], "1");
+        for lines in [
+            "Content-Length: 3\r\nContent-Length: 4\r\n",
+            "Content-Length: 3, 3\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            " X: 1\r\n",
+        ] {
+            assert!(parsed(lines).is_err(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn an_expectation_that_nobody_knows_is_417() {
+        let parsed = |expect: &str| {
+            parse_request(&Bytes::from(format!("GET / HTTP/1.1\r\nHost: a\r\nExpect: {expect}\r\n\r\n")))
+        };
+        assert!(parsed("100-Continue").unwrap().expect_continue);
+        assert_eq!(parsed("coffee").unwrap_err().status(), StatusCode::EXPECTATION_FAILED);
     }
 
     #[test]

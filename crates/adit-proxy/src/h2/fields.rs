@@ -21,6 +21,8 @@ pub(crate) struct Head {
     pub(crate) is_websocket: bool,
     /// `Content-Length`, if there was one.
     pub(crate) length: Option<u64>,
+    /// The visitor waits for `100 Continue` before it sends content.
+    pub(crate) expects_continue: bool,
 }
 
 /// A request that is answered without asking anybody.
@@ -60,8 +62,10 @@ pub(crate) fn read(parts: Parts, protocol: Option<&str>, fields_max: usize) -> R
         Some(value) => Some(framing::parse_length(&value).ok_or(Refused::bad("framing_length"))?),
         None => None,
     };
+    let expects_continue = head::expects_continue(&headers)
+        .map_err(|error| Refused { status: error.status(), reason: error.reason() })?;
     let method = if is_websocket { Method::GET } else { method };
-    Ok(Head { method, uri, host, headers, is_websocket, length })
+    Ok(Head { method, uri, host, headers, is_websocket, length, expects_continue })
 }
 
 /// The head of an answer, and its content; `is_head` if the request was HEAD.

@@ -1,7 +1,7 @@
 //! One visitor's HTTP/2 connection: a task for the connection and one for each request.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::fields::{self, Refused};
@@ -21,6 +22,7 @@ use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::idle::Deadline;
 use crate::message::{Request, Response, Service, Visitor};
+use crate::wanted;
 
 /// Serves requests until the connection ends or `drain` begins and the last stream is done.
 pub async fn serve<S: Service>(
@@ -109,8 +111,8 @@ async fn answer<S: Service>(
 ) {
     let metrics = &exchange.options.metrics;
     let is_head = *request.method() == Method::HEAD;
-    let request = match translate(request, &exchange) {
-        Ok(request) => request,
+    let (request, mut wanted) = match translate(request, &exchange) {
+        Ok(translated) => translated,
         Err(refused) => {
             metrics.refused(refused.reason);
             let mut refusal = http::Response::new(());
@@ -121,10 +123,20 @@ async fn answer<S: Service>(
     };
     let is_upgrade = request.upgrade.is_some();
     let mut call = pin!(exchange.service.call(request));
-    let response = poll_fn(|cx| match call.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(response) = call.as_mut().poll(cx) {
+            return Poll::Ready(Some(response));
+        }
+        if let Some(waiting) = &mut wanted
+            && let Poll::Ready(result) = Pin::new(waiting).poll(cx)
+        {
+            wanted = None;
+            if result.is_ok() {
+                let _ = respond.send_informational(wanted::go_on());
+            }
+        }
         // The visitor reset the stream: dropping the call aborts the exchange with the origin.
-        Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        respond.poll_reset(cx).map(|_| None)
     })
     .await;
     let Some(response) = response else {
@@ -160,12 +172,16 @@ async fn send(
     poll_fn(|cx| outgoing.poll(cx)).await
 }
 
-/// The request in our own form, with the checks that HTTP/1.1's parser does for its side.
-fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> Result<Request, Refused> {
+/// The request in our own form, with the checks that HTTP/1.1's parser does for its side; and what tells when its content
+/// is wanted, if the visitor waits for that.
+fn translate<S>(
+    request: http::Request<RecvStream>,
+    exchange: &Exchange<S>,
+) -> Result<(Request, Option<oneshot::Receiver<()>>), Refused> {
     let (parts, stream) = request.into_parts();
     let protocol = parts.extensions.get::<h2::ext::Protocol>().map(|protocol| protocol.as_str().to_owned());
     let head = fields::read(parts, protocol.as_deref(), exchange.options.head_fields_max)?;
-    let fields::Head { method, uri, host, mut headers, is_websocket, length } = head;
+    let fields::Head { method, uri, host, mut headers, is_websocket, length, expects_continue } = head;
     let options = &exchange.options;
     let body = if is_websocket {
         websocket::prepare(&mut headers);
@@ -177,7 +193,14 @@ fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> R
         let body = Body::stream(Incoming::new(stream, Some(options.body_idle_timeout)), length);
         Deadline::limit(body, options.read_timeout)
     };
-    Ok(Request {
+    let (body, wanted) = match expects_continue && !body.is_empty() && !is_websocket {
+        true => {
+            let (body, wanted) = wanted::announced(body);
+            (body, Some(wanted))
+        }
+        false => (body, None),
+    };
+    let request = Request {
         method,
         uri,
         version: http::Version::HTTP_2,
@@ -186,7 +209,8 @@ fn translate<S>(request: http::Request<RecvStream>, exchange: &Exchange<S>) -> R
         body,
         upgrade: is_websocket.then(|| websocket::PROTOCOL.into()),
         visitor: Arc::clone(&exchange.visitor),
-    })
+    };
+    Ok((request, wanted))
 }
 
 /// Upload credit of one stream: fills 400 Mbit/s at 20 ms.
@@ -279,7 +303,7 @@ mod tests {
         let (mut sender, mut connection) = h2::client::handshake(ours).await.unwrap();
         // The server's settings allow extended CONNECT; they must have arrived.
         poll_fn(|cx| {
-            let _ = Future::poll(std::pin::Pin::new(&mut connection), cx);
+            let _ = Future::poll(Pin::new(&mut connection), cx);
             if sender.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;

@@ -1,5 +1,6 @@
 //! One visitor's HTTP/3 connection: a task for the connection and one for each request.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::h1::server::Options;
 use crate::h2::fields::{self, Refused};
 use crate::idle::Deadline;
 use crate::message::{Request, Response, Service, Visitor};
+use crate::wanted;
 
 /// What the requests of a connection share.
 struct Exchange<S> {
@@ -106,6 +108,13 @@ async fn answer<S: Service>(resolver: RequestResolver<BoundedConnection, Bytes>,
             Deadline::limit(body, options.read_timeout)
         }
     };
+    let (body, wanted) = match head.expects_continue && !body.is_empty() {
+        true => {
+            let (body, wanted) = wanted::announced(body);
+            (body, Some(wanted))
+        }
+        false => (body, None),
+    };
     let request = Request {
         method: head.method,
         uri: head.uri,
@@ -116,7 +125,19 @@ async fn answer<S: Service>(resolver: RequestResolver<BoundedConnection, Bytes>,
         upgrade: None,
         visitor: Arc::clone(&exchange.visitor),
     };
-    let response = exchange.service.call(request).await;
+    let mut call = pin!(exchange.service.call(request));
+    let response = match wanted {
+        None => call.await,
+        Some(wanted) => tokio::select! {
+            biased;
+            response = &mut call => response,
+            Ok(()) = wanted => {
+                // Three bytes of a field section: a visitor that does not take them takes no answer either.
+                let _ = timeout(options.write_idle_timeout, sender.send_response(wanted::go_on())).await;
+                call.await
+            }
+        },
+    };
     let (head, body) = fields::write(response, is_head);
     let body = Deadline::limit(body, options.write_timeout);
     if let Err(failure) = stream::send(&mut sender, head, body, options.write_idle_timeout).await {

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use adit_auth::{DigestVerdict, Digests};
 use adit_config::dynamic;
+use adit_route::path::{normalize, normalize_query};
 use http::StatusCode;
 use http::header::HeaderValue;
 
@@ -45,20 +46,42 @@ impl Edit for DigestAuth {
         let claim = go_url::field(&request.headers, "authorization").unwrap_or_default();
         let target = go_url::target(&request.uri);
         let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        let (user, is_stale) = match digests.verify(claim, request.method.as_str(), target, now_secs()) {
-            DigestVerdict::Pass(user) => {
-                drop(digests);
-                self.admission.apply(request, &user);
-                ctx.log.user = Some(user.into());
-                return ControlFlow::Continue(());
-            }
-            DigestVerdict::Stale(user) => (Some(user), true),
-            DigestVerdict::Refuse(user) => (user, false),
-        };
+        let (user, is_stale) =
+            match digests.verify(claim, request.method.as_str(), |uri| is_same(uri, target), now_secs()) {
+                DigestVerdict::Pass(user) => {
+                    drop(digests);
+                    self.admission.apply(request, &user);
+                    ctx.log.user = Some(user.into());
+                    return ControlFlow::Continue(());
+                }
+                DigestVerdict::Stale(user) => (Some(user), true),
+                DigestVerdict::Refuse(user) => (user, false),
+            };
         ctx.refused(if is_stale { "digest_auth_stale" } else { "digest_auth_refused" });
         ctx.log.user = user.map(Into::into);
         ControlFlow::Break(Self::challenge(&digests, is_stale))
     }
+}
+
+/// Whether a claim is for `target` (RFC 7616 §3.4.6). A visitor claims what it sent, and `target` is what that was cleaned
+/// to: any spelling of it is the same target. Some clients leave out the query.
+fn is_same(uri: &str, target: &str) -> bool {
+    let split = |text: &'_ str| {
+        text.split_once('?')
+            .map_or((text.to_owned(), None), |(path, query)| (path.to_owned(), Some(query.to_owned())))
+    };
+    let ((claimed, claimed_query), (path, query)) = (split(uri), split(target));
+    let is_path = claimed == path
+        || [true, false]
+            .into_iter()
+            .any(|sanitize| normalize(&claimed, sanitize).is_ok_and(|normal| normal.upstream_path == path));
+    let is_query = |claimed: &str| {
+        query.as_deref().is_some_and(|query| {
+            claimed == query
+                || [true, false].into_iter().any(|encode| normalize_query(claimed, encode).upstream == query)
+        })
+    };
+    is_path && claimed_query.as_deref().is_none_or(is_query)
 }
 
 fn now_secs() -> u64 {
@@ -71,6 +94,19 @@ mod tests {
 
     use super::super::tests::{ctx, request};
     use super::*;
+
+    #[test]
+    fn a_claim_is_for_any_spelling_of_the_target_and_for_no_other() {
+        for (uri, target) in
+            [("/a%41", "/aA"), ("/x?a;b", "/x?a&b"), ("/x", "/x?q"), ("/x/../y", "/y"), ("/a%2fb", "/a%2Fb")]
+        {
+            assert!(is_same(uri, target), "{uri} {target}");
+        }
+        for (uri, target) in [("/a%2fb", "/a/b"), ("/x?a", "/x?b"), ("/x?a", "/x"), ("/y", "/x"), ("", "/x")]
+        {
+            assert!(!is_same(uri, target), "{uri} {target}");
+        }
+    }
 
     #[test]
     fn a_stranger_is_challenged_with_a_nonce_of_its_own() {

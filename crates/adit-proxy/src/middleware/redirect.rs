@@ -87,7 +87,7 @@ impl Edit for RedirectRegex {
 fn answer(request: &Request, ctx: &mut Ctx, location: &str, permanent: bool) -> ControlFlow<Response> {
     let Some(location) = legal(location) else {
         ctx.refused("redirect_invalid");
-        return ControlFlow::Break(reply::status_text(StatusCode::INTERNAL_SERVER_ERROR));
+        return ControlFlow::Break(reply::status_text(StatusCode::BAD_GATEWAY));
     };
     // Only GET may be repeated as another method's GET; everything else keeps method and content (RFC 9110 §15.4).
     let status = match (permanent, request.method == Method::GET) {
@@ -120,7 +120,7 @@ fn legal(location: &str) -> Option<String> {
     if base.contains(' ') {
         return None;
     }
-    let mut out = format!("{base}{}", go_url::escaped(path).ok()?);
+    let mut out = format!("{}{}", legal_base(base)?, go_url::escaped(path).ok()?);
     if let Some(query) = query {
         out.push('?');
         out.push_str(&query.replace(' ', "%20"));
@@ -130,6 +130,21 @@ fn legal(location: &str) -> Option<String> {
         out.push_str(&fragment.replace(' ', "%20"));
     }
     Some(out)
+}
+
+/// `scheme://authority`, what is no ASCII encoded; none without a scheme or with a port that is no number.
+fn legal_base(base: &str) -> Option<String> {
+    let Some((scheme, authority)) = base.split_once("://") else { return Some(base.to_owned()) };
+    let is_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let is_port = split_port(host).1.is_none_or(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let encode = |byte: u8| match byte {
+        0x80.. => format!("%{byte:02X}"),
+        _ => char::from(byte).to_string(),
+    };
+    (is_scheme && is_port)
+        .then(|| format!("{scheme}://{}", authority.bytes().map(encode).collect::<String>()))
 }
 
 /// The scheme of the visitor's own hop.
@@ -174,6 +189,21 @@ mod tests {
             permanent: false,
         };
         RedirectScheme::new(&config).unwrap()
+    }
+
+    #[test]
+    fn what_is_no_url_is_not_redirected_to() {
+        for (location, url) in [
+            ("https://é.t/é", Some("https://%C3%A9.t/%C3%A9")),
+            ("https://a.t:8443/x", Some("https://a.t:8443/x")),
+            ("https://[::1]/x", Some("https://[::1]/x")),
+            ("/x y", Some("/x%20y")),
+            ("://host/x", None),
+            ("https://a.t:port/", None),
+            ("1https://a.t/", None),
+        ] {
+            assert_eq!(legal(location).as_deref(), url, "{location}");
+        }
     }
 
     #[test]

@@ -62,9 +62,11 @@ impl Retry {
 
     async fn repeat(&self, mut request: Request, ctx: &mut Ctx, next: Next<'_>) -> Response {
         let start = Instant::now();
-        let by_status = self.retries_statuses(&request.method) && request.upgrade.is_none();
-        // Without a status to wait for, a second attempt is made only if nothing was sent: nothing need be kept.
-        let bytes_max = if by_status { self.body_bytes_max } else { Some(0) };
+        let by_status = self.retries_statuses(&request.method);
+        // Without a status to wait for, a second attempt is made only if nothing was sent: nothing need be kept. What
+        // follows an upgrade is not sent before the server has agreed to it.
+        let is_kept = by_status && request.upgrade.is_none();
+        let bytes_max = if is_kept { self.body_bytes_max } else { Some(0) };
         let body = std::mem::replace(&mut request.body, Body::empty());
         let replay = Replay::new(body, bytes_max, Overflow::Forget);
         let Some(mut body) = replay.attempt() else { return next.run(request, ctx).await };
@@ -139,6 +141,29 @@ mod tests {
         let mut ctx = ctx();
         let response = run(&chain, target, request, &mut ctx).await;
         (response, ctx)
+    }
+
+    #[tokio::test]
+    async fn a_refused_upgrade_is_asked_for_again() {
+        let mut upgrade = request("/");
+        upgrade.upgrade = Some("websocket".into());
+        upgrade.body = Body::stream(Unread, crate::body::Length::Raw);
+        let target = Echo::failing(&[(503, Outcome::Unsent), (101, Outcome::Unsent)]);
+        let config = dynamic::Retry { disable_retry_on_network_error: true, ..config(3, &["503"]) };
+        let chain = [Layer::around("m", Retry::new(&config).unwrap())];
+        assert_eq!(run(&chain, &target, upgrade, &mut ctx()).await.status.as_u16(), 101);
+    }
+
+    struct Unread;
+
+    impl crate::body::BodySource for Unread {
+        fn poll_chunks(
+            &mut self,
+            _cx: &mut std::task::Context<'_>,
+            _out: &mut crate::body::Batch,
+        ) -> std::task::Poll<Result<bool, crate::body::BodyError>> {
+            panic!("nothing is read before the server has agreed")
+        }
     }
 
     #[tokio::test]

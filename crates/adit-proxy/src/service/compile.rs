@@ -232,7 +232,7 @@ impl Compiler<'_> {
                 return Err(failover::no_health(node.name()));
             }
             children.push(Child {
-                name: as_written(&service.name, name).into(),
+                name: service.written.as_str().into(),
                 weight: service.weight,
                 node,
                 watched: group.health_check,
@@ -336,14 +336,6 @@ fn qualified(name: &str, from: &str) -> String {
     match (name.contains('@'), from.rsplit_once('@')) {
         (false, Some((_, provider))) => format!("{name}@{provider}"),
         _ => name.to_owned(),
-    }
-}
-
-/// A reference without the provider that it shares with `from`.
-fn as_written<'a>(name: &'a str, from: &str) -> &'a str {
-    match (name.rsplit_once('@'), from.rsplit_once('@')) {
-        (Some((bare, provider)), Some((_, own))) if provider == own => bare,
-        _ => name,
     }
 }
 

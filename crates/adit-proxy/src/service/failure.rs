@@ -47,8 +47,7 @@ fn status(error: &ForwardError) -> StatusCode {
         ForwardError::Exchange(ExchangeError::Closed(Some(source))) if is_timeout(source) => {
             StatusCode::GATEWAY_TIMEOUT
         }
-        ForwardError::Exchange(ExchangeError::Closed(_)) => StatusCode::BAD_GATEWAY,
-        ForwardError::Exchange(ExchangeError::Head(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+        ForwardError::Exchange(ExchangeError::Closed(_) | ExchangeError::Head(_)) => StatusCode::BAD_GATEWAY,
         ForwardError::Exchange(ExchangeError::RequestBody(error)) | ForwardError::Buffer(error) => {
             of_content(*error)
         }
@@ -116,7 +115,8 @@ mod tests {
             target: String::new(),
             source: Arc::new(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
-        let cases: [(ForwardError, u16); 7] = [
+        let cases: [(ForwardError, u16); 8] = [
+            (ExchangeError::Head(crate::h1::head::HeadError::Malformed).into(), 502),
             (ConnectError::ConnectTimeout(String::new()).into(), 504),
             (ExchangeError::Timeout.into(), 504),
             (ExchangeError::Closed(None).into(), 502),

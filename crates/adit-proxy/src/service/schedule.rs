@@ -9,6 +9,8 @@ pub(super) struct Schedule {
     turns: Vec<Turn>,
     /// When the member chosen last was due: newcomers are due one share after it.
     now: f64,
+    /// Choices so far.
+    choices: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ struct Turn {
     name: Box<str>,
     share: f64,
     due: f64,
+    /// Number of the choice it had its last turn at; 0 if it had none yet.
+    last: u64,
 }
 
 impl Schedule {
@@ -33,10 +37,10 @@ impl Schedule {
                 let before = previous.and_then(|p| p.turns.iter().find(|t| &*t.name == name));
                 // A smaller weight than before must not leave the member waiting for a share it no longer has.
                 let due = before.map_or(now + share, |turn| turn.due.min(now + share));
-                Turn { name: name.into(), share, due }
+                Turn { name: name.into(), share, due, last: before.map_or(0, |turn| turn.last) }
             })
             .collect();
-        Self { turns, now }
+        Self { turns, now, choices: previous.map_or(0, |p| p.choices) }
     }
 
     /// Chooses among the members that `eligible` allows.
@@ -44,14 +48,18 @@ impl Schedule {
     /// Members that are passed over because they are not eligible lose their turn: a server that comes back gets its
     /// share, not what it missed.
     pub(super) fn next(&mut self, eligible: impl Fn(usize) -> bool) -> Option<usize> {
-        let mut chosen: Option<(usize, f64)> = None;
+        let mut chosen: Option<(usize, f64, u64)> = None;
         for (index, turn) in self.turns.iter().enumerate() {
-            if chosen.is_none_or(|(_, due)| turn.due < due) && eligible(index) {
-                chosen = Some((index, turn.due));
+            // Of those that are due together, the one that has waited longest.
+            let is_before = |(_, due, last)| turn.due < due || (turn.due <= due && turn.last < last);
+            if chosen.is_none_or(is_before) && eligible(index) {
+                chosen = Some((index, turn.due, turn.last));
             }
         }
-        let (index, due) = chosen?;
+        let (index, due, _) = chosen?;
         self.now = due;
+        self.choices += 1;
+        self.turns[index].last = self.choices;
         for turn in &mut self.turns {
             if turn.due < due {
                 turn.due = due + turn.share;
@@ -88,6 +96,17 @@ mod tests {
             }
         }
         counts
+    }
+
+    #[test]
+    fn of_members_due_together_the_one_that_waited_longest_is_next() {
+        let order = |weights: &[(&str, u32)], rounds: usize| -> Vec<usize> {
+            let mut schedule = Schedule::new(weights.iter().copied(), None);
+            (0..rounds).filter_map(|_| schedule.next(|_| true)).collect()
+        };
+        assert_eq!(order(&[("a", 3), ("b", 1)], 4), [0, 0, 1, 0]);
+        assert_eq!(order(&[("a", 2), ("b", 1)], 6), [0, 1, 0, 0, 1, 0]);
+        assert_eq!(order(&[("a", 1), ("b", 1), ("c", 1)], 6), [0, 1, 2, 0, 1, 2]);
     }
 
     #[test]

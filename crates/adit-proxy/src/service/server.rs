@@ -14,7 +14,7 @@ use super::state::ServerState;
 use super::url::ServerUrl;
 use crate::forwarded;
 use crate::h2::websocket;
-use crate::headers;
+use crate::headers::{self, X_FORWARDED_FOR};
 use crate::message::{Request, Response};
 use crate::middleware::{Ctx, Outcome};
 use crate::origin::{ForwardError, Origin};
@@ -144,6 +144,10 @@ impl Addressed {
     pub(super) fn new(request: &mut Request, ctx: &Ctx, keep: bool) -> Self {
         if ctx.append_forwarded_for {
             forwarded::append_for(&mut request.headers, &request.visitor, ctx.client);
+        } else if let Some(list) = headers::forwarded_for(&request.headers)
+            && let Ok(list) = HeaderValue::try_from(list)
+        {
+            request.headers.insert(X_FORWARDED_FOR, list);
         }
         if request.upgrade.as_deref() == Some("websocket") {
             complete_handshake(&mut request.method, &mut request.headers);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_config::dynamic::{Cookie, SameSite};
 use http::header::{self, HeaderMap, HeaderValue};
@@ -13,8 +14,10 @@ use sha1::Digest;
 #[derive(Debug)]
 pub(super) struct Sticky {
     name: String,
-    /// What follows `name=value` in `Set-Cookie`.
-    attributes: String,
+    /// What follows `name=value` in `Set-Cookie`, up to `Expires` and behind it.
+    attributes: (String, String),
+    /// From the setting of a cookie to its end.
+    lifetime_s: Option<i64>,
     /// Member by cookie value.
     members: HashMap<String, usize>,
     /// Member by the values that older versions gave out.
@@ -45,7 +48,8 @@ impl Sticky {
         };
         let mut sticky = Self {
             name,
-            attributes: attributes(cookie),
+            attributes: (place(cookie), attributes(cookie)),
+            lifetime_s: Some(cookie.expires_s).filter(|seconds| *seconds != 0),
             members: HashMap::new(),
             older: HashMap::new(),
             values: Vec::new(),
@@ -73,14 +77,26 @@ impl Sticky {
 
     /// Adds the cookie that names `index` to a response.
     pub(super) fn write(&self, headers: &mut HeaderMap, index: usize) {
-        let text = format!("{}={}{}", self.name, self.values[index], self.attributes);
+        let (place, attributes) = &self.attributes;
+        let expires = self.lifetime_s.map(expires).unwrap_or_default();
+        let text = format!("{}={}{place}{expires}{attributes}", self.name, self.values[index]);
         if let Ok(value) = HeaderValue::from_str(&text) {
             headers.append(header::SET_COOKIE, value);
         }
     }
 }
 
-fn attributes(cookie: &Cookie) -> String {
+/// `Expires`, never before 1970, which is as far back as its form goes.
+fn expires(lifetime_s: i64) -> String {
+    let lifetime = Duration::from_secs(lifetime_s.unsigned_abs());
+    let now = SystemTime::now();
+    let end = if lifetime_s > 0 { now.checked_add(lifetime) } else { now.checked_sub(lifetime) };
+    let last = UNIX_EPOCH + Duration::from_secs(LAST_SECOND);
+    let end = end.filter(|end| *end >= UNIX_EPOCH).unwrap_or(if lifetime_s > 0 { last } else { UNIX_EPOCH });
+    format!("; Expires={}", httpdate::fmt_http_date(end.min(last)))
+}
+
+fn place(cookie: &Cookie) -> String {
     let mut text = String::new();
     if let Some(path) = cookie.path.as_deref().filter(|p| !p.is_empty()) {
         let path: String = path.chars().filter(|c| matches!(c, ' '..='~') && *c != ';').collect();
@@ -93,6 +109,11 @@ fn attributes(cookie: &Cookie) -> String {
             let _ = write!(text, "; Domain={domain}");
         }
     }
+    text
+}
+
+fn attributes(cookie: &Cookie) -> String {
+    let mut text = String::new();
     match cookie.max_age_s {
         0 => {}
         seconds => {
@@ -167,6 +188,8 @@ fn hex(bytes: &[u8]) -> String {
 const NAME_DIGITS: usize = 5;
 /// Digits of the hash in a cookie's value.
 const VALUE_DIGITS: usize = 16;
+/// The end of the year 9999: a date has four digits for the year (RFC 9110 §5.6.7).
+const LAST_SECOND: u64 = 253_402_300_799;
 
 #[cfg(test)]
 mod tests {
@@ -178,6 +201,26 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, cookie.parse().unwrap());
         headers
+    }
+
+    #[test]
+    fn a_cookie_expires_so_long_after_it_is_set() {
+        let written = |expires_s: i64| {
+            let cookie = Cookie { name: Some("c".to_owned()), expires_s, max_age_s: 5, ..Cookie::default() };
+            let mut headers = HeaderMap::new();
+            Sticky::new(&cookie, "s@file", ["a"]).write(&mut headers, 0);
+            headers[header::SET_COOKIE].to_str().unwrap().to_owned()
+        };
+        let text = written(3600);
+        let (place, rest) = text.split_once("; Expires=").unwrap();
+        let (date, rest) = rest.split_once("; ").unwrap();
+        assert!(place.ends_with("; Path=/") && rest == "Max-Age=5", "{text}");
+        let left = httpdate::parse_http_date(date).unwrap().duration_since(SystemTime::now()).unwrap();
+        assert!((3590..=3600).contains(&left.as_secs()), "{text}");
+        assert!(
+            written(i64::MIN).contains("Expires=Thu, 01 Jan 1970") && written(i64::MAX).contains(" 9999 ")
+        );
+        assert!(!written(0).contains("Expires"));
     }
 
     #[test]
@@ -226,6 +269,7 @@ mod tests {
             http_only: true,
             same_site: Some(SameSite::Strict),
             max_age_s: 42,
+            expires_s: 0,
             path: Some("/foo".to_owned()),
             domain: Some(".example.com".to_owned()),
         };

@@ -333,8 +333,11 @@ mod tests {
     }
 
     fn weighted(parts: &[(&str, u32)]) -> TcpService {
-        let part =
-            |(name, weight): &(&str, u32)| WeightedService { name: (*name).to_owned(), weight: *weight };
+        let part = |(name, weight): &(&str, u32)| WeightedService {
+            name: (*name).to_owned(),
+            written: (*name).to_owned(),
+            weight: *weight,
+        };
         TcpService::Weighted { services: parts.iter().map(part).collect(), health_check: false }
     }
 

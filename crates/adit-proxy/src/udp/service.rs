@@ -189,7 +189,8 @@ mod tests {
 
     #[test]
     fn servers_take_turns_by_weight() {
-        let part = |name: &str, weight| WeightedService { name: name.to_owned(), weight };
+        let part =
+            |name: &str, weight| WeightedService { name: name.to_owned(), written: name.to_owned(), weight };
         let dynamic = dynamic(&[
             ("w", UdpService::Weighted { services: vec![part("a", 2), part("b", 1), part("c", 0)] }),
             ("a", servers(&["127.0.0.1:1"])),

@@ -222,6 +222,8 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
     if serves_tunnel(config) {
         // What comes through the tunnel has no listener, but the same routers.
         let mut tunnel = adit_config::EntryPoint::new(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+        // Applications look for `https`; only files of Traefik expect `wss`, and those name listeners.
+        tunnel.forwarded_websocket_scheme = false;
         tunnel.as_default = true;
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }

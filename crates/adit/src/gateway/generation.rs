@@ -555,8 +555,8 @@ fn policy(settings: &EntryPoint, server: Option<&HeaderValue>) -> ForwardedPolic
         connection: settings.forwarded_connection.iter().filter_map(|name| name.parse().ok()).collect(),
         not_append: settings.forwarded_not_append,
         scheme_headers: settings.forwarded_scheme_headers,
+        websocket_scheme: settings.forwarded_websocket_scheme,
         server: server.cloned(),
-        ..ForwardedPolicy::default()
     }
 }
 

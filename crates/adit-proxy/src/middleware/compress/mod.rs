@@ -57,12 +57,15 @@ impl Compress {
     /// Whether answers of this type are compressed.
     fn takes(&self, headers: &HeaderMap) -> bool {
         let Some(value) = headers.get(header::CONTENT_TYPE) else { return self.included.is_empty() };
-        let Some(media_type) = value.to_str().ok().and_then(media_type) else { return false };
+        // What is no media type is none of those that are excluded.
+        let Some(media_type) = value.to_str().ok().and_then(media_type) else {
+            return self.included.is_empty();
+        };
         if !self.included.is_empty() {
             return self.included.contains(&media_type);
         }
         // gRPC compresses its own messages; events are read one by one, and some readers take no coding.
-        let is_never = media_type.starts_with("application/grpc") || media_type == "text/event-stream";
+        let is_never = is_grpc(&media_type) || media_type == "text/event-stream";
         !is_never && !self.excluded.contains(&media_type)
     }
 
@@ -116,7 +119,7 @@ impl Around for Compress {
             return next.run(request, ctx);
         }
         let sent = go_url::field(&request.headers, "content-type").and_then(media_type).unwrap_or_default();
-        if sent.starts_with("application/grpc") || self.excluded.contains(&sent) {
+        if is_grpc(&sent) || self.excluded.contains(&sent) {
             return next.run(request, ctx);
         }
         match self.preference.choose(&request.headers) {
@@ -131,6 +134,11 @@ impl Around for Compress {
             }
         }
     }
+}
+
+/// gRPC's own type, with or without a format; gRPC-Web's is another, for browsers, which know codings.
+fn is_grpc(media_type: &str) -> bool {
+    media_type.strip_prefix("application/grpc").is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
 }
 
 /// RFC 9110 §7.7.
@@ -235,7 +243,6 @@ mod tests {
         let plain = [
             Echo::text(&long).with("content-type", "text/event-stream"),
             Echo::text(&long).with("content-type", "application/grpc+proto"),
-            Echo::text(&long).with("content-type", "not a type"),
             Echo::text(&long).with("content-encoding", "br"),
             Echo::text(&long).with("content-range", "bytes 0-3999/8000"),
             Echo::text(&long).with("cache-control", "public, No-Transform"),
@@ -246,6 +253,15 @@ mod tests {
             let before = target.seen_headers();
             let response = asked(&dynamic::Compress::default(), &target, "gzip").await;
             assert_eq!(response.headers.get("content-encoding"), before.get("content-encoding"));
+        }
+    }
+
+    #[tokio::test]
+    async fn grpc_web_and_what_is_no_media_type_are_compressed() {
+        for kind in ["application/grpc-web+proto", "application/grpc-web-text", "not a type"] {
+            let target = Echo::text(&"x".repeat(4000)).with("content-type", kind);
+            let response = asked(&dynamic::Compress::default(), &target, "gzip").await;
+            assert_eq!(response.headers["content-encoding"], "gzip", "{kind}");
         }
     }
 

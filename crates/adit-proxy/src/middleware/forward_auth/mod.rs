@@ -16,7 +16,7 @@ use regex::Regex;
 
 use self::server::{Answer, AskError, Server};
 use super::headers::field_name;
-use super::{Around, BoxFuture, Ctx, Next, go_url, reply};
+use super::{Around, BoxFuture, Ctx, Next, go_url};
 use crate::body::{Body, BodyError, Length};
 use crate::headers::{X_FORWARDED_FOR, is_of_the_hop, remove_hop_by_hop};
 use crate::message::{Request, Response};
@@ -104,7 +104,7 @@ impl ForwardAuth {
         ctx.log.user = user.map(Into::into).or(ctx.log.user.take());
         if !answer.status.is_success() {
             ctx.refused("forward_auth_refused");
-            return self.refusal(answer, &request);
+            return self.refusal(answer);
         }
         self.admit(&mut request, &answer.headers);
         let mut response = next.run(request, ctx).await;
@@ -200,9 +200,9 @@ impl ForwardAuth {
     }
 
     /// The server's own answer, for the visitor.
-    fn refusal(&self, answer: Answer, request: &Request) -> Response {
+    fn refusal(&self, answer: Answer) -> Response {
         if let (Some(sign_in), StatusCode::UNAUTHORIZED) = (&self.sign_in, answer.status) {
-            return sign_in_at(sign_in, request);
+            return sign_in_at(sign_in);
         }
         let Answer { status, mut headers, content } = answer;
         remove_hop_by_hop(&mut headers);
@@ -210,8 +210,7 @@ impl ForwardAuth {
             && let Some(told) = headers.get(header::LOCATION).filter(|told| !told.is_empty())
         {
             let Server { scheme, authority, target, .. } = &self.server;
-            let resolved = told
-                .to_str()
+            let resolved = std::str::from_utf8(told.as_bytes())
                 .ok()
                 .and_then(|told| location::resolve(scheme, authority, go_url::target(target), told));
             match resolved.and_then(|resolved| HeaderValue::try_from(resolved).ok()) {
@@ -278,14 +277,12 @@ fn refuse(ctx: &mut Ctx, reason: &'static str, status: StatusCode) -> Response {
     Response::status(status)
 }
 
-fn sign_in_at(location: &str, request: &Request) -> Response {
-    let mut response = reply::redirect(StatusCode::FOUND, location);
-    if matches!(request.method, Method::GET | Method::HEAD) {
-        let escaped =
-            location.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;");
-        response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-        response.body = Body::full(format!("<a href=\"{escaped}\">Found</a>.\n\n"));
-    }
+fn sign_in_at(location: &str) -> Response {
+    let Ok(location) = HeaderValue::from_str(location) else {
+        return Response::status(StatusCode::INTERNAL_SERVER_ERROR);
+    };
+    let mut response = Response::status(StatusCode::FOUND);
+    response.headers.insert(header::LOCATION, location);
     response
 }
 

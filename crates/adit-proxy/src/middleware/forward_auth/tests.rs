@@ -194,6 +194,7 @@ async fn whoever_is_unknown_can_be_sent_to_sign_in() {
     let (response, _) = through(&config, &Echo::default(), request("/")).await;
     assert_eq!(response.status.as_u16(), 302);
     assert_eq!(response.headers["location"], "https://login.test/in");
+    assert!(response.headers.len() == 1 && response.body.is_empty());
     assert_eq!(through(&server.config(), &Echo::default(), request("/")).await.0.status.as_u16(), 401);
 }
 
