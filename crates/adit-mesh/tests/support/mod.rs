@@ -106,11 +106,11 @@ impl World {
             mesh.handle_timeout(now);
         }
         for _ in 0..64 {
-            let Some(mut datagram) = inbound.pop_front() else { break };
+            let Some(datagram) = inbound.pop_front() else { break };
             busy = true;
             let path = Path { remote: outer(1 - u8::try_from(number).unwrap()), local: None };
             let len = datagram.len();
-            mesh.handle_datagram(path, &mut datagram, len, now);
+            mesh.handle_datagram(path, &datagram, len, now);
         }
         while let Some(packet) = mesh.poll_packet() {
             stack.write(&packet, now).unwrap();
