@@ -64,6 +64,13 @@ fn two_adits_carry_traffic() {
     let arguments = ["-u", "-b", "20M", "-t", "1", "-w", "2M"];
     let report = Iperf::serve(&cable.right).run(&cable.left, address, &arguments);
     assert_eq!(report["end"]["sum"]["lost_packets"], 0, "{report}");
+    // Whatever was merged for the kernel, the kernel took.
+    for side in [&cable.left, &cable.right] {
+        assert!(side.metric("adit_mesh_io_total{kind=\"trains\"}") > 0);
+        assert_eq!(side.metric("adit_mesh_io_total{kind=\"device_steps_down\"}"), 0);
+        assert_eq!(side.metric("adit_mesh_drops_total{reason=\"device_refused\"}"), 0);
+        assert_eq!(side.metric("adit_mesh_drops_total{reason=\"invalid_data\"}"), 0);
+    }
 }
 
 #[test]
