@@ -157,3 +157,43 @@ const HOLD_MIN: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(3600);
 /// Paths remembered: one per peer and a few that they came from; at most 128 bytes each, 2 MiB.
 const PATHS_MAX: usize = 16_384;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(port: u16) -> Path {
+        Path { remote: ([127, 0, 0, 1], port).into(), local: None }
+    }
+
+    #[test]
+    fn a_path_on_which_the_kernel_refuses_trains_gets_none_for_a_while_and_longer_each_time() {
+        let mut health = Health::new(true);
+        let mut now = Instant::now();
+        let broken = io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+        let (this, other) = (path(1), path(2));
+        for hold in [HOLD_MIN, HOLD_MIN * 2, HOLD_MIN * 4] {
+            assert!(health.takes_trains(this.remote, now));
+            health.refused(this, 1452, &broken, now);
+            assert!(!health.takes_trains(this.remote, now + hold - Duration::from_millis(1)));
+            assert!(health.takes_trains(other.remote, now));
+            assert_eq!(health.counts(now).1, 1);
+            now += hold;
+        }
+        assert_eq!(health.counts(now), (3, 0));
+        assert_eq!(health.drain_path_mtus().count(), 0);
+    }
+
+    #[test]
+    fn datagrams_longer_than_the_link_teach_the_engine_and_are_no_fault_of_trains() {
+        let mut health = Health::new(true);
+        let now = Instant::now();
+        let too_long = io::Error::from_raw_os_error(rustix::io::Errno::MSGSIZE.raw_os_error());
+        // The loopback carries 65,536 bytes.
+        health.refused(path(1), 65_530, &too_long, now);
+        assert!(health.takes_trains(path(1).remote, now));
+        let learnt: Vec<_> = health.drain_path_mtus().collect();
+        assert_eq!(learnt, [(path(1), (65_536 - 28 - 32) & !15)]);
+        assert!(!Health::new(false).takes_trains(path(1).remote, now), "the kernel takes none at all");
+    }
+}
