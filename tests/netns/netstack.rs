@@ -158,6 +158,23 @@ fn servers_behind_a_peer_are_reached_through_the_mesh() {
 }
 
 #[test]
+fn what_was_answered_before_the_end_is_delivered() {
+    let Some(mut hub) = Hub::start() else { return };
+    // The client takes its time: the last bytes are in the stack's buffers when the process has nothing left to do.
+    let script = "import socket, time\ns = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)\n\
+                  s.connect(('10.9.0.1', 2222)); s.sendall(b'x' * 200000); s.shutdown(socket.SHUT_WR)\n\
+                  first = s.recv(100); print('answered', flush=True)\ncount = len(first)\n\
+                  while True:\n    time.sleep(0.01)\n    part = s.recv(4096)\n    if not part: break\n    \
+                  count += len(part)\nprint('received', count)";
+    let mut visitor =
+        Process::start("visitor", hub.cable.right.command("python3").args(["-u", "-c", script]));
+    visitor.wait_for_line("answered");
+    hub.hub.process.signal("TERM");
+    assert_eq!(visitor.wait_for_line("received"), "received 200011");
+    hub.hub.process.wait();
+}
+
+#[test]
 fn closed_ports_refuse_at_once_and_are_counted() {
     let Some(hub) = Hub::start() else { return };
     let refused = hub.python(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{Config, Mesh, MeshMode, MeshNetwork, MeshPeer};
 use adit_mesh::netlink::networks_of;
@@ -107,6 +107,21 @@ impl RunningMesh {
     /// Where entry points on the mesh listen, if the kernel does not know of it.
     pub(super) fn stack(&self) -> Option<Stack> {
         self.running.as_ref()?.node.stack().cloned()
+    }
+
+    /// Waits until the stack has delivered what closed connections still hold: a kernel does so for a process that has
+    /// ended, the stack ends with it.
+    pub(super) async fn deliver(&self) {
+        let Some(stack) = self.stack() else { return };
+        let delivered = async {
+            while stack.statistics().connections > 0 {
+                tokio::time::sleep(DELIVERY_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(DELIVERY_MAX, delivered).await.is_err() {
+            let connections = stack.statistics().connections;
+            tracing::debug!(connections, reason = "delivery", "connections on the mesh are cut");
+        }
     }
 
     /// For the admin endpoint.
@@ -312,6 +327,10 @@ fn warn_of_forwarding(mesh: &Mesh) {
     }
 }
 
+/// For the last bytes of connections and their peers' word that they have them.
+const DELIVERY_MAX: Duration = Duration::from_secs(5);
+/// Between two looks at what is left.
+const DELIVERY_LOOK: Duration = Duration::from_millis(10);
 const FORWARDING: [(bool, &str, &str); 2] = [
     (true, "/proc/sys/net/ipv4/ip_forward", "net.ipv4.ip_forward"),
     (false, "/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),

@@ -393,6 +393,7 @@ impl Daemon {
             if let Some(edge) = self.edge.take() {
                 edge.drain().await;
             }
+            self.mesh.deliver().await;
         };
         let finished = tokio::select! {
             () = draining => true,
