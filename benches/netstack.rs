@@ -133,7 +133,11 @@ impl Hub {
             Workload::Iperf(_, arguments) => {
                 let server = Iperf::serve(&self.cable.left);
                 let address = "10.9.0.1".parse().ok()?;
-                let report = server.run(&self.cable.right, address, &[&["-t", SECONDS], *arguments].concat());
+                let report = server.run(
+                    &self.cable.right,
+                    address,
+                    &[&["-p", "5301", "-t", SECONDS], *arguments].concat(),
+                );
                 let received = &report["end"]["sum_received"];
                 let gibibytes = received["bytes"].as_f64()? / f64::from(1 << 30);
                 Some([received["bits_per_second"].as_f64()? / 1e9, (self.cpu() - before) / gibibytes])
@@ -159,7 +163,7 @@ impl Hub {
 fn configuration(further: &str, address: &str) -> String {
     format!(
         r#"entryPoints:
-  speed: {{ address: "{address}:5201"{further} }}
+  speed: {{ address: "{address}:5301"{further} }}
   web: {{ address: "{address}:8443"{further} }}
 http:
   routers:
