@@ -1,4 +1,5 @@
 //! What the benches have in common: a process's CPU time, wrk's durations, medians.
+#![allow(dead_code, reason = "each bench uses its own part")]
 
 /// User and system time of a process in seconds (proc(5)).
 pub(crate) fn cpu(process: u32) -> f64 {

@@ -30,6 +30,7 @@ fn main() {
                         headers: &headers,
                         content_length: None,
                         peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                        mesh: None,
                     });
                     assert!(black_box(found).is_some(), "every host has a router");
                 }

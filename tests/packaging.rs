@@ -39,6 +39,19 @@ fn systemd_finds_little_exposed() {
 }
 
 #[test]
+fn systemd_accepts_what_the_mesh_needs_in_addition() {
+    if !support::require("systemd-analyze") {
+        return;
+    }
+    let unit = InstalledUnit::new("adit.service");
+    let folder = unit.path.with_extension("service.d");
+    fs::create_dir_all(&folder).expect("a temporary folder takes a folder");
+    fs::write(folder.join("mesh.conf"), project_file("systemd/mesh.conf")).expect("a folder takes a file");
+    let said = said(&analyze(&["verify", unit.path()]));
+    assert!(said.is_empty(), "{said}");
+}
+
+#[test]
 fn units_reload_and_stop_as_the_daemon_expects() {
     let unit = project_file("systemd/adit.service");
     for line in [

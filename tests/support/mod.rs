@@ -19,6 +19,7 @@ pub(crate) mod edge;
 pub(crate) mod haproxy;
 pub(crate) mod knot;
 pub(crate) mod load;
+pub(crate) mod netns;
 pub(crate) mod nginx;
 pub(crate) mod origin;
 pub(crate) mod pebble;

@@ -2,23 +2,28 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
 use crate::{
-    Config, CredentialsSource, Edge, EdgeTunnel, EntryPoint, EntryPointTransport, Tunnel, acme,
-    dynamic::Dynamic, read::Sink,
+    Config, CredentialsSource, Edge, EdgeTunnel, EntryPoint, EntryPointNetwork, EntryPointTransport,
+    MeshMode, Tunnel, acme, dynamic::Dynamic, read::Sink,
 };
 
 /// Reports every contradiction between the parts of `config`.
 pub(crate) fn check(config: &Config, sink: &Sink<'_>) {
     // A section that was written but could not be read has its own problems already.
-    if !["entryPoints", "tunnel", "edge"].into_iter().any(|section| sink.has(section)) {
-        sink.reject_at("", "", "there is nothing to run: no `edge`, no `tunnel`, no `entryPoints`");
+    if !["entryPoints", "tunnel", "edge", "mesh"].into_iter().any(|section| sink.has(section)) {
+        sink.reject_at(
+            "",
+            "",
+            "there is nothing to run: no `edge`, no `tunnel`, no `mesh`, no `entryPoints`",
+        );
     }
     check_listeners(config, sink);
     check_entry_points(config, sink);
     acme::check_resolvers(config, sink);
+    check_mesh(config, sink);
     if let Some(edge) = &config.edge {
         check_edge(config, edge, sink);
     }
@@ -70,7 +75,14 @@ fn check_entry_points(config: &Config, sink: &Sink<'_>) {
 
 /// No two listeners may want the same address; the admin endpoint never shares one.
 fn check_listeners(config: &Config, sink: &Sink<'_>) {
-    let mut listeners: Vec<Listener> = config.entry_points.iter().map(Listener::of_entry_point).collect();
+    let mut listeners: Vec<Listener> =
+        config.entry_points.iter().flat_map(|named| Listener::of_entry_point(named, config)).collect();
+    listeners.extend(config.mesh.as_ref().map(|mesh| Listener {
+        key: "mesh.listen-port".to_owned(),
+        address: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), mesh.listen_port),
+        tcp: false,
+        udp: true,
+    }));
     listeners.extend(config.edge.as_ref().map(|edge| Listener {
         key: "edge.listen".to_owned(),
         address: edge.listen,
@@ -96,14 +108,18 @@ struct Listener {
 }
 
 impl Listener {
-    fn of_entry_point((name, entry_point): (&String, &EntryPoint)) -> Self {
+    fn of_entry_point((name, entry_point): (&String, &EntryPoint), config: &Config) -> Vec<Self> {
         let tcp = entry_point.transport == EntryPointTransport::Tcp;
-        Self {
+        let on_mesh = config.mesh.as_ref().filter(|_| entry_point.on == EntryPointNetwork::Mesh);
+        let addresses =
+            on_mesh.map_or_else(|| vec![entry_point.address], |mesh| entry_point.mesh_addresses(mesh));
+        let listener = |address| Self {
             key: format!("entryPoints.{name}.address"),
-            address: entry_point.address,
+            address,
             tcp,
             udp: !tcp || entry_point.http3.is_some(),
-        }
+        };
+        addresses.into_iter().map(listener).collect()
     }
 
     /// Port 0 is a free port each time; an unspecified address takes every address.
@@ -114,6 +130,51 @@ impl Listener {
             && left.port() != 0
             && left.port() == right.port()
             && (left.ip() == right.ip() || is_any(left.ip()) || is_any(right.ip()))
+    }
+}
+
+/// Entry points on the mesh need one, and an address of it.
+fn check_mesh(config: &Config, sink: &Sink<'_>) {
+    let netstack = config.mesh.as_ref().filter(|mesh| mesh.mode == MeshMode::Netstack);
+    if netstack.is_some_and(|mesh| !mesh.advertise.is_empty()) {
+        sink.reject_at("mesh.advertise", "", "routing for others needs `mode: tun`");
+    }
+    for (name, entry_point) in &config.entry_points {
+        if entry_point.impersonate && entry_point.on == EntryPointNetwork::Host {
+            let key = format!("entryPoints.{name}.impersonate");
+            sink.reject_at(&key, "", "only peers of the mesh can be impersonated: `on: mesh` is missing");
+        }
+    }
+    let on_mesh =
+        config.entry_points.iter().filter(|(_, entry_point)| entry_point.on == EntryPointNetwork::Mesh);
+    for (name, entry_point) in on_mesh {
+        if entry_point.proxy_protocol.is_some() {
+            let key = format!("entryPoints.{name}.proxyProtocol");
+            sink.reject_at(
+                &key,
+                "",
+                "peers of the mesh are known by their own addresses, never by what they claim",
+            );
+        }
+        if netstack.is_some() && entry_point.http3.is_some() {
+            sink.reject_at(&format!("entryPoints.{name}.http3"), "", "HTTP/3 on the mesh needs `mode: tun`");
+        }
+        match &config.mesh {
+            Some(mesh) if entry_point.mesh_addresses(mesh).is_empty() => {
+                let key = format!("entryPoints.{name}.address");
+                let value = entry_point.address.to_string();
+                sink.reject_at(
+                    &key,
+                    &value,
+                    "expected an address of the mesh, or only a port such as `:8443`",
+                );
+            }
+            // A section that was written but could not be read has its own problems already.
+            None if !sink.has("mesh") => {
+                sink.reject_at(&format!("entryPoints.{name}.on"), "mesh", "there is no `mesh`");
+            }
+            _ => {}
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     Admin, CertificateFiles, Config, InternalServices, Limits, Log, LogFormat, LogLevel, Problems, Shutdown,
     Tls, acme, check,
     dynamic::{self, CertificatePair, Dynamic, PemSource, TlsCertificate},
-    edge, entry_points, observing, providers,
+    edge, entry_points, mesh, observing, providers,
     read::{Dialect, Field, Findings, Section, Sink},
     tunnel,
     units::{DURATION_MAX, parse_listen_address},
@@ -79,11 +79,27 @@ impl<'a> Loader<'a> {
         Some((path, text))
     }
 
+    /// As [`Self::text`] for files that may hold every peer of a large mesh.
+    pub(crate) fn large_text(&self, field: &Field<'_>) -> Option<(PathBuf, Zeroizing<String>)> {
+        let path = field.path()?;
+        let text = self.bounded_text(&path, LARGE_FILE_BYTES_MAX, |reason| field.reject(reason))?;
+        Some((path, text))
+    }
+
     /// The text of a file; `reject` is told why there is none.
     pub(crate) fn text_at(&self, path: &Path, reject: impl FnOnce(String)) -> Option<Zeroizing<String>> {
+        self.bounded_text(path, FILE_BYTES_MAX, reject)
+    }
+
+    fn bounded_text(
+        &self,
+        path: &Path,
+        bytes_max: usize,
+        reject: impl FnOnce(String),
+    ) -> Option<Zeroizing<String>> {
         self.sources.borrow_mut().push(path.to_owned());
         let outcome = match self.files.read(path) {
-            Ok(bytes) if bytes.len() > FILE_BYTES_MAX => Err("it is longer than 1 MiB".to_owned()),
+            Ok(bytes) if bytes.len() > bytes_max => Err(format!("it is longer than {} MiB", bytes_max >> 20)),
             Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()),
             Err(reason) => Err(reason),
         };
@@ -144,6 +160,7 @@ fn read_config(mut root: Section<'_>, loader: &Loader<'_>, inline: Inline) -> Co
         },
         edge: root.optional("edge", |field| edge::read_edge(field, loader, grace_period)),
         tunnel: root.optional("tunnel", |field| tunnel::read_tunnel(field, loader, grace_period)),
+        mesh: root.optional("mesh", |field| mesh::read_mesh(field, loader)),
         admin: root.optional("admin", read_admin).unwrap_or_default(),
         log: root.optional("log", read_log).unwrap_or_default(),
         access_log: root.optional("accessLog", observing::read_access_log),
@@ -246,13 +263,12 @@ fn read_shutdown(field: &Field<'_>) -> Option<Shutdown> {
 }
 
 /// Sections of the design, and of Traefik's static file, that this version does not serve.
-const LATER_SECTIONS: [&str; 11] = [
+const LATER_SECTIONS: [&str; 10] = [
     "access",
     "core",
     "experimental",
     "global",
     "kubernetes",
-    "mesh",
     "serversTransport",
     "spiffe",
     "ocsp",
@@ -261,3 +277,5 @@ const LATER_SECTIONS: [&str; 11] = [
 ];
 /// As much as the main file may have.
 const FILE_BYTES_MAX: usize = 1 << 20;
+/// Ten thousand peers with a dozen networks each.
+const LARGE_FILE_BYTES_MAX: usize = 8 << 20;

@@ -1,6 +1,7 @@
 //! The effective configuration as the operator would write it, secrets masked, each value with its origin.
 
 mod ingress;
+mod mesh;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -26,6 +27,7 @@ impl Config {
         fields.insert("tls".into(), json!({ "certificates": certificates.collect::<Vec<_>>() }));
         insert(&mut fields, "tunnel", self.tunnel.as_ref().map(tunnel));
         insert(&mut fields, "edge", self.edge.as_ref().map(edge));
+        insert(&mut fields, "mesh", self.mesh.as_ref().map(mesh::mesh));
         fields.insert("admin".into(), json!({ "address": address(self.admin.address) }));
         fields.insert(
             "log".into(),

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
-    EntryPoint, EntryPointTransport, Http3, ProxyProtocolTrust, Redirection, UnderscoreHeaders,
+    EntryPoint, EntryPointNetwork, EntryPointTransport, Http3, ProxyProtocolTrust, Redirection,
+    UnderscoreHeaders,
     dynamic::{EncodedCharacters, network, read_encoded_characters, read_router_tls, read_tracing},
     model_ingress::PLACEHOLDER_ADDRESS,
     read::{Field, Section},
@@ -59,9 +60,18 @@ fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPo
     if let Some(field) = section.take("observability") {
         read_observability(&field, &mut entry_point);
     }
-    section.refuse(&["on"]);
+    section.set("on", &mut entry_point.on, read_network);
+    section.set("impersonate", &mut entry_point.impersonate, Field::boolean);
     section.finish();
     address.map(|_| entry_point)
+}
+
+fn read_network(field: &Field<'_>) -> Option<EntryPointNetwork> {
+    field.parse("`host` or `mesh`", |text| match text {
+        "host" => Some(EntryPointNetwork::Host),
+        "mesh" => Some(EntryPointNetwork::Mesh),
+        _ => None,
+    })
 }
 
 /// `host:port`, perhaps with Traefik's suffix `/tcp` or `/udp`.

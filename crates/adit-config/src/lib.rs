@@ -24,6 +24,7 @@ mod effective;
 mod entry_points;
 mod hostname;
 mod ingress;
+mod mesh;
 mod model;
 mod model_ingress;
 mod observing;
@@ -47,6 +48,10 @@ pub use ingress::{
     AccessRequirement, Ingress, IngressRule, IpRule, OriginSettings, PushError, RemoteConfig, Service,
     ServiceError, StreamService, hostnames_in_push, path_regex,
 };
+pub use mesh::{
+    Mesh, MeshEndpoint, MeshMode, MeshNetwork, MeshParty, MeshPeer, MeshPolicy, MeshProtocol, MeshRule,
+    MeshTable, PeerKey, PrivateKey,
+};
 pub use model::{
     ADMIN_PORT, Admin, CertificateFiles, Config, CredentialsSource, Edge, EdgeIpVersion, EdgeTunnel,
     GRACE_PERIOD_DEFAULT, Limits, Log, LogFormat, LogLevel, Origin, Protocol, Shutdown,
@@ -54,8 +59,8 @@ pub use model::{
 };
 pub use model_ingress::{
     AccessLog, AccessLogFields, AccessLogFilters, AccessLogFormat, DynamicFiles, EntryPoint,
-    EntryPointTransport, FieldMode, FileProvider, Http3, InternalServices, Metrics, Prometheus, Providers,
-    ProxyProtocolTrust, Redirection, UnderscoreHeaders,
+    EntryPointNetwork, EntryPointTransport, FieldMode, FileProvider, Http3, InternalServices, Metrics,
+    Prometheus, Providers, ProxyProtocolTrust, Redirection, UnderscoreHeaders,
 };
 pub use problem::{Position, Problem, Problems};
 pub use secret::Secret;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, InternalServices, Metrics, Position,
-    Providers, Secret, TunnelCredentials, TunnelId, dynamic::Dynamic,
+    AccessLog, CertificateResolver, EntryPoint, HostPattern, Ingress, InternalServices, Mesh, Metrics,
+    Position, Providers, Secret, TunnelCredentials, TunnelId, dynamic::Dynamic,
 };
 
 /// The whole checked configuration of one process.
@@ -23,6 +23,8 @@ pub struct Config {
     pub tunnel: Option<Tunnel>,
     /// The edge (`edge`), if this process is one.
     pub edge: Option<Edge>,
+    /// The mesh node (`mesh`), if this process is one.
+    pub mesh: Option<Mesh>,
     /// Admin endpoint (`admin`).
     pub admin: Admin,
     /// Process log (`log`).

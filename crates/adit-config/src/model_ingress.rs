@@ -9,7 +9,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use crate::dynamic::{EncodedCharacters, RouterTls};
+use crate::{
+    Mesh,
+    dynamic::{EncodedCharacters, RouterTls},
+};
 
 /// A public listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,11 @@ pub struct EntryPoint {
     pub address: SocketAddr,
     /// TCP or UDP.
     pub transport: EntryPointTransport,
+    /// Whose addresses [`Self::address`] is of (`on`).
+    pub on: EntryPointNetwork,
+    /// Whether servers are told the mesh's peer as `Impersonate-User` and `Impersonate-Group`, as the Kubernetes API takes
+    /// it (`impersonate`); only on the mesh.
+    pub impersonate: bool,
     /// Whether routers without entry points of their own use it; true for all if none says so.
     pub as_default: bool,
     /// Whether every router on it wants TLS (`http.tls` is written).
@@ -89,6 +97,16 @@ pub enum EntryPointTransport {
     Tcp,
     /// UDP: only UDP routers can be on it.
     Udp,
+}
+
+/// Where an entry point can be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EntryPointNetwork {
+    /// On the machine's addresses.
+    #[default]
+    Host,
+    /// On the mesh's addresses only: nothing answers anywhere else.
+    Mesh,
 }
 
 /// Where an entry point sends all its visitors.
@@ -264,6 +282,8 @@ impl EntryPoint {
         Self {
             address,
             transport: EntryPointTransport::Tcp,
+            on: EntryPointNetwork::Host,
+            impersonate: false,
             as_default: false,
             tls: false,
             router_tls: None,
@@ -297,6 +317,18 @@ impl EntryPoint {
             access_logs: true,
             metrics: true,
         }
+    }
+
+    /// Where it listens on a mesh: its port on the node's addresses that its own address covers.
+    pub fn mesh_addresses(&self, mesh: &Mesh) -> Vec<SocketAddr> {
+        let ip = self.address.ip();
+        let covers = |address: &IpAddr| match ip {
+            IpAddr::V6(ip) if ip.is_unspecified() => true,
+            IpAddr::V4(ip) if ip.is_unspecified() => address.is_ipv4(),
+            ip => ip == *address,
+        };
+        let addresses = mesh.addresses.iter().map(IpNet::addr).filter(covers);
+        addresses.map(|address| SocketAddr::new(address, self.address.port())).collect()
     }
 
     /// Whether this peer's `X-Forwarded-*` headers are believed.

@@ -1,11 +1,13 @@
 //! Opening connections to origins: names, addresses, unix sockets, TLS.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -15,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::inlet::{ByteStream, Datagrams, Inlet};
 use crate::io::Io;
 
 /// Where an origin listens.
@@ -137,7 +140,7 @@ impl Connector {
                     .await
                     .map_err(|_| ConnectError::ConnectTimeout(self.target.to_string()))??;
                 match tls {
-                    None => Ok(Io::Tcp(stream)),
+                    None => Ok(Io::from(stream)),
                     Some(tls) => {
                         let tls = self.handshake(tls, server_name.unwrap_or(host), stream).await?;
                         Ok(Io::TlsClient(Box::new(tls)))
@@ -177,7 +180,7 @@ impl Connector {
             .map_err(|source| ConnectError::Tls { target: self.target.to_string(), source: Arc::new(source) })
     }
 
-    async fn connect_tcp(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    async fn connect_tcp(&self, host: &str, port: u16) -> Result<Inlet, ConnectError> {
         let addresses: Vec<SocketAddr> = match host.parse() {
             Ok(ip) => vec![SocketAddr::new(ip, port)],
             Err(_) => tokio::net::lookup_host((host, port))
@@ -191,14 +194,17 @@ impl Connector {
         } else {
             staggered(interleave(addresses)).await
         };
-        let stream = stream.map_err(|source| self.connect_error(source))?;
+        let stream = match stream.map_err(|source| self.connect_error(source))? {
+            Inlet::Tcp(stream) => stream,
+            other => return Ok(other),
+        };
         stream.set_nodelay(true).map_err(|source| self.connect_error(source))?;
         if !self.tcp_keep_alive.is_zero() {
             let probes =
                 TcpKeepalive::new().with_time(self.tcp_keep_alive).with_interval(self.tcp_keep_alive);
             SockRef::from(&stream).set_tcp_keepalive(&probes).map_err(|source| self.connect_error(source))?;
         }
-        Ok(stream)
+        Ok(Inlet::Tcp(stream))
     }
 
     fn connect_error(&self, source: io::Error) -> ConnectError {
@@ -206,10 +212,52 @@ impl Connector {
     }
 }
 
-async fn one_by_one(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+/// Opens connections that the kernel cannot: to addresses behind a network stack of this process.
+pub trait Dial: Send + Sync {
+    /// Whether connections to this address are to be opened here.
+    fn covers(&self, address: IpAddr) -> bool;
+
+    /// Opens one.
+    fn connect(&self, address: SocketAddr) -> Dialling;
+
+    /// Opens a socket for datagrams to this address.
+    ///
+    /// # Errors
+    /// The stack's.
+    fn datagrams(&self, address: IpAddr) -> io::Result<Box<dyn Datagrams>>;
+}
+
+/// A connection being opened by a [`Dial`].
+pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>>> + Send>>;
+
+/// Has connections to addresses that `dial` covers opened by it from now on: as a kernel's routing table, there is one
+/// for the whole process.
+pub fn route_through(dial: Option<Box<dyn Dial>>) {
+    ROUTE.store(dial.map(Arc::new));
+}
+
+static ROUTE: ArcSwapOption<Box<dyn Dial>> = ArcSwapOption::const_empty();
+
+fn route_to(address: IpAddr) -> Option<Arc<Box<dyn Dial>>> {
+    ROUTE.load_full().filter(|dial| dial.covers(address.to_canonical()))
+}
+
+/// A socket for datagrams to this address, if the kernel has no way there.
+pub(crate) fn datagrams_to(address: IpAddr) -> Option<io::Result<Box<dyn Datagrams>>> {
+    Some(route_to(address)?.datagrams(address.to_canonical()))
+}
+
+async fn open(address: SocketAddr) -> io::Result<Inlet> {
+    match route_to(address.ip()) {
+        Some(dial) => dial.connect(address).await.map(Inlet::Other),
+        None => TcpStream::connect(address).await.map(Inlet::Tcp),
+    }
+}
+
+async fn one_by_one(addresses: Vec<SocketAddr>) -> io::Result<Inlet> {
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
-        match TcpStream::connect(address).await {
+        match open(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -218,13 +266,13 @@ async fn one_by_one(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
 }
 
 /// RFC 8305 §5: the next attempt starts after a short delay or as soon as one failed.
-async fn staggered(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+async fn staggered(addresses: Vec<SocketAddr>) -> io::Result<Inlet> {
     let mut attempts = JoinSet::new();
     let mut rest = addresses.into_iter();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(address) = rest.next() {
-            attempts.spawn(TcpStream::connect(address));
+            attempts.spawn(open(address));
         } else if attempts.is_empty() {
             return Err(last);
         }
@@ -279,6 +327,7 @@ mod tests {
             closed.local_addr().unwrap()
         };
         let stream = staggered(vec![dead, listener.local_addr().unwrap()]).await.unwrap();
+        let Inlet::Tcp(stream) = stream else { panic!("not a socket of the kernel") };
         assert_eq!(stream.peer_addr().unwrap(), listener.local_addr().unwrap());
     }
 }

@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use adit_route::mesh::MeshIdentity;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
@@ -79,6 +80,7 @@ impl ForwardedPolicy {
             }
         }
         remove_lookalikes(headers);
+        remove_mesh_claims(headers);
         let believed = trusted && claims;
         let scheme = match (visitor.secure, is_websocket && self.websocket_scheme) {
             (true, false) => "https",
@@ -131,7 +133,7 @@ impl ForwardedPolicy {
             .iter()
             .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
             .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| !CLAIMS.contains(name))
+            .filter(|name| !CLAIMS.contains(name) && !is_mesh_claim(name))
             .collect();
         let mut kept: Vec<&str> = Vec::new();
         for name in &named {
@@ -146,6 +148,56 @@ impl ForwardedPolicy {
             _ => headers.remove(header::CONNECTION),
         };
     }
+}
+
+/// Takes off what only this process says of the mesh's peers, whoever sends it: no hop before us can know.
+pub fn remove_mesh_claims(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_mesh_claim) {
+        return;
+    }
+    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_mesh_claim(name)).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// Tells whoever is behind us which peer of the mesh asks, after [`ForwardedPolicy::apply`] took off what others claim.
+pub fn set_mesh_claims(headers: &mut HeaderMap, peer: &MeshIdentity, address: IpAddr) {
+    let mut set = |name: HeaderName, value: &str| {
+        // Names of peers and groups are checked to be printable: this never fails.
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    };
+    set(X_ADIT_MESH_PEER, &peer.name);
+    set(X_ADIT_MESH_KEY, &peer.key.to_string());
+    set(X_ADIT_MESH_ADDRESS, &address.to_canonical().to_string());
+    if !peer.groups.is_empty() {
+        set(X_ADIT_MESH_GROUPS, &peer.groups.join(","));
+    }
+}
+
+/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. Whatever the visitor
+/// itself asked for in this way is taken off: the credential that allows it is ours.
+pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
+    let asked: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(IMPERSONATE)).cloned().collect();
+    for name in asked {
+        headers.remove(name);
+    }
+    // Names of peers and groups have no colon: nobody is `system:masters`.
+    if let Ok(user) = HeaderValue::try_from(&*peer.name) {
+        headers.insert(IMPERSONATE_USER, user);
+    }
+    for group in peer.groups.iter().filter_map(|group| HeaderValue::try_from(&**group).ok()) {
+        headers.append(IMPERSONATE_GROUP, group);
+    }
+}
+
+/// Whether a name is one of those that [`set_mesh_claims`] sets, or one that some servers take for it.
+fn is_mesh_claim(name: &HeaderName) -> bool {
+    let Some(start) = name.as_str().as_bytes().get(..MESH_CLAIMS.len()) else { return false };
+    start.iter().zip(MESH_CLAIMS).all(|(byte, wanted)| byte == wanted || (*wanted == b'-' && *byte == b'_'))
 }
 
 /// Adds a client's address behind those that are there already, all lines joined into one.
@@ -204,6 +256,20 @@ fn port_of(host: &str) -> Option<&str> {
     (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
 }
 
+/// Start of the names that Kubernetes takes for a wish to act for somebody (its user impersonation).
+const IMPERSONATE: &str = "impersonate-";
+const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
+const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
+/// Start of the names of what is said of the mesh's peers.
+const MESH_CLAIMS: &[u8] = b"x-adit-mesh-";
+/// Name of the mesh's peer that asks.
+pub const X_ADIT_MESH_PEER: HeaderName = HeaderName::from_static("x-adit-mesh-peer");
+/// Its groups, separated by commas; absent if it is in none.
+pub const X_ADIT_MESH_GROUPS: HeaderName = HeaderName::from_static("x-adit-mesh-groups");
+/// Its public key in base64.
+pub const X_ADIT_MESH_KEY: HeaderName = HeaderName::from_static("x-adit-mesh-key");
+/// The address in the mesh that asks: the peer's own, or one of a network behind it.
+pub const X_ADIT_MESH_ADDRESS: HeaderName = HeaderName::from_static("x-adit-mesh-address");
 /// `X-Real-Ip`.
 pub const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// `X-Forwarded-Proto`.
@@ -377,6 +443,38 @@ mod tests {
         assert_eq!(headers["connection"], "x-kept, upgrade");
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4");
         assert!(headers.contains_key("upgrade") && !headers.contains_key("x-forwarded-host"));
+    }
+
+    #[test]
+    fn nobody_claims_to_be_a_peer_of_the_mesh_and_connection_cannot_take_it_off() {
+        let policy = ForwardedPolicy { insecure: true, ..ForwardedPolicy::default() };
+        let mut headers = HeaderMap::new();
+        for name in ["x-adit-mesh-peer", "x-adit-mesh-groups", "x_adit_mesh_peer", "x-adit_mesh-anything"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("admin"));
+        }
+        headers.insert(header::CONNECTION, HeaderValue::from_static("x-adit-mesh-key, x-other"));
+        headers.insert("x-adit-mesher", HeaderValue::from_static("kept"));
+        let peer = MeshIdentity {
+            name: "laptop".into(),
+            key: adit_config::PeerKey([7; 32]),
+            groups: vec!["admins".into(), "ops".into()],
+        };
+        policy.apply_to(&mut headers, &visitor("10.9.0.2:1", false), "a.test", false);
+        assert!(!headers.keys().any(is_mesh_claim), "{headers:?}");
+        assert_eq!(headers["x-adit-mesher"], "kept");
+        set_mesh_claims(&mut headers, &peer, "::ffff:10.9.0.2".parse().unwrap());
+        policy.remove_named_by_connection(&mut headers);
+        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "impersonate-uid"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("system:masters"));
+        }
+        set_impersonation(&mut headers, &peer);
+        assert_eq!(headers["impersonate-user"], "laptop");
+        assert_eq!(headers.get_all("impersonate-group").iter().collect::<Vec<_>>(), ["admins", "ops"]);
+        assert!(!headers.values().any(|value| value == "system:masters"), "{headers:?}");
+        assert_eq!(headers[X_ADIT_MESH_PEER], "laptop");
+        assert_eq!(headers[X_ADIT_MESH_GROUPS], "admins,ops");
+        assert_eq!(headers[X_ADIT_MESH_ADDRESS], "10.9.0.2");
+        assert_eq!(headers[X_ADIT_MESH_KEY], peer.key.to_string().as_str());
     }
 
     #[test]

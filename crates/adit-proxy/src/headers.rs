@@ -228,7 +228,7 @@ const HOP_CLAIMS: [&str; 10] = [
     "x-original-uri",
     "x-request-start",
 ];
-const CLAIM_PREFIXES: [&str; 2] = ["x-forwarded-", "cf-"];
+const CLAIM_PREFIXES: [&str; 3] = ["x-adit-mesh-", "x-forwarded-", "cf-"];
 /// Fields with such a prefix that a visitor itself sends, and that are verified.
 const CREDENTIALS: [&str; 4] =
     ["cf-access-jwt-assertion", "cf-access-token", "cf-access-client-id", "cf-access-client-secret"];

@@ -9,17 +9,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::{client, server};
 
+use crate::inlet::{ByteStream, Inlet};
+
 /// A connected byte stream.
 #[derive(Debug)]
 pub enum Io {
     /// TCP in the clear.
     Tcp(TcpStream),
+    /// In the clear, and no socket of the kernel.
+    Other(Box<dyn ByteStream>),
     /// A unix socket in the clear.
     Unix(UnixStream),
     /// TLS that we ended.
-    TlsServer(Box<server::TlsStream<TcpStream>>),
-    /// TLS that we started over TCP.
-    TlsClient(Box<client::TlsStream<TcpStream>>),
+    TlsServer(Box<server::TlsStream<Inlet>>),
+    /// TLS that we started, over anything but a unix socket.
+    TlsClient(Box<client::TlsStream<Inlet>>),
     /// TLS that we started over a unix socket.
     TlsUnix(Box<client::TlsStream<UnixStream>>),
 }
@@ -29,12 +33,14 @@ pub enum Io {
 pub enum ReadIo {
     /// See [`Io::Tcp`].
     Tcp(tcp::OwnedReadHalf),
+    /// See [`Io::Other`].
+    Other(tokio::io::ReadHalf<Box<dyn ByteStream>>),
     /// See [`Io::Unix`].
     Unix(unix::OwnedReadHalf),
     /// See [`Io::TlsServer`].
-    TlsServer(tokio::io::ReadHalf<Box<server::TlsStream<TcpStream>>>),
+    TlsServer(tokio::io::ReadHalf<Box<server::TlsStream<Inlet>>>),
     /// See [`Io::TlsClient`].
-    TlsClient(tokio::io::ReadHalf<Box<client::TlsStream<TcpStream>>>),
+    TlsClient(tokio::io::ReadHalf<Box<client::TlsStream<Inlet>>>),
     /// See [`Io::TlsUnix`].
     TlsUnix(tokio::io::ReadHalf<Box<client::TlsStream<UnixStream>>>),
 }
@@ -44,23 +50,29 @@ pub enum ReadIo {
 pub enum WriteIo {
     /// See [`Io::Tcp`].
     Tcp(tcp::OwnedWriteHalf),
+    /// See [`Io::Other`].
+    Other(tokio::io::WriteHalf<Box<dyn ByteStream>>),
     /// See [`Io::Unix`].
     Unix(unix::OwnedWriteHalf),
     /// See [`Io::TlsServer`].
-    TlsServer(tokio::io::WriteHalf<Box<server::TlsStream<TcpStream>>>),
+    TlsServer(tokio::io::WriteHalf<Box<server::TlsStream<Inlet>>>),
     /// See [`Io::TlsClient`].
-    TlsClient(tokio::io::WriteHalf<Box<client::TlsStream<TcpStream>>>),
+    TlsClient(tokio::io::WriteHalf<Box<client::TlsStream<Inlet>>>),
     /// See [`Io::TlsUnix`].
     TlsUnix(tokio::io::WriteHalf<Box<client::TlsStream<UnixStream>>>),
 }
 
 impl Io {
-    /// Both halves; TCP and unix sockets share nothing but the descriptor, TLS sessions a short lock.
+    /// Both halves; TCP and unix sockets share nothing but the descriptor, others a short lock.
     pub fn into_split(self) -> (ReadIo, WriteIo) {
         match self {
             Self::Tcp(io) => {
                 let (read, write) = io.into_split();
                 (ReadIo::Tcp(read), WriteIo::Tcp(write))
+            }
+            Self::Other(io) => {
+                let (read, write) = tokio::io::split(io);
+                (ReadIo::Other(read), WriteIo::Other(write))
             }
             Self::Unix(io) => {
                 let (read, write) = io.into_split();
@@ -84,10 +96,19 @@ impl Io {
     /// The protocol that ALPN chose, if TLS is spoken.
     pub fn alpn(&self) -> Option<&[u8]> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Other(_) | Self::Unix(_) => None,
             Self::TlsServer(io) => io.get_ref().1.alpn_protocol(),
             Self::TlsClient(io) => io.get_ref().1.alpn_protocol(),
             Self::TlsUnix(io) => io.get_ref().1.alpn_protocol(),
+        }
+    }
+}
+
+impl From<Inlet> for Io {
+    fn from(inlet: Inlet) -> Self {
+        match inlet {
+            Inlet::Tcp(io) => Self::Tcp(io),
+            Inlet::Other(io) => Self::Other(io),
         }
     }
 }
@@ -97,6 +118,7 @@ macro_rules! each {
     ($kind:ident, $value:expr, $io:ident => $call:expr) => {
         match $value {
             $kind::Tcp($io) => $call,
+            $kind::Other($io) => $call,
             $kind::Unix($io) => $call,
             $kind::TlsServer($io) => $call,
             $kind::TlsClient($io) => $call,

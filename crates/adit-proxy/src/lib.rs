@@ -19,6 +19,7 @@ pub mod h2;
 pub mod h3;
 pub mod headers;
 pub mod idle;
+pub mod inlet;
 pub mod io;
 pub mod listen;
 pub mod message;

@@ -13,13 +13,14 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::drain::Drain;
 use crate::h1::server::Options;
+use crate::inlet::{self, Incoming, Source};
 use crate::message::Service;
 use crate::proxy_protocol::ProxyProtocolPolicy;
 
@@ -37,7 +38,7 @@ use accepted::Accepted;
 /// A bound entry point.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    source: Source,
     active: Arc<ArcSwap<Active>>,
 }
 
@@ -107,6 +108,8 @@ pub struct ListenerOptions {
     pub connections_max: usize,
     /// Whether other processes may bind the same port (`SO_REUSEPORT`); read when binding only.
     pub reuse_port: bool,
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`); read when binding only.
+    pub device: Option<String>,
     /// Limits of each connection.
     pub connection: Options,
 }
@@ -131,9 +134,18 @@ impl Listener {
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: ListenerOptions) -> Result<Self, ListenError> {
         let name = options.name.clone();
-        let socket =
-            bind_tcp(address, options.reuse_port).map_err(|source| ListenError { name, address, source })?;
-        Ok(Self { socket, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) })
+        let socket = bind_tcp(address, options.reuse_port, options.device.as_deref())
+            .map_err(|source| ListenError { name, address, source })?;
+        Ok(Self::from_source(Source::Kernel(socket), options))
+    }
+
+    /// Accepts from somebody else than the kernel; `local` is what [`Self::local_addr`] says.
+    pub fn over(incoming: Box<dyn Incoming>, local: SocketAddr, options: ListenerOptions) -> Self {
+        Self::from_source(Source::Other { incoming, local }, options)
+    }
+
+    fn from_source(source: Source, options: ListenerOptions) -> Self {
+        Self { source, active: Arc::new(ArcSwap::from_pointee(Active::new(options))) }
     }
 
     /// For later changes of settings.
@@ -146,13 +158,13 @@ impl Listener {
     /// # Errors
     /// The system's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        self.source.local_addr()
     }
 
     /// Accepts until `drain` begins, then waits for the connections to finish.
     ///
     /// To end without waiting, drop the future: remaining connections are cut.
-    pub async fn run<S: Service>(self, service: Arc<S>, drain: Drain) {
+    pub async fn run<S: Service>(mut self, service: Arc<S>, drain: Drain) {
         let mut connections = JoinSet::new();
         let mut full = false;
         loop {
@@ -172,13 +184,15 @@ impl Listener {
             full = false;
             let Ok(permit) = permit else { break };
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
+                accepted = poll_fn(|cx| self.source.poll_accept(cx)) => accepted,
                 () = drain.started() => break,
                 Some(_) = connections.join_next() => continue,
             };
             let active = self.active.load_full();
-            let (stream, remote) = match accepted {
-                Ok(accepted) => accepted,
+            let accepted = match accepted {
+                Ok(Some(accepted)) => accepted,
+                // A network stack that has ended: what it carried ends by itself.
+                Ok(None) => break,
                 Err(error) => {
                     // Out of descriptors, most likely: the backlog holds the visitors meanwhile.
                     tracing::warn!(entry_point = %active.shared.name, %error, reason = "accept", "cannot accept");
@@ -187,17 +201,11 @@ impl Listener {
                     continue;
                 }
             };
-            connections.spawn(serve_accepted(
-                active,
-                stream,
-                remote,
-                permit,
-                Arc::clone(&service),
-                drain.clone(),
-            ));
+            let serving = serve_accepted(active, accepted, permit, Arc::clone(&service), drain.clone());
+            connections.spawn(serving);
         }
         self.empty_backlog(&mut connections, &service, &drain).await;
-        drop(self.socket);
+        drop(self.source);
         while connections.join_next().await.is_some() {}
     }
 }
@@ -205,20 +213,20 @@ impl Listener {
 impl Listener {
     /// Takes the connections that the kernel has accepted already: closing the socket would reset them.
     async fn empty_backlog<S: Service>(
-        &self,
+        &mut self,
         connections: &mut JoinSet<()>,
         service: &Arc<S>,
         drain: &Drain,
     ) {
         for _ in 0..BACKLOG {
-            let accepted = poll_fn(|cx| match self.socket.poll_accept(cx) {
-                Poll::Ready(Ok(accepted)) => Poll::Ready(Some(accepted)),
+            let accepted = poll_fn(|cx| match self.source.poll_accept(cx) {
+                Poll::Ready(Ok(accepted)) => Poll::Ready(accepted),
                 Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
             });
-            let Some((stream, remote)) = accepted.await else { return };
+            let Some(accepted) = accepted.await else { return };
             let active = self.active.load_full();
             let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
-            let serving = serve_accepted(active, stream, remote, permit, Arc::clone(service), drain.clone());
+            let serving = serve_accepted(active, accepted, permit, Arc::clone(service), drain.clone());
             connections.spawn(serving);
         }
     }
@@ -227,14 +235,13 @@ impl Listener {
 /// Serves one connection with the settings of the moment it was accepted.
 async fn serve_accepted<S: Service>(
     active: Arc<Active>,
-    stream: TcpStream,
-    remote: SocketAddr,
+    accepted: inlet::Accepted,
     permit: OwnedSemaphorePermit,
     service: Arc<S>,
     drain: Drain,
 ) {
     let connection = Accepted { shared: Arc::clone(&active.shared), drain };
-    connection.serve(stream, remote, service).await;
+    connection.serve(accepted, service).await;
     drop(permit);
 }
 
@@ -243,7 +250,12 @@ pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+/// Where a device is given, before the address: no packet of another interface may ever meet the socket.
+pub(crate) fn bind_device(socket: &Socket, device: Option<&str>) -> io::Result<()> {
+    device.map_or(Ok(()), |device| socket.bind_device(Some(device.as_bytes())))
+}
+
+fn bind_tcp(address: SocketAddr, reuse_port: bool, device: Option<&str>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // A restart must not wait for the old connections' TIME_WAIT.
@@ -252,6 +264,7 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    bind_device(&socket, device)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

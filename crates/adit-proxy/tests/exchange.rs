@@ -146,6 +146,7 @@ fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr
         proxy_protocol: None,
         connections_max: 100,
         reuse_port: false,
+        device: None,
         connection: options(metrics),
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
@@ -474,6 +475,7 @@ async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
         proxy_protocol: None,
         connections_max: 10,
         reuse_port: false,
+        device: None,
         connection,
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();

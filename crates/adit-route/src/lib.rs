@@ -21,6 +21,7 @@ mod go_regex;
 mod host;
 mod host_rule;
 mod index;
+pub mod mesh;
 pub mod path;
 pub mod router;
 pub mod rule;

@@ -23,7 +23,7 @@ pub use shadow::Shadow;
 
 use self::matcher::Matcher;
 pub use crate::host_rule::canonical_host;
-use crate::index::Index;
+use crate::{index::Index, mesh::MeshIdentity};
 
 /// What a router is chosen by.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +47,8 @@ pub struct HttpHead<'a> {
     pub content_length: Option<u64>,
     /// Direct peer: `ClientIP` never looks at `X-Forwarded-For`.
     pub peer: IpAddr,
+    /// The mesh's peer that asks; absent on entry points that are not on the mesh.
+    pub mesh: Option<&'a MeshIdentity>,
 }
 
 /// One router that may answer requests.

@@ -38,13 +38,15 @@ pub struct RuleError {
     pub reason: String,
 }
 
-/// Matchers of HTTP routers.
-pub const HTTP_MATCHERS: [&str; 11] = [
+/// Matchers of HTTP routers: Traefik's, and two of our own for entry points on the mesh.
+pub const HTTP_MATCHERS: [&str; 13] = [
     "ClientIP",
     "Header",
     "HeaderRegexp",
     "Host",
     "HostRegexp",
+    "MeshGroup",
+    "MeshPeer",
     "Method",
     "Path",
     "PathPrefix",
@@ -52,8 +54,8 @@ pub const HTTP_MATCHERS: [&str; 11] = [
     "Query",
     "QueryRegexp",
 ];
-/// Matchers of TCP routers.
-pub const TCP_MATCHERS: [&str; 4] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp"];
+/// Matchers of TCP routers: Traefik's, and two of our own for entry points on the mesh.
+pub const TCP_MATCHERS: [&str; 6] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp", "MeshGroup", "MeshPeer"];
 
 impl Expression {
     /// Reads a rule that may use the given matchers.
@@ -65,24 +67,27 @@ impl Expression {
         parser::Parser::new(rule, matchers).parse()
     }
 
-    /// Arguments of a matcher wherever it is not negated, in lower case, such as the hosts that a rule names.
-    pub fn positive_arguments(&self, matcher: &str) -> Vec<String> {
-        let mut arguments = Vec::new();
-        self.collect(matcher, true, &mut arguments);
-        arguments
+    /// Every matcher call, with whether it counts as it stands: under an odd number of negations it does not.
+    pub fn calls(&self) -> Vec<(&Call, bool)> {
+        fn visit<'e>(expression: &'e Expression, is_positive: bool, calls: &mut Vec<(&'e Call, bool)>) {
+            match expression {
+                Expression::And(parts) | Expression::Or(parts) => {
+                    parts.iter().for_each(|part| visit(part, is_positive, calls));
+                }
+                Expression::Not(part) => visit(part, !is_positive, calls),
+                Expression::Call(call) => calls.push((call, is_positive)),
+            }
+        }
+        let mut calls = Vec::new();
+        visit(self, true, &mut calls);
+        calls
     }
 
-    fn collect(&self, matcher: &str, is_positive: bool, arguments: &mut Vec<String>) {
-        match self {
-            Self::And(parts) | Self::Or(parts) => {
-                parts.iter().for_each(|part| part.collect(matcher, is_positive, arguments));
-            }
-            Self::Not(part) => part.collect(matcher, !is_positive, arguments),
-            Self::Call(call) if is_positive && call.matcher == matcher => {
-                arguments.extend(call.arguments.iter().map(|argument| argument.to_lowercase()));
-            }
-            Self::Call(_) => {}
-        }
+    /// Arguments of a matcher wherever it is not negated, in lower case, such as the hosts that a rule names.
+    pub fn positive_arguments(&self, matcher: &str) -> Vec<String> {
+        let calls =
+            self.calls().into_iter().filter(|(call, is_positive)| *is_positive && call.matcher == matcher);
+        calls.flat_map(|(call, _)| &call.arguments).map(|argument| argument.to_lowercase()).collect()
     }
 }
 

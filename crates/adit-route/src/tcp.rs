@@ -13,6 +13,7 @@ use crate::{
     condition::{Condition, Leaf},
     host_rule::{HostExpression, canonical_host},
     index::{Anchor, Index},
+    mesh::MeshIdentity,
     router::{Disabled, PRIORITY_MAX},
     rule::{Call, Expression, TCP_MATCHERS},
 };
@@ -26,6 +27,8 @@ pub struct TcpHead<'a> {
     pub alpn: &'a [&'a [u8]],
     /// Direct peer, or the client that a trusted PROXY protocol header names.
     pub peer: IpAddr,
+    /// The mesh's peer that connects; absent on entry points that are not on the mesh.
+    pub mesh: Option<&'a MeshIdentity>,
 }
 
 /// One router as configured.
@@ -138,6 +141,8 @@ enum TcpLeaf {
     HostSniRegexp(Regex),
     Alpn(Box<[u8]>),
     ClientIp(IpNet),
+    MeshPeer(Box<str>),
+    MeshGroup(Box<str>),
 }
 
 impl TcpLeaf {
@@ -166,6 +171,8 @@ impl TcpLeaf {
                 network(argument)
                     .ok_or_else(|| format!("ClientIP: `{argument}` is no address and no network"))?,
             ),
+            "MeshPeer" => Self::MeshPeer(argument.as_str().into()),
+            "MeshGroup" => Self::MeshGroup(argument.as_str().into()),
             other => return Err(format!("there is no matcher `{other}` for TCP")),
         })
     }
@@ -180,6 +187,8 @@ impl Leaf for TcpLeaf {
             Self::HostSniRegexp(regex) => regex.is_match(subject.server_name),
             Self::Alpn(protocol) => subject.head.alpn.contains(&&**protocol),
             Self::ClientIp(network) => network.contains(&subject.head.peer.to_canonical()),
+            Self::MeshPeer(name) => subject.head.mesh.is_some_and(|peer| peer.name == *name),
+            Self::MeshGroup(group) => subject.head.mesh.is_some_and(|peer| peer.is_in(group)),
         }
     }
 
@@ -263,7 +272,7 @@ mod tests {
     }
 
     fn decide(table: &TcpTable<usize>, server_name: &str, alpn: &[&[u8]], peer: &str) -> Option<usize> {
-        let head = TcpHead { server_name, alpn, peer: peer.parse().unwrap() };
+        let head = TcpHead { server_name, alpn, peer: peer.parse().unwrap(), mesh: None };
         table.decide(&head).map(|router| router.target)
     }
 
@@ -310,6 +319,28 @@ mod tests {
     }
 
     #[test]
+    fn rules_know_the_peer_of_the_mesh() {
+        let laptop = MeshIdentity {
+            name: "laptop".into(),
+            key: adit_config::PeerKey([1; 32]),
+            groups: vec!["admins".into()],
+        };
+        let (table, disabled) = table(&[
+            ("HostSNI(`*`) && MeshGroup(`admins`)", 0, false),
+            ("HostSNI(`*`) && MeshPeer(`phone`)", 0, false),
+        ]);
+        assert!(disabled.is_empty(), "{disabled:?}");
+        let phone = MeshIdentity { name: "phone".into(), groups: Vec::new(), ..laptop };
+        let ask = |mesh| {
+            let head = TcpHead { server_name: "", alpn: &[], peer: [10, 9, 0, 2].into(), mesh };
+            table.decide(&head).map(|router| router.target)
+        };
+        assert_eq!(ask(Some(&laptop)), Some(0));
+        assert_eq!(ask(Some(&phone)), Some(1));
+        assert_eq!(ask(None), None);
+    }
+
+    #[test]
     fn a_negated_server_name_without_tls_does_not_take_every_connection() {
         let (_, disabled) = table(&[
             ("!HostSNI(`y.test`)", 0, false),
@@ -328,7 +359,9 @@ mod tests {
         let table = TcpTable::<()>::default();
         assert!(table.is_empty());
         assert!(
-            table.decide(&TcpHead { server_name: "a", alpn: &[], peer: [127, 0, 0, 1].into() }).is_none()
+            table
+                .decide(&TcpHead { server_name: "a", alpn: &[], peer: [127, 0, 0, 1].into(), mesh: None })
+                .is_none()
         );
     }
 }

@@ -67,6 +67,7 @@ fn answer(case: &Value, table: &RouterTable<String>) -> (u64, String) {
         headers: &headers,
         content_length: None,
         peer: text("peer", "127.0.0.1").parse().unwrap(),
+        mesh: None,
     };
     match table.decide(&head) {
         Some(router) => (200, router.target.clone()),

@@ -9,6 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{AccessLog as Settings, AccessLogFilters, FieldMode};
+use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{IntCounter, Registry};
 use thiserror::Error;
@@ -66,6 +67,8 @@ pub(crate) struct Entry {
     pub(crate) retries: u32,
     /// The user a middleware let in, or refused.
     pub(crate) user: Option<Box<str>>,
+    /// The mesh's peer that asked, with its groups.
+    pub(crate) mesh: Option<Arc<MeshIdentity>>,
     /// Where the visitor came in.
     pub(crate) entry_point: Arc<str>,
     /// The visitor's TLS session.

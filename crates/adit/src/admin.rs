@@ -12,6 +12,7 @@ use prometheus::{Registry, TextEncoder};
 use serde_json::{Value, json};
 
 use crate::api::{Surroundings, json_response};
+use crate::daemon::mesh::MeshView;
 use crate::gateway::internal::Part;
 use crate::gateway::{Gateway, view};
 use crate::ingress::IngressState;
@@ -40,6 +41,8 @@ pub(crate) struct Admin {
     pub(crate) restart_needed: ArcSwap<Vec<&'static str>>,
     /// Entry points: name, address, whether TLS.
     pub listeners: ArcSwap<Vec<Listening>>,
+    /// The mesh, if there is one.
+    pub(crate) mesh: ArcSwapOption<MeshView>,
     /// Where this endpoint listens.
     pub address: std::net::SocketAddr,
     /// When the process started.
@@ -72,8 +75,12 @@ impl Service for Admin {
             return Response::text(StatusCode::MISDIRECTED_REQUEST, TEXT, "this endpoint has no such name\n");
         }
         match request.uri.path() {
-            "/" => self.page(),
-            "/api/status" => json_response(StatusCode::OK, &self.status()),
+            "/" => page(&self.status_with_mesh().await),
+            "/api/status" => json_response(StatusCode::OK, &self.status_with_mesh().await),
+            "/api/mesh" => match self.mesh().await {
+                Value::Null => Response::text(StatusCode::NOT_FOUND, TEXT, "no mesh in this process\n"),
+                mesh => json_response(StatusCode::OK, &mesh),
+            },
             "/ready" => self.ready(),
             "/healthcheck" => Response::text(StatusCode::OK, TEXT, "OK\n"),
             "/ping" => self.ping(),
@@ -93,14 +100,10 @@ impl Admin {
         match (part, request.uri.path()) {
             (Part::Ping, _) => self.ping(),
             (Part::Prometheus, _) => self.metrics(),
-            (Part::Api | Part::Dashboard, "/" | "/dashboard" | "/dashboard/") => self.page(),
+            (Part::Api | Part::Dashboard, "/" | "/dashboard" | "/dashboard/") => page(&self.status()),
             (Part::Api, path) if path.starts_with("/api/") => self.api(request),
             _ => Response::text(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
         }
-    }
-
-    fn page(&self) -> Response {
-        Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(&self.status()))
     }
 
     /// The read-only API in Traefik's words.
@@ -201,8 +204,21 @@ impl Admin {
         )
     }
 
-    /// Everything the status page and `adit status` show.
-    pub(crate) fn status(&self) -> Value {
+    /// The mesh and its peers; null if there is none.
+    async fn mesh(&self) -> Value {
+        let Some(mesh) = self.mesh.load_full() else { return Value::Null };
+        // The lane answers when it comes to it.
+        tokio::task::spawn_blocking(move || mesh.show()).await.unwrap_or(Value::Null)
+    }
+
+    async fn status_with_mesh(&self) -> Value {
+        let mut status = self.status();
+        status["mesh"] = self.mesh().await;
+        status
+    }
+
+    /// Everything the status page and `adit status` show, except the mesh.
+    fn status(&self) -> Value {
         let listeners: Vec<Value> = self
             .listeners
             .load()
@@ -241,6 +257,10 @@ fn is_local(host: &str) -> bool {
         || host.parse::<std::net::IpAddr>().is_ok()
         || host.eq_ignore_ascii_case("localhost")
         || host.to_ascii_lowercase().ends_with(".localhost")
+}
+
+fn page(status: &Value) -> Response {
+    Response::text(StatusCode::OK, "text/html; charset=utf-8", status_page::html(status))
 }
 
 fn connector_status(connector: &ConnectorView) -> Value {

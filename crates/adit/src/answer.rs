@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::Attempt;
+use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -136,6 +137,7 @@ impl Exchange {
                 origin_duration: None,
                 retries: 0,
                 user: None,
+                mesh: None,
                 entry_point: Arc::clone(&request.visitor.entry_point),
                 tls: request.visitor.tls.clone(),
                 secure: request.visitor.secure,
@@ -204,6 +206,13 @@ impl Exchange {
     pub(crate) fn asked_by(&mut self, client: std::net::IpAddr) {
         if let Some(entry) = &mut self.entry {
             entry.client = client;
+        }
+    }
+
+    /// Says which peer of the mesh asks.
+    pub(crate) fn asked_by_peer(&mut self, peer: &Arc<MeshIdentity>) {
+        if let Some(entry) = &mut self.entry {
+            entry.mesh = Some(Arc::clone(peer));
         }
     }
 

@@ -43,6 +43,7 @@ pub(crate) fn command() -> Command {
         )
         .subcommand(route())
         .subcommand(edge())
+        .subcommand(crate::mesh_command::command())
         .subcommand(crate::cloudflared::command())
 }
 
@@ -99,7 +100,8 @@ fn edge() -> Command {
     )
 }
 
-fn config() -> Arg {
+/// `--config`.
+pub(crate) fn config() -> Arg {
     Arg::new("config")
         .long("config")
         .short('c')
@@ -108,7 +110,8 @@ fn config() -> Arg {
         .help("Configuration; without it ./adit.yaml, then /etc/adit/adit.yaml")
 }
 
-fn admin() -> Arg {
+/// `--admin`.
+pub(crate) fn admin() -> Arg {
     Arg::new("admin")
         .long("admin")
         .value_name("ADDRESS")

@@ -94,6 +94,8 @@ impl ConnectorService {
         headers.remove(header::HOST);
         headers.remove(UPGRADE_MARK);
         headers.remove(TRACE);
+        // Nobody beyond the tunnel is a peer of this process's mesh.
+        adit_proxy::forwarded::remove_mesh_claims(&mut headers);
         let raw = kind == ConnectionType::Websocket;
         let length = take_length(&mut headers, false)?;
         let body = match length {

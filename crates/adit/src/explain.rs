@@ -8,6 +8,7 @@ use std::sync::Arc;
 use adit_config::dynamic::{Middleware, ServiceKind};
 use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
+use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
 
 use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict, length_of};
@@ -139,6 +140,13 @@ impl Asked {
                 return explained;
             }
         };
+        let Ok(mesh) = generation.identify(entry_point, self.from) else {
+            explained["refused"] = json!("mesh_peer_unknown");
+            return explained;
+        };
+        if let Some(peer) = mesh {
+            set_mesh_claims(&mut request.headers, peer, self.from);
+        }
         let head = HttpHead {
             entry_point,
             tls: self.secure,
@@ -149,6 +157,7 @@ impl Asked {
             headers: &request.headers,
             content_length: length_of(&request.headers),
             peer: self.from.to_canonical(),
+            mesh: mesh.map(|peer| &**peer),
         };
         let verdicts = generation.table.explain(&head);
         let winner = verdicts.iter().find(|verdict| verdict.outcome == RouterOutcome::Wins);

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_config::{Config, EntryPoint, EntryPointTransport};
+use adit_config::{Config, EntryPoint, EntryPointNetwork, EntryPointTransport};
+use adit_mesh::netstack::Stack;
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
 use adit_proxy::h3::listener::{H3Listener, H3Options};
@@ -20,6 +21,8 @@ use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::mesh_entry;
+
 /// All entry points that are listening.
 #[derive(Debug)]
 pub(crate) struct Listeners {
@@ -30,6 +33,8 @@ pub(crate) struct Listeners {
     h3: BTreeMap<Place, RunningUdp>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
+    /// The mesh's own network stack, if it has one: entry points on the mesh listen there.
+    stack: Option<Stack>,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
@@ -47,8 +52,36 @@ pub(crate) struct Listening {
     pub(crate) scheme: &'static str,
 }
 
-/// The configured address; where the port is for the system to choose, entry points are told apart by name.
-type Place = (SocketAddr, Option<String>);
+/// Where a socket is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    /// As configured.
+    address: SocketAddr,
+    /// Where the port is for the system to choose, entry points are told apart by name.
+    name: Option<String>,
+    /// The interface of the mesh, for those that nobody else may reach.
+    device: Option<String>,
+}
+
+impl Place {
+    /// The sockets that an entry point asks for: one, or on the mesh one for each of its addresses.
+    fn all(name: &str, entry_point: &EntryPoint, config: &Config) -> Vec<Self> {
+        let on_mesh = entry_point.on == EntryPointNetwork::Mesh;
+        // Checked: an entry point on the mesh has one.
+        let mesh = config.mesh.as_ref().filter(|_| on_mesh);
+        let addresses = match (on_mesh, mesh) {
+            (true, Some(mesh)) => entry_point.mesh_addresses(mesh),
+            (true, None) => Vec::new(),
+            (false, _) => vec![entry_point.address],
+        };
+        let place = |address: SocketAddr| Self {
+            address,
+            name: (address.port() == 0).then(|| name.to_owned()),
+            device: mesh.map(|mesh| mesh.interface.clone()),
+        };
+        addresses.into_iter().map(place).collect()
+    }
+}
 
 /// A UDP entry point, or the UDP side of one with HTTP/3.
 #[derive(Debug)]
@@ -89,7 +122,7 @@ pub(crate) enum ListenersError {
 }
 
 /// What is to listen, with the sockets that are new.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Prepared {
     wanted: BTreeMap<Place, (String, Settings, Option<Listener>)>,
     udp: BTreeMap<Place, (String, Option<UdpListener>)>,
@@ -127,9 +160,15 @@ impl Listeners {
             udp: BTreeMap::new(),
             h3: BTreeMap::new(),
             leaving: JoinSet::new(),
+            stack: None,
             tls: store.server_config()?,
             metrics,
         })
+    }
+
+    /// Listens for entry points on the mesh here from now on; `None` = at sockets of the kernel.
+    pub(crate) fn reach(&mut self, stack: Option<Stack>) {
+        self.stack = stack;
     }
 
     /// Binds what `config` has and we do not have yet; nothing that runs is touched.
@@ -141,48 +180,95 @@ impl Listeners {
         config: &Config,
         switches: &Switches<'_>,
     ) -> Result<Prepared, ListenersError> {
-        let (mut wanted, mut udp, mut h3) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut prepared = Prepared::default();
         for (name, entry_point) in &config.entry_points {
-            let address = entry_point.address;
-            let place = (address, (address.port() == 0).then(|| name.clone()));
-            if entry_point.transport == EntryPointTransport::Udp {
-                let timeout = entry_point.udp_timeout;
-                // A UDP socket keeps its timeout until a restart: two on one address would split the datagrams.
-                let listener = match self.udp.contains_key(&place) {
-                    true => None,
-                    false => Some(UdpListener::bind(address, self.udp_options(name, timeout, config))?),
-                };
-                udp.insert(place, (name.clone(), listener));
-                continue;
+            for place in Place::all(name, entry_point, config) {
+                if entry_point.transport == EntryPointTransport::Udp {
+                    self.prepare_udp(name, entry_point, place, config, &mut prepared)?;
+                } else {
+                    let settings =
+                        Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
+                    self.prepare_tcp((name, settings), place, switches, &mut prepared)?;
+                }
             }
-            let settings = Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
-            let listener = match self.running.contains_key(&place) {
-                true => None,
-                false => Some(Listener::bind(address, self.options(name, &settings, switches))?),
-            };
-            if entry_point.http3.is_some()
-                && let Some(switch) = switches(name)
-            {
-                // HTTP/3 has the port of its TCP side, also where the system chose that.
-                let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
-                let running = || self.running.get(&place).map(|running| running.address);
-                let listener = match self.h3.contains_key(&place) {
-                    true => None,
-                    false => Some(H3Listener::bind(
-                        bound.or_else(running).unwrap_or(address),
-                        H3Options {
-                            name: name.clone(),
-                            switch,
-                            connections_max: settings.limits.connections_max as usize,
-                            connection: self.connection_options(&settings),
-                        },
-                    )?),
-                };
-                h3.insert(place.clone(), (name.clone(), Leave::of(entry_point), listener));
-            }
-            wanted.insert(place, (name.clone(), settings, listener));
         }
-        Ok(Prepared { wanted, udp, h3 })
+        Ok(prepared)
+    }
+
+    fn prepare_udp(
+        &self,
+        name: &str,
+        entry_point: &EntryPoint,
+        place: Place,
+        config: &Config,
+        prepared: &mut Prepared,
+    ) -> Result<(), ListenersError> {
+        // A UDP socket keeps its timeout until a restart: two on one address would split the datagrams.
+        let listener = match self.udp.contains_key(&place) {
+            true => None,
+            false => {
+                let options = UdpOptions {
+                    name: name.to_owned(),
+                    idle_timeout: entry_point.udp_timeout,
+                    sessions_max: config.limits.connections_max as usize,
+                    device: place.device.clone(),
+                    metrics: Arc::clone(&self.metrics),
+                };
+                Some(match self.stack_of(&place) {
+                    Some(stack) => mesh_entry::bind_udp(stack, place.address, options)?,
+                    None => UdpListener::bind(place.address, options)?,
+                })
+            }
+        };
+        prepared.udp.insert(place, (name.to_owned(), listener));
+        Ok(())
+    }
+
+    fn prepare_tcp(
+        &self,
+        (name, settings): (&str, Settings),
+        place: Place,
+        switches: &Switches<'_>,
+        prepared: &mut Prepared,
+    ) -> Result<(), ListenersError> {
+        let address = place.address;
+        let listener = match self.running.contains_key(&place) {
+            true => None,
+            false => {
+                let options = ListenerOptions {
+                    device: place.device.clone(),
+                    ..self.options(name, &settings, switches)
+                };
+                Some(match self.stack_of(&place) {
+                    Some(stack) => mesh_entry::listen(stack, address, options)?,
+                    None => Listener::bind(address, options)?,
+                })
+            }
+        };
+        if settings.entry_point.http3.is_some()
+            && let Some(switch) = switches(name)
+        {
+            // HTTP/3 has the port of its TCP side, also where the system chose that.
+            let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+            let running = || self.running.get(&place).map(|running| running.address);
+            let listener = match self.h3.contains_key(&place) {
+                true => None,
+                false => Some(H3Listener::bind(
+                    bound.or_else(running).unwrap_or(address),
+                    H3Options {
+                        name: name.to_owned(),
+                        switch,
+                        connections_max: settings.limits.connections_max as usize,
+                        device: place.device.clone(),
+                        connection: self.connection_options(&settings),
+                    },
+                )?),
+            };
+            let leave = Leave::of(&settings.entry_point);
+            prepared.h3.insert(place.clone(), (name.to_owned(), leave, listener));
+        }
+        prepared.wanted.insert(place, (name.to_owned(), settings, listener));
+        Ok(())
     }
 
     /// Starts what was prepared, changes what stays, and lets go of what the configuration no longer has.
@@ -276,15 +362,6 @@ impl Listeners {
         self.leave_with(udp.leave.now(), udp.address, udp.drain, udp.task);
     }
 
-    fn udp_options(&self, name: &str, idle_timeout: Duration, config: &Config) -> UdpOptions {
-        UdpOptions {
-            name: name.to_owned(),
-            idle_timeout,
-            sessions_max: config.limits.connections_max as usize,
-            metrics: Arc::clone(&self.metrics),
-        }
-    }
-
     /// What listens where; an entry point with HTTP/3 is there twice.
     pub(crate) fn addresses(&self) -> Vec<Listening> {
         let tcp = self.running.values().map(|running| Listening {
@@ -337,6 +414,11 @@ impl Listeners {
         });
     }
 
+    /// Where a socket of the mesh is, if the kernel does not know of the mesh.
+    fn stack_of(&self, place: &Place) -> Option<&Stack> {
+        self.stack.as_ref().filter(|_| place.device.is_some())
+    }
+
     fn connection_options(&self, settings: &Settings) -> Options {
         let (entry_point, limits) = (&settings.entry_point, &settings.limits);
         let body_idle_timeout =
@@ -371,6 +453,7 @@ impl Listeners {
             }),
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
+            device: None,
             connection: self.connection_options(settings),
         }
     }

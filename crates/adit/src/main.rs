@@ -30,6 +30,8 @@ mod hello;
 mod ingress;
 mod listeners;
 mod load;
+mod mesh_command;
+mod mesh_entry;
 mod notify_systemd;
 mod observe;
 mod phase;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Some(("route", matches)) => route(matches),
         Some(("status", matches)) => status::main(matches),
         Some(("edge", matches)) => edge(matches),
+        Some(("mesh", matches)) => mesh_command::main(matches),
         Some(("tunnel", matches)) => cloudflared::tunnel(matches),
         _ => ExitCode::from(EXIT_USAGE),
     }

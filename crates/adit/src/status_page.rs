@@ -10,6 +10,7 @@ pub(crate) fn html(status: &Value) -> String {
     html_ingress(&mut body, status);
     html_connector(&mut body, status);
     html_edge(&mut body, status);
+    html_mesh(&mut body, &status["mesh"]);
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\
          <meta http-equiv=refresh content=5><title>adit: {phase}</title><style>{STYLE}</style><main>\
@@ -123,6 +124,42 @@ fn html_edge(body: &mut String, status: &Value) {
     }
 }
 
+/// The mesh, if there is one.
+fn html_mesh(body: &mut String, mesh: &Value) {
+    if !mesh.is_object() {
+        return;
+    }
+    if mesh["running"] == false {
+        body.push_str("<section class=bad><h2>The mesh has ended: its interface is gone</h2></section>");
+    }
+    let _ = write!(
+        body,
+        "<p>Mesh <code>{}</code> at {}, UDP port {}, public key <code>{}</code></p>",
+        text(&mesh["interface"]),
+        text(&mesh["addresses"]),
+        text(&mesh["listenPort"]),
+        text(&mesh["publicKey"])
+    );
+    let keys = ["name", "reachable", "endpoint", "allowedIps", "groups", "latestHandshakeSeconds"];
+    let more = ["latencyMs", "loss", "receivedBytes", "sentBytes"];
+    let rows = array(&mesh["peers"])
+        .take(PEERS_SHOWN_MAX)
+        .map(|peer| keys.iter().chain(&more).map(|key| text(&peer[*key])).collect());
+    let columns = [
+        "peer",
+        "answers",
+        "endpoint",
+        "allowed IPs",
+        "groups",
+        "handshake (s ago)",
+        "latency (ms)",
+        "loss",
+        "received",
+        "sent",
+    ];
+    table(body, "Peers", &columns, rows);
+}
+
 /// The same for a terminal.
 pub(crate) fn plain(status: &Value) -> String {
     let mut out = String::new();
@@ -177,6 +214,7 @@ pub(crate) fn plain(status: &Value) -> String {
         }
     }
     plain_edge(&mut out, status);
+    plain_mesh(&mut out, &status["mesh"]);
     for problem in array(&status["problems"]) {
         let _ = writeln!(out, "  DISABLED {}", raw(problem));
     }
@@ -211,6 +249,28 @@ fn plain_edge(out: &mut String, status: &Value) {
                 if c["draining"] == true { ", draining" } else { "" }
             );
         }
+    }
+}
+
+fn plain_mesh(out: &mut String, mesh: &Value) {
+    if !mesh.is_object() {
+        return;
+    }
+    let peers: Vec<&Value> = array(&mesh["peers"]).collect();
+    let count = |key: &str| peers.iter().filter(|peer| peer[key] == true).count();
+    let _ = writeln!(
+        out,
+        "  mesh {} at {}, port {}: {}",
+        raw(&mesh["interface"]),
+        raw(&mesh["addresses"]),
+        raw(&mesh["listenPort"]),
+        match mesh["running"] == true {
+            true => format!("{} peers, {} with a session", peers.len(), count("connected")),
+            false => "ENDED, its interface is gone".to_owned(),
+        }
+    );
+    for peer in peers.iter().filter(|peer| peer["connected"] == true && peer["reachable"] == false) {
+        let _ = writeln!(out, "    {} DOES NOT ANSWER", raw(&peer["name"]));
     }
 }
 
@@ -256,6 +316,9 @@ fn text(value: &Value) -> String {
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
+
+/// More are for `adit mesh show`.
+const PEERS_SHOWN_MAX: usize = 200;
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;margin:0;background:#f6f7f9;color:#1c2430}\
 main{max-width:64rem;margin:2rem auto;padding:0 1.5rem}h1{font-size:1.6rem}h2{font-size:1.05rem;margin:2rem 0 .5rem}\

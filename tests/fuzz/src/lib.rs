@@ -24,11 +24,15 @@ use adit_tunnel_proto::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
 
+mod mesh;
+
+pub use mesh::mesh;
+
 /// A target: the name of its corpus folder and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     ("preamble", preamble),
     ("connect_request", connect_request),
     ("connect_response", connect_response),
@@ -40,6 +44,7 @@ pub const TARGETS: [Target; 11] = [
     ("decide", decide),
     ("http1_head", http1_head),
     ("http1_chunks", http1_chunks),
+    ("mesh", mesh),
 ];
 
 /// The first bytes of a stream that the peer opened, whole and in pieces.
@@ -118,8 +123,12 @@ pub fn token(data: &[u8]) {
     let _ = OriginCertificate::from_pem(text);
 }
 
-/// `adit.yaml`; what it accepts must have an effective form.
+/// `adit.yaml`, and the same bytes as a wg-quick file; what is accepted must have an effective form.
 pub fn config(data: &[u8]) {
+    let imported = |_: &Path| -> Result<Vec<u8>, String> { Ok(data.to_vec()) };
+    if let Ok(config) = Config::parse("mesh: { import: wg0.conf }", "fuzz.yaml", &imported) {
+        drop(config.to_effective_yaml());
+    }
     let Ok(text) = std::str::from_utf8(data) else { return };
     let no_files = |_: &Path| -> Result<Vec<u8>, String> { Err("no files here".to_owned()) };
     match Config::parse(text, "fuzz.yaml", &no_files) {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::{address, duration, insert};
 use crate::{
     AccessLog, AccessLogFormat, AcmeChallenge, AcmeKeyType, CertificateResolver, DnsChallenge, DynamicFiles,
-    EntryPoint, EntryPointTransport, FieldMode, Metrics, Prometheus, Providers, Redirection,
-    UnderscoreHeaders,
+    EntryPoint, EntryPointNetwork, EntryPointTransport, FieldMode, Metrics, Prometheus, Providers,
+    Redirection, UnderscoreHeaders,
     dynamic::{EncodedCharacters, RouterTls},
 };
 
@@ -18,8 +18,14 @@ pub(super) fn entry_point(entry_point: &EntryPoint) -> Value {
         EntryPointTransport::Tcp => "",
         EntryPointTransport::Udp => "/udp",
     };
+    let on = match entry_point.on {
+        EntryPointNetwork::Host => "host",
+        EntryPointNetwork::Mesh => "mesh",
+    };
     let mut fields = json!({
         "address": format!("{}{suffix}", address(entry_point.address)),
+        "on": on,
+        "impersonate": entry_point.impersonate,
         "asDefault": entry_point.as_default,
         "http": http(entry_point),
         "forwardedHeaders": {

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::drain::Drain;
 use crate::h1::server::Options;
-use crate::listen::{ListenError, Switch, canonical};
+use crate::listen::{ListenError, Switch, bind_device, canonical};
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 use crate::tls::options::{DEFAULT_OPTIONS, Stamp};
@@ -43,6 +43,8 @@ pub struct H3Options {
     pub switch: Arc<ArcSwap<Switch>>,
     /// Connections at once; further ones are refused.
     pub connections_max: usize,
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`).
+    pub device: Option<String>,
     /// Limits of each connection.
     pub connection: Options,
 }
@@ -54,7 +56,7 @@ impl H3Listener {
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: H3Options) -> Result<Self, ListenError> {
         let fail = |source| ListenError { name: options.name.clone(), address, source };
-        let socket = bind(address).map_err(fail)?;
+        let socket = bind(address, options.device.as_deref()).map_err(fail)?;
         let runtime = Arc::new(quinn::TokioRuntime);
         // The endpoint needs some configuration to answer at all; each connection gets the one of its moment.
         let switch = options.switch.load();
@@ -248,7 +250,7 @@ impl ResolvesServerCert for DefaultOnly {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+fn bind(address: SocketAddr, device: Option<&str>) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
@@ -256,6 +258,7 @@ fn bind(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     // What the system does not grant is not an error.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    bind_device(&socket, device)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }

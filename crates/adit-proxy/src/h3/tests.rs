@@ -39,7 +39,8 @@ impl Service for Echo {
 async fn start<S: Service>(service: S) -> (Sender, quinn::Connection, DrainSignal) {
     let identity = Identity::new("a.test");
     let switch = Arc::new(ArcSwap::from_pointee(switch(&identity, &TcpDynamic::default())));
-    let options = H3Options { name: "web".to_owned(), switch, connections_max: 4, connection: options() };
+    let options =
+        H3Options { name: "web".to_owned(), switch, connections_max: 4, device: None, connection: options() };
     let listener = H3Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
     let address = listener.local_addr();
     let (signal, drain) = drain::channel();

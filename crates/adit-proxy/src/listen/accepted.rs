@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use adit_route::mesh::MeshIdentity;
 use adit_route::tcp::TcpHead;
 use bytes::BytesMut;
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
@@ -18,6 +18,7 @@ use super::rewind::Rewind;
 use super::start::{Hello, Protocol, Start, StartError};
 use super::switch::{Switch, TlsDecision};
 use crate::drain::Drain;
+use crate::inlet::{self, Arrival, Inlet};
 use crate::io::Io;
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
@@ -42,19 +43,32 @@ struct Ends {
     local: SocketAddr,
 }
 
-impl Accepted {
-    pub(super) async fn serve<S: Service>(self, stream: TcpStream, remote: SocketAddr, service: Arc<S>) {
-        let _open = self.shared.options.metrics.connection(&self.shared.name);
-        let Ok(local) = stream.local_addr() else { return };
-        if stream.set_nodelay(true).is_err() {
-            return;
-        }
-        let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
-        // A socket that cannot do it is served all the same.
-        let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
-        let mut start = Start::new(stream);
+impl Ends {
+    /// Makes a connection ready to be served; `None` if it has gone already.
+    fn of(accepted: inlet::Accepted) -> Option<(Inlet, Self)> {
+        let (stream, remote, local) = match accepted {
+            inlet::Accepted::Other(Arrival { stream, remote, local }) => {
+                (Inlet::Other(stream), remote, local)
+            }
+            inlet::Accepted::Kernel(stream, remote) => {
+                let local = stream.local_addr().ok()?;
+                stream.set_nodelay(true).ok()?;
+                let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+                // A socket that cannot do it is served all the same.
+                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
+                (Inlet::Tcp(stream), remote, local)
+            }
+        };
         // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
-        let mut ends = Ends { remote: super::canonical(remote), local: super::canonical(local) };
+        Some((stream, Self { remote: super::canonical(remote), local: super::canonical(local) }))
+    }
+}
+
+impl Accepted {
+    pub(super) async fn serve<S: Service>(self, accepted: inlet::Accepted, service: Arc<S>) {
+        let _open = self.shared.options.metrics.connection(&self.shared.name);
+        let Some((stream, mut ends)) = Ends::of(accepted) else { return };
+        let mut start = Start::new(stream);
         if !self.take_proxy_header(&mut start, &mut ends).await {
             return;
         }
@@ -69,7 +83,7 @@ impl Accepted {
                 }
             }
             (None, None) => {
-                let io = Io::Tcp(start.stream);
+                let io = Io::from(start.stream);
                 self.serve_http(io, Stamp::default(), start.buffer, ends, &service).await;
             }
         }
@@ -99,9 +113,14 @@ impl Accepted {
 
     async fn switched<S: Service>(&self, mut start: Start, ends: Ends, switch: &Switch, service: &Arc<S>) {
         let peer = ends.remote.ip().to_canonical();
-        let unknown = TcpHead { server_name: "", alpn: &[], peer };
+        let mesh = switch.mesh.as_ref().and_then(|peers| peers.identify(peer)).map(|identity| &**identity);
+        if switch.mesh.is_some() && mesh.is_none() {
+            tracing::debug!(%peer, reason = "mesh_peer_unknown", entry_point = %self.shared.name, "connection refused");
+            return self.shared.options.metrics.refused("mesh_peer_unknown");
+        }
+        let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
-            return self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await;
+            return self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await;
         }
         let may_be_postgres = !switch.secure.is_empty();
         let protocol = tokio::select! {
@@ -112,18 +131,18 @@ impl Accepted {
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
-            return Box::pin(self.postgres(start, ends, switch)).await;
+            return Box::pin(self.postgres(start, ends, switch, mesh)).await;
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
-                Some(route) => self.serve_tcp(route, Io::Tcp(start.stream), start.buffer, ends).await,
+                Some(route) => self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await,
                 None => {
-                    let io = Io::Tcp(start.stream);
+                    let io = Io::from(start.stream);
                     self.serve_http(io, Stamp::default(), start.buffer, ends, service).await;
                 }
             };
         }
-        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch)).await {
+        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch, mesh)).await {
             self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
         }
     }
@@ -138,12 +157,18 @@ impl Accepted {
 
     /// Serves a visitor who begins with TLS, by its ClientHello; the plain text if it is HTTP, and
     /// under which options the handshake was made.
-    async fn switched_tls(&self, mut start: Start, ends: Ends, switch: &Switch) -> Option<(Io, Stamp)> {
+    async fn switched_tls(
+        &self,
+        mut start: Start,
+        ends: Ends,
+        switch: &Switch,
+        mesh: Option<&MeshIdentity>,
+    ) -> Option<(Io, Stamp)> {
         let peer = ends.remote.ip().to_canonical();
         let hello = self.within_tls_timeout(start.client_hello()).await?;
         let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
-        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config, stamp) => {
                 let config = match hello.server_name.is_empty() {
@@ -169,7 +194,7 @@ impl Accepted {
     }
 
     /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
-    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch) {
+    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch, mesh: Option<&MeshIdentity>) {
         let granted = start.grant_postgres_tls().await;
         if self.counted(granted).is_err() {
             return;
@@ -178,7 +203,7 @@ impl Accepted {
         let Ok(hello) = self.counted(hello) else { return };
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let peer = ends.remote.ip().to_canonical();
-        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer };
+        let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.secure.decide(&head) {
             Some(router) => self.serve_tls(&router.target, hello, start, ends, Opening::Postgres).await,
             None => self.shared.options.metrics.refused("tcp_no_route"),
@@ -204,7 +229,7 @@ impl Accepted {
                 drop(hello);
                 let Ends { remote, local } = ends;
                 let metrics = &self.shared.options.metrics;
-                let mut io = Io::Tcp(start.stream);
+                let mut io = Io::from(start.stream);
                 route.serve_after(opening, &mut io, start.buffer, (remote, local), metrics).await;
             }
         }
@@ -236,9 +261,9 @@ impl Accepted {
     async fn handshake(
         &self,
         hello: Hello,
-        stream: TcpStream,
+        stream: Inlet,
         config: &Arc<ServerConfig>,
-    ) -> Option<TlsStream<TcpStream>> {
+    ) -> Option<TlsStream<Inlet>> {
         let handshake = StartHandshake::from_parts(hello.accepted, stream).into_stream(Arc::clone(config));
         match self.within_tls_timeout(handshake).await? {
             Ok(stream) => Some(stream),
@@ -320,7 +345,7 @@ impl Accepted {
 }
 
 /// What a finished handshake settled.
-fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
+fn tls_info(stream: &TlsStream<Inlet>) -> TlsInfo {
     let session = stream.get_ref().1;
     TlsInfo {
         version: match session.protocol_version() {
@@ -338,7 +363,7 @@ fn tls_info(stream: &TlsStream<TcpStream>) -> TlsInfo {
 }
 
 /// Tells the visitor that its name is not served, in place of a silent close.
-async fn refuse_handshake(stream: &mut TcpStream) {
+async fn refuse_handshake(stream: &mut Inlet) {
     let _ = tokio::io::AsyncWriteExt::write_all(stream, ALERT_UNRECOGNIZED_NAME).await;
 }
 

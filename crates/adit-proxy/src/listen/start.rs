@@ -6,15 +6,15 @@ use bytes::BytesMut;
 use rustls::server::{Accepted, Acceptor};
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use crate::inlet::Inlet;
 use crate::proxy_protocol::{self, Addresses, Parsed, ProxyProtocolError};
 use crate::tcp::postgres;
 
 /// A connection and what was read from it.
 #[derive(Debug)]
 pub(super) struct Start {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Inlet,
     pub(super) buffer: BytesMut,
 }
 
@@ -71,7 +71,7 @@ impl StartError {
 }
 
 impl Start {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: Inlet) -> Self {
         Self { stream, buffer: BytesMut::new() }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use adit_route::mesh::MeshPeers;
 use adit_route::tcp::{TcpHead, TcpTable};
 use rustls::ServerConfig;
 
@@ -22,6 +23,8 @@ pub struct Switch {
     pub options: Arc<TlsOptionSets>,
     /// Answers `acme-tls/1` handshakes (RFC 8737), if this process gets certificates itself.
     pub challenges: Option<Arc<dyn TlsChallenges>>,
+    /// Peers that may come here, on an entry point of the mesh; whoever is none of them is turned away.
+    pub mesh: Option<Arc<MeshPeers>>,
 }
 
 /// Challenges of tls-alpn-01 that wait for the CA's look.
@@ -52,6 +55,7 @@ impl Switch {
             hosts: TlsHosts::default(),
             options,
             challenges: None,
+            mesh: None,
         }
     }
 
@@ -149,7 +153,7 @@ mod tests {
     }
 
     fn taker(switch: &Switch, server_name: &str) -> String {
-        let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap() };
+        let head = TcpHead { server_name, alpn: &[], peer: "192.0.2.1".parse().unwrap(), mesh: None };
         match switch.decide_tls(&head) {
             TlsDecision::Http(..) => "http".to_owned(),
             TlsDecision::Tcp(route) => route.name.to_string(),
@@ -186,7 +190,7 @@ mod tests {
         let challenges: Option<Arc<dyn TlsChallenges>> = Some(Arc::new(OneChallenge(config)));
         let switch = Switch { challenges, ..switch(&[], &["*"]) };
         let decide = |server_name, alpn: &[&[u8]]| {
-            let head = TcpHead { server_name, alpn, peer: "192.0.2.1".parse().unwrap() };
+            let head = TcpHead { server_name, alpn, peer: "192.0.2.1".parse().unwrap(), mesh: None };
             matches!(switch.decide_tls(&head), TlsDecision::Challenge(_))
         };
         assert!(decide("a.test", &[b"acme-tls/1"]));
@@ -205,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_server_may_speak_first_only_where_no_tls_is_served() {
-        let head = TcpHead { server_name: "", alpn: &[], peer: "192.0.2.1".parse().unwrap() };
+        let head = TcpHead { server_name: "", alpn: &[], peer: "192.0.2.1".parse().unwrap(), mesh: None };
         let alone = Switch { plain: names(&["*"]), ..switch(&[], &[]) };
         assert!(alone.speaks_first(&head).is_some());
         assert!(Switch { secure: names(&["x"]), ..alone }.speaks_first(&head).is_none());

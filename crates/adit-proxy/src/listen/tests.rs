@@ -112,6 +112,7 @@ fn start(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>) -> (Socket
         proxy_protocol,
         connections_max: 16,
         reuse_port: false,
+        device: None,
         connection: options(),
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();

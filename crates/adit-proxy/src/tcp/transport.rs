@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::connect::{ConnectError, Connector, Target};
+use crate::inlet::Inlet;
 use crate::io::Io;
 use crate::proxy_protocol::{self, Addresses};
 use crate::service::tls::{Material, client_config};
@@ -100,10 +101,15 @@ impl Transport {
             };
             io.write_all(&header).await.map_err(DialError::Closed)?;
         }
-        let Io::Tcp(stream) = io else { return Ok(io) };
         if !address.tls {
-            return Ok(Io::Tcp(stream));
+            return Ok(io);
         }
+        let stream = match io {
+            Io::Tcp(stream) => Inlet::Tcp(stream),
+            Io::Other(stream) => Inlet::Other(stream),
+            // The connector was given no TLS, and no path of a unix socket.
+            _ => return Err(DialError::Address(address.to_string())),
+        };
         let name = self.server_name.as_deref().unwrap_or(&address.host);
         let name = rustls::pki_types::ServerName::try_from(name.to_owned())
             .map_err(|_| ConnectError::ServerName(name.to_owned()))?;

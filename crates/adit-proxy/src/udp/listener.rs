@@ -14,13 +14,14 @@ use tokio::task::JoinSet;
 use super::service::UdpRoute;
 use super::session::{self, DATAGRAM_BYTES_MAX, Session};
 use crate::drain::Drain;
-use crate::listen::ListenError;
+use crate::inlet::{DatagramSource, Datagrams};
+use crate::listen::{ListenError, bind_device};
 use crate::metrics::Metrics;
 
 /// A bound UDP entry point.
 #[derive(Debug)]
 pub struct UdpListener {
-    socket: Arc<UdpSocket>,
+    socket: Arc<DatagramSource>,
     options: UdpOptions,
 }
 
@@ -33,6 +34,8 @@ pub struct UdpOptions {
     pub idle_timeout: Duration,
     /// Sessions at once; each is a socket and a task of some KiB. Datagrams of further visitors are dropped.
     pub sessions_max: usize,
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`).
+    pub device: Option<String>,
     /// Where drops are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -44,8 +47,14 @@ impl UdpListener {
     /// [`ListenError`] if the address is taken or not ours.
     pub fn bind(address: SocketAddr, options: UdpOptions) -> Result<Self, ListenError> {
         let name = options.name.clone();
-        let socket = bind(address).map_err(|source| ListenError { name, address, source })?;
-        Ok(Self { socket: Arc::new(socket), options })
+        let device = options.device.as_deref();
+        let socket = bind(address, device).map_err(|source| ListenError { name, address, source })?;
+        Ok(Self { socket: Arc::new(DatagramSource::Kernel(socket)), options })
+    }
+
+    /// Takes datagrams of somebody else than the kernel; `local` is what [`Self::local_addr`] says.
+    pub fn over(datagrams: Box<dyn Datagrams>, local: SocketAddr, options: UdpOptions) -> Self {
+        Self { socket: Arc::new(DatagramSource::Other { datagrams, local }), options }
     }
 
     /// The bound address, with the port that the system chose for port 0.
@@ -74,6 +83,8 @@ impl UdpListener {
                         let is_draining = drain.is_started();
                         sessions.take(&buffer[..length], visitor, route.load().as_deref().filter(|_| !is_draining));
                     }
+                    // Its network stack has ended, and will not say anything else.
+                    Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
                     // An ICMP error about a visitor that has gone.
                     Err(error) => tracing::trace!(%error, "UDP receive"),
                 },
@@ -139,12 +150,13 @@ impl Sessions {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+fn bind(address: SocketAddr, device: Option<&str>) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    bind_device(&socket, device)?;
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
 }
@@ -181,6 +193,7 @@ mod tests {
             name: "dns".to_owned(),
             idle_timeout: Duration::from_millis(50),
             sessions_max,
+            device: None,
             metrics: Arc::new(Metrics::new(&prometheus::Registry::new()).unwrap()),
         }
     }

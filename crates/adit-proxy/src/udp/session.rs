@@ -11,6 +11,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::connect;
+use crate::inlet::{DatagramLink, DatagramSource};
 use crate::metrics::Metrics;
 
 /// The listener's side of a session.
@@ -25,7 +27,7 @@ pub(super) struct Session {
 /// What both sides of a session share.
 #[derive(Debug)]
 struct Link {
-    server: OnceLock<UdpSocket>,
+    server: OnceLock<DatagramLink>,
     started: Instant,
     /// Last datagram in either direction, in ms since `started`.
     active_ms: AtomicU64,
@@ -48,7 +50,7 @@ pub(super) struct Worker {
     link: Arc<Link>,
     early: mpsc::Receiver<Bytes>,
     visitor: SocketAddr,
-    listener: Arc<UdpSocket>,
+    listener: Arc<DatagramSource>,
     server: String,
     idle: Duration,
     metrics: Arc<Metrics>,
@@ -57,7 +59,7 @@ pub(super) struct Worker {
 /// Both sides of a new session towards `server` (`host:port`).
 pub(super) fn open(
     id: u64,
-    listener: Arc<UdpSocket>,
+    listener: Arc<DatagramSource>,
     visitor: SocketAddr,
     server: String,
     idle: Duration,
@@ -119,7 +121,7 @@ impl Worker {
     }
 
     /// Sends all answers that have arrived to the visitor.
-    async fn answer(&self, server: &UdpSocket) -> io::Result<()> {
+    async fn answer(&self, server: &DatagramLink) -> io::Result<()> {
         // Only sessions with something to read hold a buffer.
         let mut buffer = BytesMut::with_capacity(DATAGRAM_BYTES_MAX);
         for _ in 0..ANSWERS_MAX {
@@ -138,14 +140,17 @@ impl Worker {
     }
 }
 
-async fn connect(server: &str) -> io::Result<UdpSocket> {
+async fn connect(server: &str) -> io::Result<DatagramLink> {
     let mut failure = io::Error::from(io::ErrorKind::NotFound);
     for address in tokio::net::lookup_host(server).await? {
+        if let Some(datagrams) = connect::datagrams_to(address.ip()) {
+            return Ok(DatagramLink::Other { datagrams: datagrams?, server: address });
+        }
         let any: SocketAddr =
             if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
         let socket = UdpSocket::bind(any).await?;
         match socket.connect(address).await {
-            Ok(()) => return Ok(socket),
+            Ok(()) => return Ok(DatagramLink::Kernel(socket)),
             Err(error) => failure = error,
         }
     }

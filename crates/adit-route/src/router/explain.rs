@@ -102,6 +102,8 @@ fn leaf_written(leaf: &HttpLeaf) -> String {
         HttpLeaf::Query(key, value) => format!("Query(`{key}`, `{value}`)"),
         HttpLeaf::QueryRegexp(key, regex) => format!("QueryRegexp(`{key}`, `{regex}`)"),
         HttpLeaf::ClientIp(network) => format!("ClientIP(`{network}`)"),
+        HttpLeaf::MeshPeer(name) => format!("MeshPeer(`{name}`)"),
+        HttpLeaf::MeshGroup(group) => format!("MeshGroup(`{group}`)"),
     }
 }
 

@@ -32,6 +32,8 @@ pub(super) enum HttpLeaf {
     Query(Box<str>, Box<str>),
     QueryRegexp(Box<str>, Regex),
     ClientIp(IpNet),
+    MeshPeer(Box<str>),
+    MeshGroup(Box<str>),
 }
 
 impl HttpLeaf {
@@ -61,6 +63,8 @@ impl HttpLeaf {
             "ClientIP" => Self::ClientIp(
                 network(first).ok_or_else(|| format!("ClientIP: `{first}` is no address and no network"))?,
             ),
+            "MeshPeer" => Self::MeshPeer(text(0)),
+            "MeshGroup" => Self::MeshGroup(text(0)),
             other => return Err(format!("there is no matcher `{other}` for HTTP")),
         })
     }
@@ -90,6 +94,8 @@ impl Leaf for HttpLeaf {
             }
             // `::ffff:192.0.2.1` is 192.0.2.1.
             Self::ClientIp(network) => network.contains(&head.peer.to_canonical()),
+            Self::MeshPeer(name) => head.mesh.is_some_and(|peer| peer.name == *name),
+            Self::MeshGroup(group) => head.mesh.is_some_and(|peer| peer.is_in(group)),
         }
     }
 
@@ -134,7 +140,7 @@ fn check_arity(call: &Call) -> Result<(), String> {
         (from, to) => format!("{from} or {to} arguments"),
     };
     let hint = match call.matcher {
-        "Host" | "Path" | "PathPrefix" | "Method" | "ClientIP" => {
+        "Host" | "Path" | "PathPrefix" | "Method" | "ClientIP" | "MeshPeer" | "MeshGroup" => {
             format!("; several are written {0}(`a`) || {0}(`b`)", call.matcher)
         }
         _ => String::new(),

@@ -5,10 +5,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use adit_config::PeerKey;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{HttpHead, Matcher, Router, RouterTable, length_of, matcher::HttpLeaf};
-use crate::host_rule::HostExpression;
+use crate::{host_rule::HostExpression, mesh::MeshIdentity};
 
 /// A router that is never reached, as far as can be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,7 @@ impl<R> RouterTable<R> {
                 headers: &witness.headers,
                 content_length: length_of(&witness.headers),
                 peer: witness.peer,
+                mesh: witness.mesh.as_ref(),
             };
             // A rule with regular expressions or negations may not match what was made up for it: nothing is known then.
             if !router.matches(&head) {
@@ -80,6 +82,7 @@ struct Witness {
     method: String,
     headers: HeaderMap,
     peer: IpAddr,
+    mesh: Option<MeshIdentity>,
 }
 
 impl Witness {
@@ -92,6 +95,7 @@ impl Witness {
             headers: HeaderMap::new(),
             // TEST-NET-1 (RFC 5737): no rule means it.
             peer: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            mesh: None,
         }
     }
 
@@ -109,9 +113,16 @@ impl Witness {
                 self.query = format!("{}{between}{name}={value}", self.query);
             }
             HttpLeaf::ClientIp(network) => self.peer = network.addr(),
+            HttpLeaf::MeshPeer(name) => self.peer_of_mesh().name.clone_from(name),
+            HttpLeaf::MeshGroup(group) => self.peer_of_mesh().groups.push(group.clone()),
             _ => {}
         }
         self
+    }
+
+    fn peer_of_mesh(&mut self) -> &mut MeshIdentity {
+        let nobody = || MeshIdentity { name: "".into(), key: PeerKey([1; 32]), groups: Vec::new() };
+        self.mesh.get_or_insert_with(nobody)
     }
 
     fn add_header(&mut self, name: &HeaderName, value: &[u8]) {

@@ -12,6 +12,7 @@ struct Ask {
     headers: HeaderMap,
     content_length: Option<u64>,
     peer: IpAddr,
+    mesh: Option<MeshIdentity>,
     tls: bool,
 }
 
@@ -26,6 +27,7 @@ impl Ask {
             headers: HeaderMap::new(),
             content_length: None,
             peer: [127, 0, 0, 1].into(),
+            mesh: None,
             tls: false,
         }
     }
@@ -46,6 +48,7 @@ impl Ask {
             headers: &self.headers,
             content_length: self.content_length,
             peer: self.peer,
+            mesh: self.mesh.as_ref(),
         }
     }
 }
@@ -357,6 +360,33 @@ fn ask() -> impl Strategy<Value = Ask> {
             false => ask,
         }
     })
+}
+
+#[test]
+fn rules_know_the_peer_of_the_mesh_and_nobody_else() {
+    let laptop = MeshIdentity {
+        name: "laptop".into(),
+        key: adit_config::PeerKey([1; 32]),
+        groups: vec!["admins".into()],
+    };
+    let cases = [
+        ("MeshPeer(`laptop`)", true, false),
+        ("MeshPeer(`phone`)", false, false),
+        ("MeshGroup(`admins`)", true, false),
+        ("MeshGroup(`guests`)", false, false),
+        ("MeshGroup(`guests`) || MeshPeer(`laptop`)", true, false),
+        ("!MeshGroup(`admins`)", false, true),
+    ];
+    for (rule, inside, outside) in cases {
+        let (table, disabled) = RouterTable::build([spec("r", rule)]);
+        assert!(disabled.is_empty(), "{disabled:?}");
+        let ask = |mesh| Ask { mesh, ..Ask::get("a.test", "/") };
+        assert_eq!(table.decide(&ask(Some(laptop.clone())).head()).is_some(), inside, "{rule}");
+        assert_eq!(table.decide(&ask(None).head()).is_some(), outside, "{rule}");
+        assert!(table.shadows().is_empty());
+    }
+    let (_, disabled) = RouterTable::build([spec("r", "MeshPeer(`a`, `b`)")]);
+    assert!(disabled[0].reason.contains("takes 1 argument"), "{disabled:?}");
 }
 
 proptest! {

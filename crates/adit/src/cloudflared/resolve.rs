@@ -116,6 +116,7 @@ impl Invocation {
             tls: Tls::default(),
             tunnel: Some(tunnel),
             edge: None,
+            mesh: None,
             admin: Admin::default(),
             log,
             access_log: None,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use adit_acme::Acme;
 use adit_config::dynamic::{Dynamic, TlsDynamic};
-use adit_config::{Config, DynamicFiles, EntryPointTransport, Ingress, Tunnel};
+use adit_config::{Config, DynamicFiles, EntryPointNetwork, EntryPointTransport, Ingress, Tunnel};
 use adit_proxy::listen::Switch;
 use adit_proxy::tcp::layer::TcpLayers;
 use adit_proxy::tcp::service::TcpServices;
@@ -14,12 +14,14 @@ use adit_proxy::tcp::table::{TcpParts, TcpRouters};
 use adit_proxy::tls::options::TlsOptionSets;
 use adit_proxy::tls::{CertificateStore, Certificates};
 use adit_proxy::udp::{UdpRoute, UdpServices};
+use adit_route::mesh::MeshPeers;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
 use crate::gateway::internal::Internal;
 use crate::gateway::merge::{Part, merge};
+use crate::gateway::mesh_names::disable_open;
 use crate::gateway::{Gateway, Generation, Inputs};
 
 /// The ingress of a process.
@@ -174,6 +176,7 @@ impl RunningIngress {
                 plain: tcp.plain,
                 secure: tcp.secure,
                 hosts: generation.tls_hosts(name),
+                mesh: generation.inputs.mesh.clone().filter(|_| is_on_mesh(config, name)),
                 challenges: Some(self.gateway.acme().tls_challenges()),
                 ..Switch::http(Arc::clone(&self.options))
             };
@@ -214,7 +217,7 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
     }
     parts.append(&mut look.parts);
     let mut faults = look.faults;
-    let dynamic = merge(&parts, &mut faults);
+    let mut dynamic = merge(&parts, &mut faults);
     let mut entry_points = config.entry_points.clone();
     if serves_tunnel(config) {
         // What comes through the tunnel has no listener, but the same routers.
@@ -225,6 +228,8 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         entry_points.entry(TUNNEL.to_owned()).or_insert(tunnel);
     }
     let server = adit_proxy::forwarded::server_name();
+    let mesh = config.mesh.as_ref().map(|mesh| Arc::new(MeshPeers::new(mesh)));
+    disable_open(&mut dynamic, mesh.as_deref());
     let tunnel_names = match (serves_tunnel(config), &config.tunnel) {
         (true, Some(tunnel)) => tunnel.entry_points.clone(),
         _ => Vec::new(),
@@ -233,6 +238,7 @@ pub(crate) fn inputs(config: &Config, files: &mut Files) -> (Inputs, Vec<PathBuf
         dynamic,
         entry_points,
         server,
+        mesh,
         faults,
         tunnel_names,
         internal: Internal::default().of(config),
@@ -294,6 +300,10 @@ impl Streams {
         (inputs.tcp_faults, inputs.udp_faults) = (tcp_faults, udp_faults);
         routes
     }
+}
+
+fn is_on_mesh(config: &Config, entry_point: &str) -> bool {
+    config.entry_points.get(entry_point).is_some_and(|settings| settings.on == EntryPointNetwork::Mesh)
 }
 
 /// The names of TCP routers with TLS, by router.

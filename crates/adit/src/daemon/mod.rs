@@ -3,6 +3,7 @@
 mod connector;
 mod edge;
 pub(crate) mod ingress;
+pub(crate) mod mesh;
 mod signals;
 
 pub(crate) use self::edge::random_secret;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{Config, DynamicFiles, FileProvider, Problems};
+use adit_mesh::NodeError;
 use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
 use adit_proxy::listen::{ListenError, Listener, ListenerOptions};
@@ -24,6 +26,7 @@ use tokio::task::JoinSet;
 use self::connector::{Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
 use self::ingress::{RunningIngress, has_switches, serves_tunnel};
+use self::mesh::RunningMesh;
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
 use crate::acme::AcmeViews;
@@ -33,7 +36,7 @@ use crate::certificates::IdentityError;
 use crate::front::Front;
 use crate::gateway::Gateway;
 use crate::ingress::{IngressError, chain};
-use crate::listeners::{Listeners, ListenersError};
+use crate::listeners::{Listeners, ListenersError, Prepared};
 use crate::load::Source;
 use crate::observe::gauges;
 use crate::observe::traefik::TraefikMetrics;
@@ -63,6 +66,9 @@ pub(crate) enum DaemonError {
     /// The connector.
     #[error(transparent)]
     Connector(#[from] adit_tunnel::ConnectorError),
+    /// The mesh.
+    #[error(transparent)]
+    Mesh(#[from] NodeError),
     /// Ingress rules.
     #[error(transparent)]
     Ingress(#[from] IngressError),
@@ -90,6 +96,7 @@ pub(crate) struct Daemon {
     front: Arc<Front>,
     edge: Option<RunningEdge>,
     connector: Option<RunningConnector>,
+    mesh: RunningMesh,
     requests: RequestMetrics,
     reloads: IntCounterVec,
     level: LevelHandle,
@@ -121,7 +128,9 @@ impl Daemon {
             Gateway::new(generation, requests.clone(), access_log.clone(), traefik, acme.clone())
         });
         gauges::register(&registry, ingress.gateway(), ingress.store())?;
+        let mesh = RunningMesh::start(&config, &registry)?;
         let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
+        listeners.reach(mesh.stack());
         let edge = match &config.edge {
             Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
             None => None,
@@ -134,14 +143,7 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
-        let connector = match &config.tunnel {
-            Some(tunnel) => {
-                let reach = reach(tunnel, edge.as_ref())?;
-                let gateway = gateway_of(&config, &ingress);
-                Some(RunningConnector::start(tunnel, reach, grace(&source, &config), gateway)?)
-            }
-            None => None,
-        };
+        let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
             &config,
@@ -152,6 +154,7 @@ impl Daemon {
         )?;
         ingress.internal().show(&admin);
         admin.connector.store(connector.as_ref().map(RunningConnector::view));
+        admin.mesh.store(mesh.view());
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");
         Ok(Self {
@@ -166,6 +169,7 @@ impl Daemon {
             front,
             edge,
             connector,
+            mesh,
             requests,
             reloads,
             level,
@@ -210,6 +214,7 @@ impl Daemon {
                 () = watch.changed() => self.reload(&mut watch).await,
                 _ = housekeeping.tick() => {
                     notify_systemd::alive();
+                    self.mesh.watch();
                     if let Some(connector) = &self.connector {
                         connector.sweep();
                         if announced && connector.ready_connections() > 0 {
@@ -285,9 +290,17 @@ impl Daemon {
             _ => None,
         };
         self.ingress.reserve(&config);
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
-        let prepared = self.listeners.prepare(&config, &switches)?;
-        let replacement = self.plan_connector(&config, plan.as_ref())?;
+        let before = self.mesh.change(&config)?;
+        self.listeners.reach(self.mesh.stack());
+        let planned = self.prepare(&config, plan.as_ref());
+        let (prepared, replacement) = match planned {
+            Ok(planned) => planned,
+            Err(error) => {
+                self.mesh.restore(before);
+                self.listeners.reach(self.mesh.stack());
+                return Err(error);
+            }
+        };
         if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
             edge.apply(plan, &config, settings)?;
         }
@@ -295,6 +308,8 @@ impl Daemon {
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
+        self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
+        self.mesh.commit(&config);
         self.commit_connector(replacement, &config)?;
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
@@ -306,6 +321,17 @@ impl Daemon {
         self.admin.listeners.store(Arc::new(self.listeners.addresses()));
         self.config = config;
         Ok(())
+    }
+
+    /// Entry points and connector as `config` wants them, not in force yet.
+    fn prepare(
+        &self,
+        config: &Config,
+        plan: Option<&Plan>,
+    ) -> Result<(Prepared, Option<Option<RunningConnector>>), DaemonError> {
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(config));
+        let prepared = self.listeners.prepare(config, &switches)?;
+        Ok((prepared, self.plan_connector(config, plan)?))
     }
 
     /// What becomes of the connector: the outer `None` keeps it, `Some(None)` ends it.
@@ -367,6 +393,7 @@ impl Daemon {
             if let Some(edge) = self.edge.take() {
                 edge.drain().await;
             }
+            self.mesh.deliver().await;
         };
         let finished = tokio::select! {
             () = draining => true,
@@ -400,6 +427,17 @@ fn public(config: &Config) -> Vec<(String, bool)> {
 /// The routers answer what comes through a tunnel that has no rules of its own.
 fn gateway_of(config: &Config, ingress: &RunningIngress) -> Option<Arc<Gateway>> {
     serves_tunnel(config).then(|| Arc::clone(ingress.gateway()))
+}
+
+fn start_connector(
+    source: &Source,
+    config: &Config,
+    ingress: &RunningIngress,
+    edge: Option<&RunningEdge>,
+) -> Result<Option<RunningConnector>, DaemonError> {
+    let Some(tunnel) = &config.tunnel else { return Ok(None) };
+    let (reach, gateway) = (reach(tunnel, edge)?, gateway_of(config, ingress));
+    Ok(Some(RunningConnector::start(tunnel, reach, grace(source, config), gateway)?))
 }
 
 /// What the tunnel of a starting process dials.
@@ -494,6 +532,7 @@ fn start_admin(
             proxy_protocol: None,
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
+            device: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),
@@ -520,6 +559,7 @@ fn start_admin(
                     reload_problem: ArcSwapOption::empty(),
                     restart_needed: ArcSwap::default(),
                     listeners: ArcSwap::default(),
+                    mesh: ArcSwapOption::empty(),
                     address,
                     started: Instant::now(),
                 });

@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, Router};
-use adit_config::{EntryPoint, EntryPointTransport, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
 use adit_proxy::body::Body;
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::message::Request;
@@ -13,6 +14,7 @@ use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
 use adit_proxy::tls::hosts::{TlsHostRule, TlsHosts};
 use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
+use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
 use http::Uri;
@@ -33,6 +35,8 @@ pub(crate) struct Inputs {
     pub(crate) entry_points: BTreeMap<String, EntryPoint>,
     /// Value of `X-Forwarded-Server`.
     pub(crate) server: Option<HeaderValue>,
+    /// Who is who on entry points of the mesh; absent without a mesh.
+    pub(crate) mesh: Option<Arc<MeshPeers>>,
     /// TCP routers that are not served, with the reason.
     pub(crate) tcp_faults: BTreeMap<String, String>,
     /// UDP routers that are not served, with the reason.
@@ -109,6 +113,10 @@ pub(crate) struct Entry {
     default_stamp: Stamp,
     settings: EntryPoint,
 }
+
+/// An address on the mesh that no peer has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnknownPeer;
 
 /// A request's target in the forms that rules compare, where they differ from what stands in the request itself.
 #[derive(Default)]
@@ -200,6 +208,7 @@ impl Generation {
             let seen = router.suspicions();
             verdicts.warnings.extend(seen.iter().map(|seen| format!("router {}: {seen}", router.name)));
         }
+        verdicts.warnings.extend(super::mesh_names::warnings(&inputs));
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);
@@ -271,7 +280,28 @@ impl Generation {
             headers: &request.headers,
             content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
+            mesh: self
+                .identify(&request.visitor.entry_point, request.visitor.remote.ip())
+                .ok()
+                .flatten()
+                .map(|peer| &**peer),
         })
+    }
+
+    /// The mesh's peer behind an address: `Ok(None)` where an entry point is not on the mesh, an error where it is and
+    /// nobody has the address.
+    pub(crate) fn identify(
+        &self,
+        entry_point: &str,
+        address: IpAddr,
+    ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
+        let is_on_mesh =
+            self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
+        if !is_on_mesh {
+            return Ok(None);
+        }
+        let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
+        identity.map(Some).ok_or(UnknownPeer)
     }
 }
 
@@ -311,6 +341,11 @@ impl Entry {
         // Options are chosen by host: those of a router without one, or of a host in dispute, apply to no handshake.
         let is_chosen = !router.hosts().is_empty() && !self.hosts.is_disputed(host);
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
+    }
+
+    /// Whether servers are asked to act for the mesh's peer.
+    pub(crate) fn impersonates(&self) -> bool {
+        self.settings.impersonate
     }
 
     /// For requests that no router answers.

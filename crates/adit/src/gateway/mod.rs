@@ -4,6 +4,7 @@ pub(crate) mod files;
 mod generation;
 pub(crate) mod internal;
 pub(crate) mod merge;
+pub(crate) mod mesh_names;
 mod redirect;
 pub(crate) mod view;
 mod view_middlewares;
@@ -12,7 +13,7 @@ pub(crate) mod view_streams;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::forwarded::{ForwardedPolicy, set_impersonation, set_mesh_claims};
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
@@ -20,6 +21,7 @@ use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
+use self::generation::{Cleaned, Entry, UnknownPeer};
 pub(crate) use self::generation::{Generation, Inputs, Observed, Served};
 use crate::access_log::AccessLog;
 use crate::acme::AcmeViews;
@@ -115,24 +117,12 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        if !entry.tidy_fields(&mut request) {
-            exchange.failed("underscore_header");
-            exchange.observe_only(entry.observed());
-            return plain(StatusCode::BAD_REQUEST);
-        }
-        let trusted = entry.policy.apply(&mut request);
-        if trusted
-            && exchange.is_observed()
-            && let Some(client) = forwarded_client(&entry.policy, &request)
-        {
-            exchange.asked_by(client);
-        }
-        let cleaned = match entry.clean(&mut request) {
-            Ok(cleaned) => cleaned,
-            Err(reason) => {
+        let (trusted, cleaned) = match admit(generation, entry, &mut request, exchange) {
+            Ok(admitted) => admitted,
+            Err((reason, status)) => {
                 exchange.failed(reason);
                 exchange.observe_only(entry.observed());
-                return plain(StatusCode::BAD_REQUEST);
+                return plain(status);
             }
         };
         let found = generation.decide(&request, &cleaned);
@@ -193,6 +183,37 @@ impl Service for Gateway {
         }
         exchange.finish_with(response)
     }
+}
+
+/// Brings a request into the form that rules and servers see; whether its peer is believed, and its target. The error is
+/// the refusal's name and status.
+fn admit(
+    generation: &Generation,
+    entry: &Entry,
+    request: &mut Request,
+    exchange: &mut Exchange,
+) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
+    if !entry.tidy_fields(request) {
+        return Err(("underscore_header", StatusCode::BAD_REQUEST));
+    }
+    let trusted = entry.policy.apply(request);
+    let address = request.visitor.remote.ip();
+    let peer = generation.identify(&request.visitor.entry_point, address);
+    if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
+        set_mesh_claims(&mut request.headers, peer, address);
+        if entry.impersonates() {
+            set_impersonation(&mut request.headers, peer);
+        }
+        exchange.asked_by_peer(peer);
+    }
+    if trusted
+        && exchange.is_observed()
+        && let Some(client) = forwarded_client(&entry.policy, request)
+    {
+        exchange.asked_by(client);
+    }
+    let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
+    Ok((trusted, cleaned))
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.

@@ -99,10 +99,17 @@ enum Field {
     ServiceUrl,
     ServiceAddr,
     Reason,
+    MeshPeer,
+    MeshGroups,
     TlsVersion,
     TlsCipher,
     TlsClientSubject,
     GzipRatio,
+}
+
+/// Groups of the mesh's peer, separated by commas; none where there is no peer.
+fn groups(entry: &Entry) -> String {
+    entry.mesh.as_ref().map(|peer| peer.groups.join(",")).unwrap_or_default()
 }
 
 /// Writes a value and a comma; false if this request has none.
@@ -153,6 +160,8 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
             return json_some(line, address.split(['/', '?']).next().unwrap_or_default());
         }
         Field::Reason => return json_some(line, entry.reason),
+        Field::MeshPeer => return json_some(line, entry.mesh.as_ref().map_or("", |peer| &peer.name)),
+        Field::MeshGroups => return json_some(line, &groups(entry)),
         Field::TlsVersion => return json_some(line, tls.map_or("", |tls| tls.version)),
         Field::TlsCipher => return json_some(line, tls.map_or("", |tls| tls.cipher)),
         Field::TlsClientSubject => {
@@ -258,6 +267,8 @@ const FIELDS: &[(&str, Field)] = &[
     ("ServiceURL", Field::ServiceUrl),
     ("ServiceAddr", Field::ServiceAddr),
     ("reason", Field::Reason),
+    ("MeshPeer", Field::MeshPeer),
+    ("MeshGroups", Field::MeshGroups),
     ("TLSVersion", Field::TlsVersion),
     ("TLSCipher", Field::TlsCipher),
     ("TLSClientSubject", Field::TlsClientSubject),

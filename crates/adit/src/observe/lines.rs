@@ -46,6 +46,7 @@ struct Columns {
     duration: bool,
     request_id: bool,
     reason: bool,
+    mesh: bool,
 }
 
 impl Lines {
@@ -178,6 +179,10 @@ impl Lines {
             line.push(b' ');
             column(line, keep, text);
         }
+        if let Some(peer) = &entry.mesh {
+            line.push(b' ');
+            column(line, columns.mesh, &peer.name);
+        }
     }
 }
 
@@ -203,6 +208,7 @@ impl Columns {
             duration: keeps("Duration"),
             request_id: keeps("RequestId"),
             reason: keeps("reason"),
+            mesh: keeps("MeshPeer"),
         }
     }
 }
@@ -295,6 +301,7 @@ mod tests {
             origin_duration: Some(Duration::from_millis(10)),
             retries: 1,
             user: None,
+            mesh: None,
             entry_point: "web".into(),
             tls: None,
             secure: true,

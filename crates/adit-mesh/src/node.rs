@@ -1,0 +1,160 @@
+//! This process as a node of a mesh: interface or stack, socket and lane, made and changed from the configuration.
+
+use std::io;
+use std::time::Instant;
+
+use adit_config::{Mesh, MeshMode};
+use ipnet::IpNet;
+
+use crate::device::Device;
+use crate::lane::{LaneHandle, spawn};
+use crate::netlink::{Interface, InterfaceError};
+use crate::netstack::{Limits, Netstack, Stack};
+use crate::plan::{engine_config, interface_spec, key_of, literal_endpoint, socket_spec};
+use crate::resolve::Resolver;
+use crate::tun::{Tun, TunError};
+use crate::udp::{Socket, SocketError, SocketSpec};
+
+/// A node. Dropping it ends the lane and removes the interface.
+#[derive(Debug)]
+pub struct Node {
+    inside: Inside,
+    lane: LaneHandle,
+    port: u16,
+    addresses: Vec<IpNet>,
+    spec: SocketSpec,
+    resolver: Resolver,
+}
+
+/// Who takes what comes out of the mesh.
+#[derive(Debug)]
+enum Inside {
+    /// The kernel.
+    Tun(Interface),
+    /// This process.
+    Stack(Stack),
+}
+
+/// Why a node does not start or change.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The TUN device.
+    #[error(transparent)]
+    Tun(#[from] TunError),
+    /// Its addresses, routes or MTU.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    /// The UDP socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// No thread or descriptor left.
+    #[error("cannot start the mesh's thread")]
+    Thread(#[source] io::Error),
+    /// The lane has ended, because its device is gone.
+    #[error(transparent)]
+    Ended(#[from] crate::LaneEnded),
+    /// A change that needs a new node.
+    #[error("`mesh.{0}` changes only with a restart")]
+    Restart(&'static str),
+}
+
+impl Node {
+    /// Makes the interface or the stack, binds the socket and starts the lane. Names of endpoints are looked up in the
+    /// background.
+    ///
+    /// # Errors
+    /// [`NodeError`]; a TUN device needs CAP_NET_ADMIN.
+    pub fn start(mesh: &Mesh) -> Result<Self, NodeError> {
+        match mesh.mode {
+            MeshMode::Tun => {
+                let tun = Tun::open(&mesh.interface, false)?;
+                let mut interface = Interface::find(&mesh.interface)?;
+                interface.apply(&interface_spec(mesh))?;
+                Self::run(mesh, tun, Inside::Tun(interface))
+            }
+            MeshMode::Netstack => {
+                let (netstack, stack) = Netstack::new(mesh.addresses.clone(), mesh.mtu, Limits::default())
+                    .map_err(NodeError::Thread)?;
+                Self::run(mesh, netstack, Inside::Stack(stack))
+            }
+        }
+    }
+
+    fn run<D: Device + 'static>(mesh: &Mesh, device: D, inside: Inside) -> Result<Self, NodeError> {
+        let spec = socket_spec(mesh);
+        let socket = Socket::bind(&spec)?;
+        let port = socket.port();
+        let engine =
+            adit_mesh_proto::Mesh::new(engine_config(mesh, literal_endpoint), rand::random(), Instant::now());
+        let resolver = Resolver::start().map_err(NodeError::Thread)?;
+        let alarm = resolver.alarm();
+        let events = Box::new(move |event| alarm.on_event(&event));
+        let lane = spawn(engine, device, socket, events).map_err(NodeError::Thread)?;
+        resolver.watch(mesh, &lane);
+        Ok(Self { inside, lane, port, addresses: mesh.addresses.clone(), spec, resolver })
+    }
+
+    /// Becomes what `mesh` says; untouched peers keep their sessions.
+    ///
+    /// # Errors
+    /// [`NodeError`]; a change that needs a restart is refused before anything has changed.
+    pub fn reconfigure(&mut self, mesh: &Mesh, running: &Mesh) -> Result<(), NodeError> {
+        if mesh.interface != running.interface {
+            return Err(NodeError::Restart("interface"));
+        }
+        if mesh.mode != running.mode {
+            return Err(NodeError::Restart("mode"));
+        }
+        let spec = socket_spec(mesh);
+        if spec.port != self.spec.port {
+            return Err(NodeError::Restart("listen-port"));
+        }
+        if spec.mark != self.spec.mark {
+            return Err(NodeError::Restart("fwmark"));
+        }
+        match &mut self.inside {
+            Inside::Tun(interface) => interface.apply(&interface_spec(mesh))?,
+            Inside::Stack(stack) => stack.relocate(mesh.addresses.clone(), mesh.mtu),
+        }
+        let known = self.resolver.addresses();
+        let config =
+            engine_config(mesh, |peer| literal_endpoint(peer).or_else(|| known.get(&key_of(peer)).copied()));
+        self.lane.reconfigure(config)?;
+        self.addresses.clone_from(&mesh.addresses);
+        self.resolver.watch(mesh, &self.lane);
+        Ok(())
+    }
+
+    /// Steers and shows the lane.
+    #[must_use]
+    pub fn lane(&self) -> &LaneHandle {
+        &self.lane
+    }
+
+    /// Opens listeners and connections in netstack mode.
+    #[must_use]
+    pub fn stack(&self) -> Option<&Stack> {
+        match &self.inside {
+            Inside::Tun(_) => None,
+            Inside::Stack(stack) => Some(stack),
+        }
+    }
+
+    /// The UDP port that it listens on.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its addresses in the mesh.
+    #[must_use]
+    pub fn addresses(&self) -> &[IpNet] {
+        &self.addresses
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.lane.stop();
+    }
+}

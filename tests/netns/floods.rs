@@ -1,0 +1,47 @@
+//! Floods of datagrams at the mesh's port while a session carries traffic.
+
+use super::cable;
+use super::support::netns::{Cable, Engine, Iperf, PORT, Side};
+use super::support::process::Process;
+use super::support::require;
+
+/// Sends 148-byte initiations with random keys and no right MAC, and datagrams of random length and content, for as long as
+/// it lives but at most five seconds.
+fn flood(cable: &Cable) -> Process {
+    let script = format!(
+        "import os, socket, time\n\
+         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+         junk = os.urandom(65536)\n\
+         end = time.monotonic() + 5\n\
+         at = 0\n\
+         while time.monotonic() < end:\n    \
+             for _ in range(256):\n        \
+                 at = (at + 151) % 60000\n        \
+                 s.sendto(b'\\x01\\0\\0\\0' + junk[at:at+144], ('192.0.2.2', {PORT}))\n        \
+                 s.sendto(b'\\x04\\0\\0\\0' + junk[at:at+at%1400], ('192.0.2.2', {PORT}))\n    \
+             time.sleep(0.002)\n"
+    );
+    Process::start("flood", cable.left.command("python3").args(["-c", &script]))
+}
+
+#[test]
+fn slow_a_session_goes_on_under_a_flood_of_forged_handshakes_and_junk() {
+    let Some(cable) = cable(1500) else { return };
+    if !require("python3") {
+        return;
+    }
+    let sides = Side::pair();
+    let [left, right] = &sides;
+    let _left = Engine::Adit.start(&cable.left, left, right);
+    let mut node = Engine::Adit.start(&cable.right, right, left);
+    cable.left.wait_for_ping(&right.inner(false));
+    let _flood = flood(&cable);
+    let address = right.inner(false).parse().expect("an address");
+    let report = Iperf::serve(&cable.right).run(&cable.left, address, &["-n", "20M"]);
+    assert!(Iperf::received_mib(&report) >= 10, "{report}");
+    for reason in ["invalid_mac", "unknown_index"] {
+        let dropped = cable.right.metric(&format!("adit_mesh_drops_total{{reason=\"{reason}\"}}"));
+        assert!(dropped > 0, "nothing was dropped as {reason}");
+    }
+    assert!(node.process.ended().is_none());
+}
