@@ -76,7 +76,9 @@ fn to_filter(level: LogLevel) -> Targets {
         LogLevel::Warn => (LevelFilter::WARN, LevelFilter::ERROR),
         LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
     };
-    Targets::new().with_default(theirs).with_target("adit", ours)
+    // Every peer that is switched off is an error to it.
+    let mesh = if theirs == LevelFilter::ERROR { LevelFilter::OFF } else { theirs };
+    Targets::new().with_default(theirs).with_target("boringtun", mesh).with_target("adit", ours)
 }
 
 /// `2026-01-02T03:04:05Z INF message key=value`: the form that log shippers of cloudflared already parse
