@@ -107,7 +107,10 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse::<u64>() {
         Ok(seconds) => now.checked_add(Duration::from_secs(seconds.min(RETRY_SECONDS_MAX))),
-        Err(_) => httpdate::parse_http_date(text).ok(),
+        Err(_) => {
+            let latest = now.checked_add(Duration::from_secs(RETRY_SECONDS_MAX))?;
+            httpdate::parse_http_date(text).ok().map(|at| at.min(latest))
+        }
     }
 }
 

@@ -360,7 +360,8 @@ impl Keeper {
         tracing::error!(%resolver, %names, reason, %error, failures, next_seconds, "no certificate");
         self.parts.metrics.ordered(resolver, reason);
         self.pause_until = match error.retry() {
-            Retry::MuchLater => now + PAUSE_LIMITED,
+            // The limit is the account's: the next names would only be told the same.
+            Retry::MuchLater => next.clamp(now + PAUSE_LIMITED, now + PAUSE_LIMITED_MAX),
             Retry::Soon => now + PAUSE_UNREACHABLE,
             Retry::Later => self.pause_until,
         };
@@ -434,6 +435,8 @@ const LOCK_INTERVAL: Duration = Duration::from_secs(1);
 const ORDER_TIMEOUT: Duration = Duration::from_secs(600);
 /// What stopped one order (a limit of the CA, no connection) would stop the next of a thousand as well.
 const PAUSE_LIMITED: Duration = Duration::from_secs(60);
+/// A CA that counts by the name and not by the account costs the other names no more.
+const PAUSE_LIMITED_MAX: Duration = Duration::from_secs(3600);
 const PAUSE_UNREACHABLE: Duration = Duration::from_secs(5);
 /// A certificate that is due again as soon as it is there (a clock that is wrong, a CA that wants everything renewed) is
 /// not ordered again before a third of its life, within these bounds.

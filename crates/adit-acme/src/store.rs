@@ -166,7 +166,8 @@ impl Store {
         let all = self.read()?;
         let section = &all[resolver];
         let account = &section["adit"]["account"];
-        let certificates = section["Certificates"].as_array().into_iter().flatten();
+        // Newest first: new ones are added at the end.
+        let certificates = section["Certificates"].as_array().into_iter().flatten().rev();
         Ok(Section {
             account: account["directory"].as_str().map(|directory| StoredAccount {
                 directory: directory.to_owned(),

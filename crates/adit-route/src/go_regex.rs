@@ -267,8 +267,8 @@ const POSIX_CLASSES: [&str; 14] = [
 const REPETITIONS_MAX: u32 = 1000;
 /// As long as a rule may be.
 const PATTERN_BYTES_MAX: usize = 64 * 1024;
-/// A thousand routes with the largest expression each would take 2 GiB; usual ones take some KiB.
-const COMPILED_BYTES_MAX: usize = 2 << 20;
+/// Enough for a class of all letters repeated a hundred times. Usual expressions take some KiB, and all are the operator's.
+const COMPILED_BYTES_MAX: usize = 16 << 20;
 
 #[cfg(test)]
 mod tests {

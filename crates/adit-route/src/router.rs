@@ -68,6 +68,7 @@ pub struct Router<R> {
     /// What answers.
     pub target: R,
     hosts: Vec<String>,
+    names_host: bool,
     suspicions: Vec<String>,
     matcher: Matcher,
 }
@@ -110,6 +111,11 @@ impl<R> Router<R> {
     /// Hosts that its rule names and does not negate, in lower case: its TLS options hold for handshakes with these names.
     pub fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    /// Whether its rule names a host anywhere, be it to exclude it: then its TLS options hold for all that it answers.
+    pub fn names_host(&self) -> bool {
+        self.names_host
     }
 
     /// Whether it is asked for requests over TLS, or for those without.

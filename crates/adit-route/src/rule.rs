@@ -89,6 +89,11 @@ impl Expression {
             self.calls().into_iter().filter(|(call, is_positive)| *is_positive && call.matcher == matcher);
         calls.flat_map(|(call, _)| &call.arguments).map(|argument| argument.to_lowercase()).collect()
     }
+
+    /// Whether a matcher stands anywhere in it, negated or not.
+    pub fn uses(&self, matcher: &str) -> bool {
+        self.calls().into_iter().any(|(call, _)| call.matcher == matcher)
+    }
 }
 
 /// Long enough for a rule of a thousand hosts; bounds the work of one rule.

@@ -221,6 +221,7 @@ impl Check<'_> {
             let mut reasons: Vec<(String, String)> = bad_rules.get(name).cloned().into_iter().collect();
             for (index, entry_point) in router.entry_points.iter().enumerate() {
                 let reason = match generation.inputs.entry_points.get(entry_point) {
+                    None if generation.inputs.has_entry_point(entry_point) => continue,
                     None => format!("there is no entry point {entry_point}"),
                     Some(found) if is_udp(found) => format!("entry point {entry_point} takes UDP"),
                     Some(_) => continue,

@@ -100,6 +100,7 @@ fn compile<R>(spec: RouterSpec<R>) -> Result<Router<R>, String> {
         any_scheme: spec.any_scheme,
         target: spec.target,
         hosts,
+        names_host: expression.uses("Host"),
         suspicions: suspicions(&expression),
         matcher,
     })

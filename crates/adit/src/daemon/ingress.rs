@@ -286,18 +286,25 @@ impl Streams {
                 routes.tcp.insert(name.clone(), routers);
             }
         }
-        // Nobody above has seen these: no entry point of theirs exists.
-        let unknown = |names: &[String]| {
-            let missing = names.iter().find(|name| !config.entry_points.contains_key(*name));
-            missing.map(|name| format!("there is no entry point {name}"))
+        // Nobody above has seen those of which no entry point exists; of some, others do.
+        let mut warnings = Vec::new();
+        let mut look = |name: &String, names: &[String], faults: &mut BTreeMap<String, String>| {
+            let missing = names.iter().filter(|name| !config.entry_points.contains_key(*name));
+            let missing: Vec<String> =
+                missing.map(|missing| format!("there is no entry point {missing}")).collect();
+            if missing.len() == names.len() {
+                faults.extend(missing.into_iter().next().map(|why| (name.clone(), why)));
+            } else {
+                warnings.extend(missing.iter().map(|why| format!("router {name}: {why}")));
+            }
         };
         for (name, router) in &dynamic.tcp.routers {
-            tcp_faults.extend(unknown(&router.entry_points).map(|why| (name.clone(), why)));
+            look(name, &router.entry_points, &mut tcp_faults);
         }
         for (name, router) in &dynamic.udp.routers {
-            udp_faults.extend(unknown(&router.entry_points).map(|why| (name.clone(), why)));
+            look(name, &router.entry_points, &mut udp_faults);
         }
-        (inputs.tcp_faults, inputs.udp_faults) = (tcp_faults, udp_faults);
+        (inputs.tcp_faults, inputs.udp_faults, inputs.stream_warnings) = (tcp_faults, udp_faults, warnings);
         routes
     }
 }

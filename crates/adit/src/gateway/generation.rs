@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_config::dynamic::{Dynamic, Router};
+use adit_config::dynamic::{ClientAuthType, Dynamic, Router};
 use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
 use adit_proxy::body::Body;
 use adit_proxy::forwarded::ForwardedPolicy;
@@ -16,7 +16,7 @@ use adit_proxy::tls::hosts::{TlsHostRule, TlsHosts};
 use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
 use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
-use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable};
+use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable, canonical_host};
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 
@@ -41,6 +41,8 @@ pub(crate) struct Inputs {
     pub(crate) tcp_faults: BTreeMap<String, String>,
     /// UDP routers that are not served, with the reason.
     pub(crate) udp_faults: BTreeMap<String, String>,
+    /// What is wrong with TCP and UDP routers that are served nevertheless.
+    pub(crate) stream_warnings: Vec<String>,
     /// Files that keep their old content, with what is wrong with them.
     pub(crate) faults: Vec<String>,
     /// TLS options by name, each with its stamp or its fault; none where nobody has compiled them.
@@ -69,7 +71,7 @@ impl Inputs {
     }
 
     /// Whether requests may come in under this name.
-    fn has_entry_point(&self, name: &str) -> bool {
+    pub(crate) fn has_entry_point(&self, name: &str) -> bool {
         self.entry_points.contains_key(name) || self.tunnel_names.iter().any(|known| known == name)
     }
 }
@@ -209,6 +211,7 @@ impl Generation {
             verdicts.warnings.extend(seen.iter().map(|seen| format!("router {}: {seen}", router.name)));
         }
         verdicts.warnings.extend(super::mesh_names::warnings(&inputs));
+        verdicts.warnings.extend(inputs.stream_warnings.iter().cloned());
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);
@@ -338,8 +341,14 @@ impl Entry {
     /// True if the answer must be 421 (Misdirected Request): the handshake did not ask what this router wants asked, so a
     /// client certificate could be stepped around.
     pub(crate) fn misdirects(&self, router: &Compiled<Served>, tls: &TlsInfo, host: &str) -> bool {
-        // Options are chosen by host: those of a router without one, or of a host in dispute, apply to no handshake.
-        let is_chosen = !router.hosts().is_empty() && !self.hosts.is_disputed(host);
+        // Options are chosen by host: those of a router that names none apply to no handshake, nor do those of a host that
+        // it disputes with another.
+        let disputes = || {
+            let host = canonical_host(host);
+            let wildcard = host.split_once('.').map(|(_, rest)| format!("*.{rest}"));
+            router.hosts().iter().any(|named| *named == *host || Some(named) == wildcard.as_ref())
+        };
+        let is_chosen = router.names_host() && !(self.hosts.is_disputed(host) && disputes());
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
     }
 
@@ -478,6 +487,13 @@ impl Compiler<'_> {
                 }
             };
             let options = tls_options(router_name, router, settings);
+            if name == TUNNEL && router.tls.is_some() && self.asks_for_certificates(options.as_deref()) {
+                let why = at_fault(
+                    "its TLS options ask for client certificates, which nobody can show there".to_owned(),
+                );
+                self.verdicts.partial.entry(router_name.clone()).or_default().push(why);
+                continue;
+            }
             let stamp = match &options {
                 // The tunnel's other end has made the handshake.
                 Some(options) if name != TUNNEL => self.inputs.tls_stamp(options),
@@ -517,6 +533,14 @@ impl Compiler<'_> {
                 }
             }
         }
+    }
+
+    /// Whether TLS options let nobody in without a certificate.
+    fn asks_for_certificates(&self, options: Option<&str>) -> bool {
+        let options = self.inputs.dynamic.tls.options.get(options.unwrap_or(DEFAULT_OPTIONS));
+        options.is_some_and(|options| {
+            matches!(options.client_auth.kind, ClientAuthType::RequireAny | ClientAuthType::RequireAndVerify)
+        })
     }
 
     /// Whether a router answers on an entry point.

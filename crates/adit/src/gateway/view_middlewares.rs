@@ -1,5 +1,6 @@
 //! What the API tells of middlewares: their options in Traefik's words, secrets left out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use adit_config::dynamic::{
@@ -47,7 +48,8 @@ pub(super) fn options(middleware: &Middleware) -> Value {
             "sourceCriterion": m.source_criterion.as_ref().map(source_criterion),
         }),
         Middleware::RedirectRegex(m) => {
-            json!({ "regex": m.regex, "replacement": m.replacement, "permanent": m.permanent })
+            let replacement = super::view::without_userinfo(&m.replacement);
+            json!({ "regex": m.regex, "replacement": replacement, "permanent": m.permanent })
         }
         Middleware::RedirectScheme(m) => {
             json!({ "scheme": m.scheme, "port": m.port, "permanent": m.permanent })
@@ -95,14 +97,14 @@ fn encoded_characters(m: EncodedCharacters) -> Value {
 
 fn forward_auth(m: &ForwardAuth) -> Value {
     json!({
-        "address": super::view::without_userinfo(&m.address), "tls": m.tls.as_ref().map(client_tls),
+        "address": address(&m.address), "tls": m.tls.as_ref().map(client_tls),
         "trustForwardHeader": m.trust_forward_header, "authResponseHeaders": m.auth_response_headers,
         "authResponseHeadersRegex": m.auth_response_headers_regex, "authRequestHeaders": m.auth_request_headers,
         "maxResponseBodySize": m.response_body_bytes_max,
         "addAuthCookiesToResponse": m.add_auth_cookies_to_response, "headerField": m.header_field,
         "forwardBody": m.forward_body, "maxBodySize": m.body_bytes_max,
         "preserveLocationHeader": m.preserve_location_header, "preserveRequestMethod": m.preserve_request_method,
-        "authSigninURL": m.auth_signin_url,
+        "authSigninURL": m.auth_signin_url.as_deref().map(address),
     })
 }
 
@@ -117,7 +119,7 @@ fn client_tls(tls: &ClientTls) -> Value {
 
 fn headers(m: &Headers) -> Value {
     let mut all = json!({
-        "customRequestHeaders": m.custom_request_headers, "customResponseHeaders": m.custom_response_headers,
+        "customRequestHeaders": told_of(&m.custom_request_headers), "customResponseHeaders": m.custom_response_headers,
         "accessControlAllowCredentials": m.access_control_allow_credentials,
         "accessControlAllowHeaders": m.access_control_allow_headers,
         "accessControlAllowMethods": m.access_control_allow_methods,
@@ -185,6 +187,17 @@ fn retry(m: &Retry) -> Value {
     })
 }
 
+/// What is set for servers may be their keys; what is removed is not.
+fn told_of(headers: &BTreeMap<String, String>) -> BTreeMap<&str, &str> {
+    headers.iter().map(|(name, value)| (name.as_str(), if value.is_empty() { "" } else { MASK })).collect()
+}
+
+/// An address without user information and query, either of which may hold a key.
+fn address(url: &str) -> String {
+    let url = super::view::without_userinfo(url);
+    url.split(['?', '#']).next().unwrap_or_default().to_owned()
+}
+
 fn duration(duration: Duration) -> Option<String> {
     (!duration.is_zero()).then(|| adit_config::format_duration(duration))
 }
@@ -232,12 +245,14 @@ mod tests {
         let text = "http:\n  middlewares:\n    a: { stripPrefix: { prefixes: [ /api ] } }\n    \
                     b: { basicAuth: { users: [ \"u:$apr1$x$yyyyyyyyyyyyyyyyyyyyyy\" ], realm: home } }\n    \
                     c: { headers: { stsSeconds: 9, customRequestHeaders: { X-A: b } } }\n    \
+                    e: { forwardAuth: { address: \"http://u:p@auth/x?token=t\", authSigninURL: \"https://u:p@in/?k=v\" } }\n    \
                     d: { rateLimit: { average: 5, sourceCriterion: { ipStrategy: {} } } }\n";
         let dynamic = Dynamic::parse(text, "f.yml", Format::Yaml).unwrap();
         let of = |name: &str| options(&dynamic.http.middlewares[name]);
         assert_eq!(of("a"), json!({ "prefixes": ["/api"] }));
         assert_eq!(of("b"), json!({ "users": ["***"], "realm": "home" }));
-        assert_eq!(of("c"), json!({ "stsSeconds": 9, "customRequestHeaders": { "X-A": "b" } }));
+        assert_eq!(of("c"), json!({ "stsSeconds": 9, "customRequestHeaders": { "X-A": "***" } }));
+        assert_eq!(of("e"), json!({ "address": "http://auth/x", "authSigninURL": "https://in/" }));
         assert_eq!(
             of("d"),
             json!({ "average": 5, "period": "1s", "burst": 1, "sourceCriterion": { "ipStrategy": {} } })
