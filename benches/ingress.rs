@@ -205,14 +205,7 @@ fn proxies(origin: &Nginx, certificates: &Certificates) -> Vec<Proxy> {
     if let Some(caddy) = find_program("caddy") {
         let (clear, tls) = (local(free_tcp_port()), local(free_tcp_port()));
         let folder = TempFolder::new("caddy");
-        let path = folder.write(
-            "Caddyfile",
-            format!(
-                "{{\n admin off\n auto_https off\n}}\nhttp://{clear} {{\n reverse_proxy {origin}\n}}\n\
-                 https://{tls} {{\n tls {cert} {key}\n reverse_proxy {origin}\n}}\n",
-                origin = origin.address()
-            ),
-        );
+        let path = folder.write("Caddyfile", caddyfile([clear, tls], (&cert, &key), origin.address()));
         let mut command = Command::new(caddy);
         command.args(["run", "--adapter", "caddyfile", "--config"]).arg(path).stdin(Stdio::null());
         let process = Process::start("caddy", &mut command);
@@ -221,6 +214,19 @@ fn proxies(origin: &Nginx, certificates: &Certificates) -> Vec<Proxy> {
         all.push(Proxy { name: "caddy", process: id, clear, tls, _running: Box::new((process, folder)) });
     }
     all
+}
+
+/// Sites without a name: one with a name answers other names with an empty page.
+fn caddyfile(
+    [clear, tls]: [SocketAddr; 2],
+    (cert, key): (&dyn std::fmt::Display, &dyn std::fmt::Display),
+    origin: SocketAddr,
+) -> String {
+    let (clear, tls) = (clear.port(), tls.port());
+    format!(
+        "{{\n admin off\n auto_https off\n}}\nhttp://:{clear} {{\n bind 127.0.0.1\n reverse_proxy {origin}\n}}\n\
+         https://:{tls} {{\n bind 127.0.0.1\n tls {cert} {key}\n reverse_proxy {origin}\n}}\n"
+    )
 }
 
 fn median(samples: &[Sample], of: impl Fn(&Sample) -> f64) -> f64 {

@@ -90,11 +90,12 @@ impl Mesh {
             }
         };
         let wanted: HashSet<_> = config.peers.iter().map(|peer| peer.public_key).collect();
-        self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
         let mut order = Vec::with_capacity(config.peers.len());
         for peer in config.peers.into_iter().take(PEERS_MAX) {
             order.push(self.configure_peer(peer, now));
         }
+        // After those that come: nobody takes the place, and with it the id, of somebody who goes in the same moment.
+        self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
         let peers = &mut self.peers;
         let configs: Vec<(PeerId, PeerConfig)> =
             order.into_iter().filter_map(|id| Some((id, peers.find(id)?.config.clone()))).collect();

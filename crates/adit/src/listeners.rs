@@ -119,6 +119,17 @@ pub(crate) enum ListenersError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
+    /// A UDP socket goes on under the name that it was opened for, and what is routed by that name may not be for its
+    /// visitors.
+    #[error("entry point {name} cannot take over the UDP socket of {was} at {address} in a running process")]
+    Renamed {
+        /// Its new name.
+        name: String,
+        /// Its old one.
+        was: String,
+        /// Where it listens.
+        address: SocketAddr,
+    },
 }
 
 /// What is to listen, with the sockets that are new.
@@ -146,6 +157,16 @@ impl Leave {
     /// Without accepting any longer.
     fn now(self) -> Self {
         Self { accept: Duration::ZERO, ..self }
+    }
+}
+
+/// A socket that is kept keeps its name.
+fn kept_as(running: Option<&RunningUdp>, name: &str) -> Result<(), ListenersError> {
+    match running.filter(|running| running.name != name) {
+        None => Ok(()),
+        Some(RunningUdp { name: was, address, .. }) => {
+            Err(ListenersError::Renamed { name: name.to_owned(), was: was.clone(), address: *address })
+        }
     }
 }
 
@@ -203,6 +224,7 @@ impl Listeners {
         config: &Config,
         prepared: &mut Prepared,
     ) -> Result<(), ListenersError> {
+        kept_as(self.udp.get(&place), name)?;
         // A UDP socket keeps its timeout until a restart: two on one address would split the datagrams.
         let listener = match self.udp.contains_key(&place) {
             true => None,
@@ -251,6 +273,7 @@ impl Listeners {
             // HTTP/3 has the port of its TCP side, also where the system chose that.
             let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
             let running = || self.running.get(&place).map(|running| running.address);
+            kept_as(self.h3.get(&place), name)?;
             let listener = match self.h3.contains_key(&place) {
                 true => None,
                 false => Some(H3Listener::bind(

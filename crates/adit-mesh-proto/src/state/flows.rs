@@ -5,11 +5,14 @@ use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
 
 use crate::ip::{ICMP, ICMPV6, IpHeader, TCP, UDP};
+use crate::keys::PublicKey;
 
 /// Allowed flows, found from either direction.
 #[derive(Default)]
 pub(crate) struct Flows {
     flows: HashMap<FlowKey, Flow>,
+    /// How many each peer has begun.
+    of_peer: HashMap<PublicKey, usize>,
     /// One entry per flow: when to look whether it has expired. Looked at only when a flow is added, two for each, so that
     /// what has expired never costs more than what comes.
     expiries: BinaryHeap<Reverse<(u32, FlowKey)>>,
@@ -32,6 +35,10 @@ struct Flow {
     /// Whether the lower end began it.
     begun_by_low: bool,
     answered: bool,
+    /// Whether its beginner has gone on after the answer: a SYN alone costs nothing, so it does not earn a long life.
+    confirmed: bool,
+    /// The peer that began it; none for this node and what is behind it.
+    beginner: Option<PublicKey>,
     /// FIN from the lower and the higher end.
     finished: [bool; 2],
     reset: bool,
@@ -98,15 +105,17 @@ impl Flows {
         }
         let Some(flow) = self.flows.get_mut(&key).filter(|flow| now < flow.expires) else { return false };
         let from_low = tuple.is_from_low();
-        flow.answered |= from_low != flow.begun_by_low;
+        let is_beginners = from_low == flow.begun_by_low;
+        flow.answered |= !is_beginners;
+        flow.confirmed |= flow.answered && is_beginners && tuple.flags & (SYN | RST) == 0;
         flow.finished[usize::from(!from_low)] |= tuple.flags & FIN != 0;
         flow.reset |= tuple.flags & RST != 0;
-        if tuple.flags & SYN != 0 && from_low == flow.begun_by_low {
+        if tuple.flags & SYN != 0 && is_beginners {
             // The same ports again: a new connection.
             (flow.finished, flow.reset) = ([false; 2], false);
         }
         flow.expires = now + flow.lifetime(tuple.protocol);
-        self.last = flow.answered.then_some((key, now));
+        self.last = flow.confirmed.then_some((key, now));
         true
     }
 
@@ -115,13 +124,18 @@ impl Flows {
         self.flows.get(&tuple.key()).is_some_and(|flow| now < flow.expires)
     }
 
-    /// Remembers a flow that was allowed; `false` when the table is full.
-    pub(crate) fn add(&mut self, tuple: &Tuple, now: u32) -> bool {
+    /// Remembers a flow that was allowed; `false` when the table is full, or its beginner's share of it.
+    pub(crate) fn add(&mut self, tuple: &Tuple, beginner: Option<PublicKey>, now: u32) -> bool {
         self.expire(now, 2);
         if self.flows.len() >= FLOWS_MAX {
             self.expire(now, EXPIRED_AT_ONCE);
         }
-        if self.flows.len() >= FLOWS_MAX {
+        let share = match &beginner {
+            Some(peer) => self.of_peer.get(peer).copied().unwrap_or(0) < PEER_FLOWS_MAX,
+            None => true,
+        };
+        let reserve = if beginner.is_some() { OWN_FLOWS_MIN } else { 0 };
+        if self.flows.len() + reserve >= FLOWS_MAX || !share {
             return false;
         }
         let key = tuple.key();
@@ -129,12 +143,18 @@ impl Flows {
             expires: 0,
             begun_by_low: tuple.is_from_low(),
             answered: false,
+            confirmed: false,
+            beginner,
             finished: [false; 2],
             reset: false,
         };
         flow.expires = now + flow.lifetime(tuple.protocol);
-        if self.flows.insert(key, flow).is_none() {
-            self.expiries.push(Reverse((flow.expires, key)));
+        match self.flows.insert(key, flow) {
+            None => self.expiries.push(Reverse((flow.expires, key))),
+            Some(before) => self.forget(before.beginner),
+        }
+        if let Some(peer) = beginner {
+            *self.of_peer.entry(peer).or_default() += 1;
         }
         true
     }
@@ -158,9 +178,22 @@ impl Flows {
             match self.flows.get(&key) {
                 Some(flow) if flow.expires > now => self.expiries.push(Reverse((flow.expires, key))),
                 _ => {
-                    self.flows.remove(&key);
+                    if let Some(flow) = self.flows.remove(&key) {
+                        self.forget(flow.beginner);
+                    }
                     self.last = None;
                 }
+            }
+        }
+    }
+
+    /// Takes a flow off its beginner's share.
+    fn forget(&mut self, beginner: Option<PublicKey>) {
+        let Some(peer) = beginner else { return };
+        if let Some(count) = self.of_peer.get_mut(&peer) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_peer.remove(&peer);
             }
         }
     }
@@ -171,7 +204,7 @@ impl Flow {
     fn lifetime(self, protocol: u8) -> u32 {
         match protocol {
             TCP if self.reset || self.finished == [true; 2] => 10,
-            TCP if self.answered => TCP_IDLE,
+            TCP if self.confirmed => TCP_IDLE,
             TCP => 60,
             UDP if self.answered => 180,
             _ => 30,
@@ -184,8 +217,12 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 /// An idle connection: longer than RFC 5382 asks of a NAT (2 h 4 min), so that TCP keepalives of 2 h keep it.
 const TCP_IDLE: u32 = 3 * 3600;
-/// Flows of one lane: 65,536 × about 160 bytes in both collections = 10 MiB.
+/// Flows of one lane: 65,536 × about 230 bytes in both collections = 15 MiB.
 const FLOWS_MAX: usize = 65_536;
+/// Flows that one peer may have begun: four of them together leave the others without, not one alone.
+const PEER_FLOWS_MAX: usize = FLOWS_MAX / 4;
+/// Kept for what this node itself and the networks behind it begin.
+const OWN_FLOWS_MIN: usize = FLOWS_MAX / 16;
 /// Looked at when the table is full, to find one that has expired.
 const EXPIRED_AT_ONCE: usize = 64;
 
@@ -207,7 +244,7 @@ mod tests {
         let mut flows = Flows::default();
         let request = tuple(UDP, 4000, 53, 0);
         assert!(!flows.pass(&answer(request, 0), 0));
-        assert!(flows.add(&request, 0));
+        assert!(flows.add(&request, None, 0));
         assert!(flows.pass(&answer(request, 0), 1));
         assert!(!flows.pass(&tuple(UDP, 4001, 53, 0), 1));
         assert!(!flows.pass(&tuple(TCP, 4000, 53, 0), 1));
@@ -217,12 +254,13 @@ mod tests {
     fn flows_end_by_silence_and_by_the_end_of_tcp() {
         let mut flows = Flows::default();
         let request = tuple(UDP, 4000, 53, 0);
-        flows.add(&request, 0);
+        flows.add(&request, None, 0);
         assert!(!flows.pass(&answer(request, 0), 30), "unanswered for 30 s");
 
         let syn = tuple(TCP, 4000, 443, SYN);
-        flows.add(&syn, 0);
+        flows.add(&syn, None, 0);
         assert!(flows.pass(&answer(syn, SYN), 1));
+        assert!(flows.pass(&tuple(TCP, 4000, 443, 0), 2));
         assert!(flows.pass(&tuple(TCP, 4000, 443, 0), 3600));
         assert!(flows.pass(&tuple(TCP, 4000, 443, FIN), 3601));
         assert!(flows.pass(&answer(syn, FIN), 3601));
@@ -236,7 +274,7 @@ mod tests {
         let mut add = |number: u32, now: u32| {
             let mut tuple = tuple(UDP, 1, 2, 0);
             tuple.source.0 = IpAddr::V4(number.into());
-            flows.add(&tuple, now)
+            flows.add(&tuple, None, now)
         };
         let max = u32::try_from(FLOWS_MAX).unwrap();
         assert!((0..max).all(|number| add(number, 0)));
@@ -244,5 +282,35 @@ mod tests {
         assert!((max..2 * max).all(|number| add(number, 31)));
         assert!(flows.len() <= FLOWS_MAX);
         assert!(flows.expiries.len() <= FLOWS_MAX);
+    }
+
+    #[test]
+    fn a_connection_that_was_only_answered_lives_no_longer_than_one_that_was_not() {
+        let mut flows = Flows::default();
+        let syn = tuple(TCP, 4000, 443, SYN);
+        flows.add(&syn, None, 0);
+        assert!(flows.pass(&answer(syn, SYN), 1));
+        assert!(!flows.pass(&tuple(TCP, 4000, 443, 0), 62));
+    }
+
+    #[test]
+    fn one_peer_has_a_share_of_the_table_and_this_node_a_reserve() {
+        let mut flows = Flows::default();
+        let peer = |number: u8| Some(PublicKey([number; 32]));
+        let mut add = |number: usize, beginner, now| {
+            let mut tuple = tuple(UDP, 1, 2, 0);
+            tuple.source.0 = IpAddr::V4(u32::try_from(number).unwrap().into());
+            flows.add(&tuple, beginner, now)
+        };
+        let begun = (0..FLOWS_MAX).filter(|number| add(*number, peer(1), 0)).count();
+        assert_eq!(begun, PEER_FLOWS_MAX);
+        assert!(add(FLOWS_MAX, peer(2), 0), "another peer is not hit");
+        let rest = (0..FLOWS_MAX)
+            .filter(|number| add(FLOWS_MAX + 1 + *number, peer(3 + (number % 8) as u8), 0))
+            .count();
+        assert_eq!(rest, FLOWS_MAX - OWN_FLOWS_MIN - PEER_FLOWS_MAX - 1);
+        assert!(add(3 * FLOWS_MAX, None, 0), "this node itself is not hit");
+        let later = (0..100).filter(|number| add(4 * FLOWS_MAX + number, peer(1), 1000)).count();
+        assert!(later > 50, "what has expired is given back: {later}");
     }
 }

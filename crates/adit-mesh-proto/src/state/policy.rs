@@ -25,6 +25,8 @@ pub(crate) struct Filter {
     /// Rules that name networks or everybody: for packets from behind this node.
     of_networks: Vec<Selected>,
     flows: Flows,
+    /// Who has which addresses: flows are known by addresses alone, and must not outlive a change of hands.
+    networks: Vec<(PublicKey, Vec<IpNet>)>,
     began: Instant,
 }
 
@@ -53,6 +55,7 @@ impl Filter {
             of_peer: HashMap::new(),
             of_networks: Vec::new(),
             flows: Flows::default(),
+            networks: networks(config),
             began: now,
         };
         filter.compile(config);
@@ -66,9 +69,11 @@ impl Filter {
         self.policy = policy;
         self.compile(config);
         let same = |(key, rules): (&PublicKey, &Vec<Selected>)| self.of_peer.get(key) == Some(rules);
-        if changed || !before.iter().all(same) {
+        let networks = networks(config);
+        if changed || self.networks != networks || !before.iter().all(same) {
             self.flows.clear();
         }
+        self.networks = networks;
     }
 
     pub(crate) fn flows(&self) -> usize {
@@ -101,7 +106,12 @@ impl Filter {
         if !self.allows(origin, header, &tuple, packet) {
             return Err(DropReason::Policy);
         }
-        if self.flows.add(&tuple, second) { Ok(()) } else { Err(DropReason::FlowTableFull) }
+        let (beginner, own) = match origin {
+            Origin::Peer(key) => (Some(key), false),
+            Origin::Here => (None, self.own.contains(&header.source)),
+        };
+        // What this node begins may always go, even if its answers then may not come.
+        if self.flows.add(&tuple, beginner, second) || own { Ok(()) } else { Err(DropReason::FlowTableFull) }
     }
 
     fn allows(&self, origin: Origin, header: &IpHeader, tuple: &Tuple, packet: &[u8]) -> bool {
@@ -136,6 +146,16 @@ impl Filter {
             config.peers.iter().map(|peer| (peer.public_key, select(&|rule| rule.concerns(peer)))).collect();
         self.of_peer = of_peer;
     }
+}
+
+/// The peers' networks and our own, in an order that does not depend on how they are written.
+fn networks(config: &Config) -> Vec<(PublicKey, Vec<IpNet>)> {
+    let own = (PublicKey([0; 32]), config.addresses.clone());
+    let mut all: Vec<_> =
+        config.peers.iter().map(|peer| (peer.public_key, peer.allowed_ips.clone())).chain([own]).collect();
+    all.iter_mut().for_each(|(_, networks)| networks.sort_unstable());
+    all.sort_unstable_by_key(|(key, _)| key.0);
+    all
 }
 
 impl Rule {
@@ -340,5 +360,21 @@ mod tests {
         assert_eq!(gate.filter.flows(), 1, "nothing changed");
         gate.filter.update(Policy { rules: Vec::new() }, &config(Vec::new()));
         assert_eq!(gate.judge(2, &request), DENIED);
+    }
+
+    #[test]
+    fn flows_do_not_outlive_the_move_of_an_address_to_another_peer() {
+        let rules = || vec![rule(Source::Group("admin".into()), &[], Protocol::Any, &[])];
+        let mut gate = Gate::new(rules());
+        let mut config = config(rules());
+        gate.filter.update(config.policy.clone().unwrap(), &config);
+        let (mut from, mut to) = (config.peers[2].clone(), config.peers[1].clone());
+        let packet = packet("10.0.0.4", "10.0.0.1", UDP, &udp(4000, 53, b"x"));
+        assert_eq!(gate.judge(4, &packet), Ok(()));
+        assert_eq!(gate.filter.flows(), 1);
+        to.allowed_ips = std::mem::take(&mut from.allowed_ips);
+        config.peers = vec![from, to];
+        gate.filter.update(config.policy.clone().unwrap(), &config);
+        assert_eq!(gate.judge(3, &packet), Err(DropReason::Policy), "peer 3 has no rule");
     }
 }

@@ -285,6 +285,7 @@ impl Daemon {
     /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
     async fn try_reload(&mut self) -> Result<(), DaemonError> {
         let config = self.source.load().map_err(DaemonError::Config)?;
+        stays_where_it_is(&self.config, &config)?;
         let mut plan = match (&self.edge, &config.edge) {
             (Some(edge), Some(settings)) => Some(edge.plan(&config, settings)?),
             _ => None,
@@ -301,8 +302,12 @@ impl Daemon {
                 return Err(error);
             }
         };
-        if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take()) {
-            edge.apply(plan, &config, settings)?;
+        if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take())
+            && let Err(error) = edge.apply(plan, &config, settings)
+        {
+            self.mesh.restore(before);
+            self.listeners.reach(self.mesh.stack());
+            return Err(error);
         }
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
@@ -487,6 +492,21 @@ fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
     let reloads = IntCounterVec::new(about, &["result"])?;
     registry.register(Box::new(reloads.clone()))?;
     Ok(reloads)
+}
+
+/// An entry point of the mesh keeps connections under its name as they end; nobody who came in over another network may be
+/// among them.
+fn stays_where_it_is(old: &Config, new: &Config) -> Result<(), DaemonError> {
+    let moved = new
+        .entry_points
+        .iter()
+        .find(|(name, settings)| old.entry_points.get(*name).is_some_and(|before| before.on != settings.on));
+    match moved {
+        None => Ok(()),
+        Some((name, _)) => Err(DaemonError::Wiring(format!(
+            "entryPoints.{name}.on: a change takes a restart, or another name"
+        ))),
+    }
 }
 
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
