@@ -168,13 +168,16 @@ impl Store {
         let account = &section["adit"]["account"];
         // Newest first: new ones are added at the end.
         let certificates = section["Certificates"].as_array().into_iter().flatten().rev();
+        let mut certificates: Vec<Issued> =
+            certificates.filter_map(Issued::from_json).take(CERTIFICATES_MAX).collect();
+        certificates.reverse();
         Ok(Section {
             account: account["directory"].as_str().map(|directory| StoredAccount {
                 directory: directory.to_owned(),
                 email: account["email"].as_str().map(str::to_owned),
                 credentials: account["credentials"].clone(),
             }),
-            certificates: certificates.filter_map(Issued::from_json).take(CERTIFICATES_MAX).collect(),
+            certificates,
         })
     }
 
