@@ -314,6 +314,7 @@ mod tests {
             local: remote,
             secure,
             entry_point: "web".into(),
+            on_mesh: false,
             tls: None,
             address: Default::default(),
         }

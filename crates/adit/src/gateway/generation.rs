@@ -298,9 +298,7 @@ impl Generation {
         entry_point: &str,
         address: IpAddr,
     ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
-        let is_on_mesh =
-            self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
-        if !is_on_mesh {
+        if !self.entry(entry_point).is_some_and(Entry::is_on_mesh) {
             return Ok(None);
         }
         let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
@@ -350,6 +348,11 @@ impl Entry {
         };
         let is_chosen = router.names_host() && !(self.hosts.is_disputed(host) && disputes());
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
+    }
+
+    /// Whether only peers of the mesh reach it.
+    pub(crate) fn is_on_mesh(&self) -> bool {
+        self.settings.on == EntryPointNetwork::Mesh
     }
 
     /// Whether servers are asked to act for the mesh's peer.
