@@ -12,6 +12,8 @@ mod listeners;
 mod moves;
 #[path = "netns/netstack.rs"]
 mod netstack;
+#[path = "netns/owners.rs"]
+mod owners;
 #[path = "netns/paths.rs"]
 mod paths;
 #[path = "netns/sites.rs"]
