@@ -1,5 +1,7 @@
 //! The mesh between network namespaces: adit with itself and with other implementations of WireGuard.
 
+#[path = "netns/applications.rs"]
+mod applications;
 #[path = "netns/blackhole.rs"]
 mod blackhole;
 #[path = "netns/floods.rs"]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use adit_config::dynamic::{Middleware, ServiceKind};
 use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
-use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
 
 use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict, length_of};
@@ -146,7 +145,7 @@ impl Asked {
             return explained;
         };
         if let Some(peer) = mesh {
-            set_mesh_claims(&mut request.headers, peer, self.from);
+            entry.tell_peer(&mut request.headers, peer, self.from);
         }
         let head = HttpHead {
             entry_point,

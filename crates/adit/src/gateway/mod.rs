@@ -13,7 +13,7 @@ pub(crate) mod view_streams;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::{ForwardedPolicy, set_impersonation, set_mesh_claims};
+use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::headers;
 use adit_proxy::mesh::MeshGate;
 use adit_proxy::message::{Request, Response, Service};
@@ -196,10 +196,7 @@ impl Gateway {
             peer => Ok(peer),
         });
         if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
-            set_mesh_claims(&mut request.headers, peer, address);
-            if entry.impersonates() {
-                set_impersonation(&mut request.headers, peer);
-            }
+            entry.tell_peer(&mut request.headers, peer, address);
             exchange.asked_by_peer(peer);
         }
         if trusted
