@@ -311,6 +311,30 @@ fn entry_points_change_their_network_and_sockets_their_names_by_a_reload() {
     assert_eq!(hub.shell(), "server says hello");
 }
 
+#[test]
+fn an_edge_on_the_mesh_hears_peers_alone() {
+    let (Some(cable), Some(stock)) = (cable(1500), stock()) else { return };
+    let (sides, folder) = (Side::pair(), TempFolder::new("edge"));
+    let _hub = Node::adit(&cable.left, [&sides[0], &sides[1]], |interface| {
+        format!(
+            "state-dir: {}\nentryPoints: {{ web: {{ address: \":8080\", on: mesh }} }}\nedge: {{ listen: \
+             \"127.0.0.1:7844\", public: [ web ], tunnels: [ {{ name: home, hostnames: [ home.test ] }} ] }}\n\
+             tunnel: {{ name: home, ingress: [ {{ service: hello_world }} ] }}\nadmin: {{ address: \"{ADMIN}\" }}\n\
+             mesh: {{ interface: {interface}, import: wg.conf }}\n",
+            folder.path().display()
+        )
+    });
+    let _client = stock.start(&cable.right, &sides[1], &sides[0]);
+    let arguments = ["-s", "-m", "5", "-H", "Host: home.test", "-w", "%{http_code}", "-o", "/dev/null"];
+    let ask = |from: &Namespace| {
+        let output = from.run("curl", &[&arguments[..], &["http://10.9.0.1:8080/"]].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    wait_for("the tunnel to answer the peer", || (ask(&cable.right) == "200").then_some(()));
+    assert_eq!(ask(&cable.left), "000", "the hub's own programs are no peers");
+    assert!(cable.left.metric(r#"adit_proxy_refused_total{reason="mesh_peer_unknown"}"#) > 0);
+}
+
 /// Answers the first bytes of each connection, and says when it opens and closes.
 const SHELL: &str = "
 import socketserver
