@@ -28,6 +28,7 @@ use crate::{
     streams::{Loss, RecvHalf, SendHalf},
     tls::QUIC_SERVER_NAME,
     transport,
+    udp::{TurnRuntime, payload_max_towards},
 };
 
 /// Dials, registers and serves; why it ended.
@@ -37,7 +38,10 @@ pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dia
         Err(failure) => return failure,
     };
     shared.status.dialled(dial.slot, peer);
-    let endpoint = match transport::dialling_endpoint(peer, shared.options.bind_address, dial.port.last()) {
+    let (bind, port) = (shared.options.bind_address, dial.port.last());
+    let payload_max = payload_max_towards(peer);
+    let runtime = TurnRuntime { metrics: shared.metrics.udp.clone(), payload_max };
+    let endpoint = match transport::dialling_endpoint(peer, bind, port, runtime) {
         Ok(endpoint) => endpoint,
         Err(error) => {
             tracing::warn!(connIndex = dial.slot, %error, "cannot open a UDP socket");
@@ -52,7 +56,7 @@ pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dia
         dial.port.remember(local.port());
     }
     shared.metrics.quic.total_connections.inc();
-    let failure = connect_and_serve(&shared, &mut dial, &endpoint, peer).await;
+    let failure = connect_and_serve(&shared, &mut dial, &endpoint, (peer, payload_max)).await;
     shared.metrics.quic.closed_connections.inc();
     endpoint.close(CLOSE_CODE, b"");
     // The close is sent, and the port freed for the next attempt (C15).
@@ -64,10 +68,10 @@ async fn connect_and_serve<H: RequestHandler>(
     shared: &Arc<Shared<H>>,
     dial: &mut Dial,
     endpoint: &Endpoint,
-    peer: SocketAddr,
+    (peer, payload_max): (SocketAddr, u16),
 ) -> Failure {
     let connection = tokio::select! {
-        connection = connect(shared, endpoint, peer, dial.slot) => match connection {
+        connection = connect(endpoint, shared.quic.config(payload_max), peer, dial.slot) => match connection {
             Ok(connection) => connection,
             Err(failure) => return failure,
         },
@@ -94,13 +98,13 @@ async fn connect_and_serve<H: RequestHandler>(
     failure
 }
 
-async fn connect<H: RequestHandler>(
-    shared: &Shared<H>,
+async fn connect(
     endpoint: &Endpoint,
+    config: quinn::ClientConfig,
     peer: SocketAddr,
     slot: u8,
 ) -> Result<Connection, Failure> {
-    let connecting = endpoint.connect_with(shared.quic.clone(), peer, QUIC_SERVER_NAME).map_err(|error| {
+    let connecting = endpoint.connect_with(config, peer, QUIC_SERVER_NAME).map_err(|error| {
         tracing::warn!(connIndex = slot, %error, "cannot dial the edge");
         Failure::Dial
     })?;
