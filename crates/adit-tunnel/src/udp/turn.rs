@@ -36,7 +36,7 @@ impl Runtime for TurnRuntime {
     }
 
     fn spawn(&self, driver: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        tokio::spawn(Turns { driver, blocked: None });
+        tokio::spawn(Turns::new(driver));
     }
 
     fn wrap_udp_socket(&self, socket: StdSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -68,6 +68,14 @@ pub(super) fn is_blocked() -> bool {
 struct Turns {
     driver: Pin<Box<dyn Future<Output = ()> + Send>>,
     blocked: Option<Blocked>,
+    /// Let everybody pass who was ready when it was woken.
+    stood_back: bool,
+}
+
+impl Turns {
+    fn new(driver: Pin<Box<dyn Future<Output = ()> + Send>>) -> Self {
+        Self { driver, blocked: None, stood_back: false }
+    }
 }
 
 impl Future for Turns {
@@ -75,12 +83,18 @@ impl Future for Turns {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        // Who wakes a driver is seldom alone: the others have something to send too.
+        if !std::mem::replace(&mut this.stood_back, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if let Some(blocked) = &mut this.blocked
             && blocked.poll(cx).is_ready()
         {
             this.blocked = None;
         }
         let running = Running::begin(this.blocked.is_some());
+        this.stood_back = false;
         let mut polled = this.driver.as_mut().poll(cx);
         while polled.is_pending() && running.has_room() {
             let before = running.held_bytes();
@@ -307,7 +321,7 @@ mod tests {
             cx.waker().wake_by_ref();
             if polls == 2 && held_back { Poll::Ready(()) } else { Poll::Pending }
         });
-        Turns { driver: Box::pin(driver), blocked: None }.await;
+        Turns::new(Box::pin(driver)).await;
         assert_eq!((line.metrics.sends.get(), line.metrics.datagrams.get()), (1, 40));
         received(&far, 40).await;
     }
@@ -325,7 +339,7 @@ mod tests {
             assert_eq!(sent.metrics.sends.get(), 1);
             Poll::Ready(())
         });
-        Turns { driver: Box::pin(driver), blocked: None }.await;
+        Turns::new(Box::pin(driver)).await;
         received(&far, 1).await;
     }
 
@@ -342,7 +356,8 @@ mod tests {
         send_ten(&line, to).unwrap();
         TURN.with_borrow_mut(|turn| turn.blocked = true);
         let blocked = running.end().unwrap();
-        let mut turns = Turns { driver: Box::pin(async {}), blocked: Some(blocked) };
+        let mut turns = Turns::new(Box::pin(async {}));
+        turns.blocked = Some(blocked);
         poll_fn(|cx| Pin::new(&mut turns).poll(cx)).await;
         assert_eq!((line.metrics.sends.get(), line.metrics.blocked.get()), (1, 1));
         received(&far, 10).await;
