@@ -1,14 +1,17 @@
 //! One QUIC connection of a connector, from dial to close (tunnel-protocol.md §2.2, §3.6).
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use adit_tunnel_proto::{Failure, Protocol};
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
@@ -155,15 +158,9 @@ impl<H: RequestHandler> Serving<'_, H> {
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => match stream {
-                    Ok((send, recv)) => {
-                        let shared = Arc::clone(self.shared);
-                        let readers = Arc::clone(self.credit.readers());
-                        let label = self.label.clone();
-                        self.requests.spawn(stream::serve(shared, label, readers, (send, recv)));
-                    }
+                    Ok(stream) => self.serve(stream).await,
                     Err(error) => return self.ended(&error),
                 },
-                Some(done) = self.requests.join_next() => report_panic(done),
                 () = self.control.drive(self.shared) => {}
                 _ = local_configuration.changed(), if self.control.pushes() => {
                     let json = local_configuration.borrow_and_update().clone();
@@ -180,6 +177,7 @@ impl<H: RequestHandler> Serving<'_, H> {
                     Order::Close => return Failure::Lost,
                 },
                 now = look.tick() => {
+                    self.reap();
                     let stats = self.connection.stats();
                     if liveness.observe(stats.udp_rx.datagrams, now.into()) >= DEAD {
                         tracing::warn!(connIndex = self.label.index, reason = "connection_silent", "edge is silent");
@@ -191,6 +189,31 @@ impl<H: RequestHandler> Serving<'_, H> {
                     self.shared.metrics.quic.observe(&index, &stats, min_rtt, &mut counted);
                 }
             }
+        }
+    }
+
+    /// Begins to serve a stream, and those that have come with it.
+    async fn serve(&mut self, first: (SendStream, RecvStream)) {
+        self.reap();
+        let mut next = Some(first);
+        while let Some(stream) = next.take() {
+            let shared = Arc::clone(self.shared);
+            let readers = Arc::clone(self.credit.readers());
+            // Boxed, because a task is moved several times before it runs.
+            self.requests.spawn(Box::pin(stream::serve(shared, self.label.clone(), readers, stream)));
+            next = poll_fn(|cx| match pin!(self.connection.accept_bi()).poll(cx) {
+                Poll::Ready(stream) => Poll::Ready(stream.ok()),
+                // An error comes again to whoever accepts next.
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+        }
+    }
+
+    /// Lets go of the tasks that have ended: nobody waits for them, so that they wake nobody.
+    fn reap(&mut self) {
+        while let Some(done) = self.requests.try_join_next() {
+            report_panic(done);
         }
     }
 
