@@ -6,6 +6,9 @@
 //! iperf3; CPU time is that of both ends. Rounds are interleaved and medians printed, because machines are shared. TCP is
 //! Linux's usual cubic whatever the machine is set to: BBR keeps the in-flight data at twice the shortest round trip, which
 //! is some microseconds here, and so measures itself.
+//!
+//! `-- flood`: one stream between two adits while one of them is flooded with handshakes, beside one while the same messages
+//! go to a closed port next to it: whoever sends them and the kernel take their share of the two cores either way.
 #![allow(clippy::print_stdout, reason = "its table is what a bench is for")]
 
 mod measure;
@@ -13,13 +16,16 @@ mod measure;
 mod support;
 
 use measure::{cpu, median};
-use support::netns::{Cable, Engine, Iperf, Node, Side};
+use support::netns::{Cable, Engine, Flood, Iperf, Node, PORT, Side};
 use support::{find_program, note};
 
 fn main() {
     if ["iperf3", "wg", "ip"].iter().any(|program| find_program(program).is_none()) {
         note("skipped: this bench needs iperf3, wg and ip on PATH");
         return;
+    }
+    if std::env::args().any(|argument| argument == "flood") {
+        return flood();
     }
     let peers = [Engine::wireguard_go(), Engine::boringtun(), Engine::gotatun(), Engine::new_wireguard_go()];
     let engines: Vec<Engine> = [Some(Engine::Adit)].into_iter().chain(peers).flatten().collect();
@@ -42,6 +48,29 @@ fn main() {
     }
     for (n, streams) in STREAMS.iter().enumerate() {
         compare(streams, &engines, &figures.iter().map(|figures| medians(&figures[n])).collect::<Vec<_>>());
+    }
+}
+
+/// Prints what a session between two adits carries under floods of handshakes.
+fn flood() {
+    let mut figures = [const { Vec::new() }; FLOODS.len()];
+    for round in 0..ROUNDS {
+        note(&format!("round {} of {ROUNDS}", round + 1));
+        let Some(tunnel) = Tunnel::open(&Engine::Adit) else { return };
+        tunnel.cable.right.ip(&["route", "add", "default", "via", "192.0.2.1"]);
+        let victim = tunnel.sides[1].public_key();
+        for ((name, kind, port), figures) in FLOODS.iter().zip(&mut figures) {
+            let flood = kind.map(|kind| Flood::start(&tunnel.cable.left, kind, *port, victim, FLOOD_RATE));
+            note(name);
+            figures.extend(tunnel.measure("1"));
+            drop(flood);
+        }
+    }
+    println!("{:<52} {:>8} {:>10} {:>8}", "handshakes a second", "Gbit/s", "CPU-s/GiB", "of rate");
+    let [_, beside, ..] = figures.each_ref().map(|figures| medians(figures)[0]);
+    for ((name, ..), figures) in FLOODS.iter().zip(&figures) {
+        let [rate, cost] = medians(figures);
+        println!("{name:<52} {rate:>8.2} {cost:>10.2} {:>7.0}%", 100.0 * rate / beside);
     }
 }
 
@@ -101,4 +130,14 @@ fn medians(figures: &[[f64; 2]]) -> [f64; 2] {
 
 const STREAMS: [&str; 2] = ["1", "4"];
 const ROUNDS: usize = 5;
+/// Name, kind and port of what a session is measured beside; the second is what the others are compared with.
+const FLOODS: [(&str, Option<&str>, u16); 5] = [
+    ("none", None, 0),
+    ("50,000 to a closed port", Some("spoofed"), PORT + 1),
+    ("50,000 with a forged first MAC", Some("forged"), PORT),
+    ("50,000 with a right first MAC from spoofed sources", Some("spoofed"), PORT),
+    ("50,000 with a right first MAC from one source", Some("single"), PORT),
+];
+/// Messages a second: 59 Mbit/s, sixty times what a lane computes.
+const FLOOD_RATE: u32 = 50_000;
 const SECONDS: &str = "5";
