@@ -76,11 +76,12 @@ fn main() -> ExitCode {
 type Measure = fn() -> Section;
 
 /// Name on the command line, and what measures it.
-const SECTIONS: [(&str, Measure); 6] = [
+const SECTIONS: [(&str, Measure); 7] = [
     ("tunnel", tunnel::measure),
     ("chain", chain::measure),
     ("ingress", ingress::measure),
     ("mesh", mesh::measure),
+    ("flood", mesh::flood),
     ("netstack", netstack::measure),
     ("memory", memory::measure),
 ];

@@ -1,8 +1,8 @@
 //! iperf3 through tunnels between two network namespaces: adit beside other userspace WireGuards.
 
 use super::load::{cpu_of, progress};
-use super::support::netns::{Cable, Engine, Iperf, Node, Side};
-use super::table::{ADIT, Against, Bound, Figure, Sample, Section};
+use super::support::netns::{Cable, Engine, Flood, Iperf, Node, PORT, Side};
+use super::table::{ADIT, Against, Bound, Figure, Sample, Section, Target};
 
 /// Measures bytes through pairs of engines.
 pub(crate) fn measure() -> Section {
@@ -46,6 +46,39 @@ pub(crate) fn measure() -> Section {
     section
 }
 
+/// Measures what a session between two adits carries while one of them is flooded with handshakes.
+pub(crate) fn flood() -> Section {
+    let mut section = Section::new(
+        "Mesh under floods of handshakes",
+        "iperf3 through two adits as above, one stream, while the receiving one gets 50,000 handshake initiations a second. Whoever \
+         sends them and the kernel take their share of the two cores, so the one to compare with is the flood of a closed port.",
+    );
+    for round in 0..ROUNDS {
+        progress(&format!("flood, round {} of {ROUNDS}", round + 1));
+        let Some(tunnel) = Tunnel::open(&Engine::Adit) else {
+            section.absent(ADIT, "network namespaces need root");
+            return section;
+        };
+        tunnel.cable.right.ip(&["route", "add", "default", "via", "192.0.2.1"]);
+        let victim = tunnel.sides[1].public_key();
+        for (name, kind, port) in FLOODS {
+            let flood = kind.map(|kind| Flood::start(&tunnel.cable.left, kind, port, victim, FLOOD_RATE));
+            section.add(UNDER_FLOOD, name, tunnel.measure("1"));
+            drop(flood);
+        }
+    }
+    for (subject, ..) in &FLOODS[2..] {
+        section.targets.push(Target {
+            workload: UNDER_FLOOD,
+            subject,
+            figure: Figure::GbitPerSecond,
+            against: Against::Best(&[BESIDE]),
+            bound: Bound::AtLeast(0.9),
+        });
+    }
+    section
+}
+
 /// Two ends of one engine on a cable of their own.
 struct Tunnel {
     cable: Cable,
@@ -83,3 +116,15 @@ const NEW: &[&str] = &["wireguard-go (new)"];
 const STREAMS: [(&str, &str); 2] = [("1 stream", "1"), ("4 streams", "4")];
 const ROUNDS: usize = 5;
 const SECONDS: &str = "5";
+const UNDER_FLOOD: &str = "1 stream";
+const BESIDE: &str = "50,000 to a closed port";
+/// Name, kind and port of what a session is measured beside.
+const FLOODS: [(&str, Option<&str>, u16); 5] = [
+    ("no flood", None, 0),
+    (BESIDE, Some("spoofed"), PORT + 1),
+    ("50,000 with a forged first MAC", Some("forged"), PORT),
+    ("50,000 with a right first MAC from spoofed sources", Some("spoofed"), PORT),
+    ("50,000 with a right first MAC from one source", Some("single"), PORT),
+];
+/// Messages a second: 59 Mbit/s, sixty times what a lane computes.
+const FLOOD_RATE: u32 = 50_000;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::machine::Machine;
-use super::table::{Row, Section};
+use super::table::{ADIT, Row, Section};
 
 /// The page `docs/performance.md`.
 pub(crate) fn markdown(machine: &Machine, command: &str, sections: &[Section]) -> String {
@@ -50,7 +50,8 @@ pub(crate) fn section(section: &Section) -> String {
         text.push_str("\n| asked of adit | | measured | |\n|---|---|---:|---|\n");
     }
     for (target, outcome) in outcomes {
-        let workload = target.workload;
+        let of = if target.subject == ADIT { String::new() } else { format!(", {}", target.subject) };
+        let workload = format!("{}{of}", target.workload);
         let _ = match outcome {
             Some(outcome) => {
                 let word = if outcome.reached { "reached" } else { "**missed**" };
