@@ -240,6 +240,26 @@ fn an_address_that_changes_hands_takes_no_connection_along_in_the_stack() {
 }
 
 #[test]
+fn slow_while_an_address_goes_to_and_fro_nobody_is_taken_for_another() {
+    let Some(hub) = Hub::start(ADMINS) else { return };
+    let mut asking = Process::start("asking", hub.cable.right.command("python3").args(["-u", "-c", ASKING]));
+    asking.wait_for_line("begun");
+    let third = "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.2 }\n";
+    for _ in 0..6 {
+        hub.take(Change { client: ", groups: [admins], allowed-ips: 10.9.0.4", peers: third, ..ADMINS });
+        hub.take(ADMINS);
+        let answered =
+            || std::fs::read_to_string(hub.hub.folder().join("access.log")).map_or(0, |log| log.len());
+        let before = answered();
+        wait_for("the peer to be served again", || (answered() > before).then_some(()));
+    }
+    let log = std::fs::read_to_string(hub.hub.folder().join("access.log")).expect("requests were logged");
+    let named = |name: &str| log.matches(&format!(r#""MeshPeer":"{name}""#)).count();
+    assert!(named("laptop") > 20, "{}", named("laptop"));
+    assert_eq!(named("third"), 0, "a peer was taken for the one that had its address next");
+}
+
+#[test]
 fn a_reload_that_fails_late_leaves_the_mesh_as_it_was() {
     let (certificates, others) = (Certificates::for_edge(), Certificates::for_edge());
     let folder = TempFolder::new("edge");
@@ -364,4 +384,22 @@ print('listening')
 while True:
     data, visitor = s.recvfrom(99)
     s.sendto(b'server says ' + data, visitor)
+";
+
+/// Asks all the time, over connections that last and over new ones.
+const ASKING: &str = "
+import http.client, threading
+def ask():
+    while True:
+        connection = http.client.HTTPConnection('10.9.0.1', 8443, timeout=0.3)
+        try:
+            for _ in range(20):
+                connection.request('GET', '/')
+                connection.getresponse().read()
+        except Exception:
+            pass
+        connection.close()
+threads = [threading.Thread(target=ask) for _ in range(4)]
+[thread.start() for thread in threads]
+print('begun')
 ";
