@@ -245,7 +245,7 @@ fn slow_while_an_address_goes_to_and_fro_nobody_is_taken_for_another() {
     let mut asking = Process::start("asking", hub.cable.right.command("python3").args(["-u", "-c", ASKING]));
     asking.wait_for_line("begun");
     let third = "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.2 }\n";
-    for _ in 0..6 {
+    for _ in 0..4 {
         hub.take(Change { client: ", groups: [admins], allowed-ips: 10.9.0.4", peers: third, ..ADMINS });
         hub.take(ADMINS);
         let answered =
