@@ -21,6 +21,7 @@ pub mod headers;
 pub mod idle;
 pub mod inlet;
 pub mod io;
+pub mod lanes;
 pub mod listen;
 pub mod message;
 pub mod metrics;

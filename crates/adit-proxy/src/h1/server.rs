@@ -124,7 +124,7 @@ impl Connection<'_> {
             biased;
             scanned = poll_fn(|cx| poll_head(reader, &mut scanner, &mut idle, &mut started, options, cx)) => scanned,
             // An idle connection is closed at once on shutdown; one that has begun a request gets its answer.
-            () = self.drain.started() => {
+            () = self.drain.settled() => {
                 if self.reader.as_ref().is_none_or(|r| r.buffer.is_empty()) {
                     return None;
                 }
