@@ -13,6 +13,7 @@ pub mod body;
 pub mod connect;
 pub mod date;
 pub mod drain;
+pub mod fields;
 pub mod forwarded;
 pub mod h1;
 pub mod h2;

@@ -116,7 +116,7 @@ impl Exchange {
                 received: 0,
                 origin_bytes: 0,
                 headers: if log.wants_headers() {
-                    [request.headers.clone(), HeaderMap::new(), HeaderMap::new()]
+                    [HeaderMap::clone(&request.headers), HeaderMap::new(), HeaderMap::new()]
                 } else {
                     Default::default()
                 },

@@ -19,6 +19,7 @@ use super::framing::Framing;
 use super::head::{self, HeadError, HeadScanner, ResponseHead};
 use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
+use crate::fields::Fields;
 use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
@@ -42,7 +43,7 @@ pub struct Outgoing<'a> {
     /// The `Host` field.
     pub host: &'a str,
     /// End-to-end fields.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a Fields,
     /// The protocol to switch to, if the visitor asked.
     pub upgrade: Option<&'a str>,
 }

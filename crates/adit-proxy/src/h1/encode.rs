@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{HeaderMap, HeaderName};
+use http::header::HeaderMap;
 use http::{Method, StatusCode, Uri};
 
 use crate::body::{Batch, Length};
+use crate::fields::Fields;
 
 /// Appends a request head.
 ///
 /// `host` is written first, then the fields, then the framing that `length` asks for. Field names are written in
 /// canonical case (`Content-Type`): some old devices compare them with case.
-pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &HeaderMap) {
+pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &Fields) {
     out.reserve(HEAD_BYTES_GUESS);
     out.put_slice(method.as_str().as_bytes());
     out.put_u8(b' ');
@@ -33,7 +34,7 @@ pub fn target(uri: &Uri) -> Cow<'_, str> {
 }
 
 /// Appends a status line and fields.
-pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
+pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &Fields) {
     out.reserve(HEAD_BYTES_GUESS);
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
@@ -86,48 +87,36 @@ pub fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
         Some(trailers) => {
             let mut out = BytesMut::with_capacity(256);
             out.put_slice(b"0\r\n");
-            fields(&mut out, trailers);
+            fields(&mut out, &trailers.clone().into());
             out.put_slice(b"\r\n");
             out.freeze()
         }
     }
 }
 
-fn fields(out: &mut BytesMut, headers: &HeaderMap) {
+fn fields(out: &mut BytesMut, headers: &Fields) {
     // One look at the room for all of them, with what framing adds behind.
-    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
-    out.reserve(bytes + FRAMING_BYTES_GUESS);
-    for (name, value) in headers {
+    out.reserve(headers.bytes() + FRAMING_BYTES_GUESS);
+    headers.each(|name, value| {
         put_name(out, name);
         out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
+        out.put_slice(value);
         out.put_slice(b"\r\n");
-    }
+    });
 }
 
-fn put_name(out: &mut BytesMut, name: &HeaderName) {
-    if let Some(rest) = name.as_str().strip_prefix("sec-websocket-") {
-        // RFC 6455's own spelling: there are servers that compare it with case.
-        out.put_slice(b"Sec-WebSocket-");
-        put_words(out, rest);
-    } else {
-        put_words(out, name.as_str());
-    }
-}
-
-fn put_words(out: &mut BytesMut, name: &str) {
+fn put_name(out: &mut BytesMut, name: &[u8]) {
     let start = out.len();
-    out.put_slice(name.as_bytes());
+    out.put_slice(name);
     let written = &mut out[start..];
-    if let Some(first) = written.first_mut() {
-        first.make_ascii_uppercase();
+    let mut begins = true;
+    for letter in &mut *written {
+        *letter = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+        begins = *letter == b'-';
     }
-    let mut at = 0;
-    while let Some(dash) = memchr::memchr(b'-', &written[at..]) {
-        at += dash + 1;
-        if let Some(letter) = written.get_mut(at) {
-            letter.make_ascii_uppercase();
-        }
+    if written.starts_with(WEBSOCKET) {
+        // RFC 6455's own spelling: there are servers that compare it with case.
+        written[WEBSOCKET_S] = b'S';
     }
 }
 
@@ -145,6 +134,9 @@ fn format_hex(value: usize) -> ([u8; 16], usize) {
     }
 }
 
+/// The start of the names of a WebSocket's handshake, and where it has a capital within a word.
+const WEBSOCKET: &[u8] = b"Sec-Websocket-";
+const WEBSOCKET_S: usize = 7;
 /// Most heads fit, so one allocation holds them.
 const HEAD_BYTES_GUESS: usize = 512;
 /// `Connection`, `Content-Length` and the empty line.
@@ -161,7 +153,7 @@ mod tests {
         headers.append("x-a", "1".parse().unwrap());
         headers.append("x-a", "2".parse().unwrap());
         let mut out = BytesMut::new();
-        request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers);
+        request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers.into());
         assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
     }
 

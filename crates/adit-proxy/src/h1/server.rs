@@ -22,6 +22,7 @@ use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
 use crate::drain::Drain;
+use crate::fields::Kinds;
 use crate::headers;
 use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
@@ -425,10 +426,13 @@ fn start_answer(
 ) -> Sending {
     let mut out = BytesMut::new();
     let status = response.status;
-    let described = response.headers.remove(header::CONTENT_LENGTH);
+    let described = match response.headers.lack(Kinds::LENGTH) {
+        true => None,
+        false => response.headers.remove(header::CONTENT_LENGTH),
+    };
     remove_own_fields(&mut response, version, raw);
     encode::response_head(&mut out, status, &response.headers);
-    if !response.headers.contains_key(header::DATE) {
+    if !response.headers.has_date() {
         date::with_now(|now| encode::field(&mut out, "Date", now));
     }
     let bodiless =

@@ -205,7 +205,7 @@ fn translate<S>(
         uri,
         version: http::Version::HTTP_2,
         host,
-        headers,
+        headers: headers.into(),
         body,
         upgrade: is_websocket.then(|| websocket::PROTOCOL.into()),
         visitor: Arc::clone(&exchange.visitor),

@@ -160,11 +160,14 @@ impl Addressed {
 /// Lets only announced trailers through (RFC 9110 §6.6.2): there are servers that treat them as headers, and nobody looks
 /// at them on the way. gRPC announces nothing.
 fn limit_trailers(request: &mut Request) {
+    if request.body.is_replayable() {
+        return;
+    }
     let is_grpc = request
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if request.body.is_replayable() || is_grpc {
+    if is_grpc {
         return;
     }
     let names = headers::list(&request.headers, &header::TRAILER);

@@ -53,7 +53,7 @@ impl Target for Probed<'_> {
         Box::pin(async move {
             let mut response = self.target.call(request, ctx).await;
             if ctx.outcome == Outcome::Answered && self.probe.wants_headers {
-                let _ = self.probe.origin_headers.set(response.headers.clone());
+                let _ = self.probe.origin_headers.set(HeaderMap::clone(&response.headers));
             }
             if ctx.outcome != Outcome::Unasked {
                 // In Traefik's log, our own answer in place of a server that was asked counts as that server's.
