@@ -6,14 +6,15 @@
 //! the way of every request asks for kinds first.
 
 use std::fmt;
-use std::ops::{BitOr, Deref, DerefMut};
+use std::ops::{BitOr, Deref, DerefMut, Range};
 use std::sync::OnceLock;
 
 use adit_route::router::RequestFields;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
+use crate::h1::encode;
 use crate::h1::head::HeadError;
 
 /// The fields of a request or response.
@@ -21,13 +22,28 @@ use crate::h1::head::HeadError;
 pub struct Fields {
     /// The fields, unless they are a map alone.
     lines: Option<Box<Lines>>,
-    /// The same as a map, once somebody has asked.
-    map: OnceLock<HeaderMap>,
+    /// The same as a map, once somebody has asked. Behind a pointer: messages are moved more often than looked at.
+    map: OnceLock<Box<HeaderMap>>,
+}
+
+/// A field that this process sets on messages that pass.
+#[derive(Debug)]
+pub(crate) struct Ours {
+    pub(crate) name: HeaderName,
+    /// As it is written, with what stands before the value.
+    pub(crate) start: &'static str,
 }
 
 /// What fields are to a proxy; a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kinds(u16);
+
+/// Who has sent a head: what visitors may lie about, origins may not be asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Visitor,
+    Origin,
+}
 
 /// A field as it stood in its head.
 #[derive(Clone, Copy, Debug)]
@@ -35,18 +51,21 @@ struct Line {
     name: (u32, u32),
     value: (u32, u32),
     kind: Kinds,
+    /// Stands in the head as it is to be sent, its end included.
+    is_tidy: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Lines {
     head: Bytes,
+    side: Side,
     lines: SmallVec<[Line; LINES_INLINE]>,
     /// Of all lines that are not gone.
     present: Kinds,
     /// Lines of these kinds are gone.
     gone: Kinds,
     /// Fields of ours, behind the lines.
-    added: SmallVec<[(HeaderName, HeaderValue); ADDED_INLINE]>,
+    added: SmallVec<[(&'static Ours, HeaderValue); ADDED_INLINE]>,
 }
 
 impl Kinds {
@@ -62,9 +81,9 @@ impl Kinds {
     pub(crate) const HOP: Self = Self(1 << 4);
     /// `Expect`.
     pub(crate) const EXPECT: Self = Self(1 << 5);
-    /// What hops say of a visitor (`X-Forwarded-*` and its like), believed or not.
+    /// What hops say of a visitor (`X-Forwarded-*` and its like), believed or not; known of requests only.
     pub(crate) const CLAIM: Self = Self(1 << 6);
-    /// Names with an underscore, which some servers take for a dash.
+    /// Names with an underscore, which some servers take for a dash; known of requests only.
     pub(crate) const UNDERSCORE: Self = Self(1 << 7);
     /// `Date`.
     pub(crate) const DATE: Self = Self(1 << 8);
@@ -83,7 +102,7 @@ impl Kinds {
         self.0 & of.0 != 0
     }
 
-    fn of(name: &[u8], value: &[u8]) -> Self {
+    fn of(name: &[u8], value: &[u8], side: Side) -> Self {
         let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
         let kind = match name.len() {
             2 if is("te") => Self::HOP,
@@ -104,10 +123,10 @@ impl Kinds {
             17 if is("transfer-encoding") => Self::CODING,
             18 if is("proxy-authenticate") => Self::HOP,
             19 if is("proxy-authorization") => Self::HOP,
-            _ if is_claim(name) => Self::CLAIM,
+            _ if side == Side::Visitor && is_claim(name) => Self::CLAIM,
             _ => Self::default(),
         };
-        if name.contains(&b'_') { kind | Self::UNDERSCORE } else { kind }
+        if side == Side::Visitor && name.contains(&b'_') { kind | Self::UNDERSCORE } else { kind }
     }
 }
 
@@ -129,34 +148,50 @@ impl Fields {
     ///
     /// # Errors
     /// [`HeadError::Malformed`] for a name that is too long for a map.
-    pub(crate) fn of_head(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<Self, HeadError> {
+    pub(crate) fn of_head(
+        head: &Bytes,
+        fields: &[httparse::Header<'_>],
+        side: Side,
+    ) -> Result<Self, HeadError> {
         let start = head.as_ptr().addr();
         let place = |part: &[u8]| {
-            // Parts of the head, whose length is limited to far less than 4 GiB.
             let from = part.as_ptr().addr() - start;
-            (u32::try_from(from).unwrap_or(u32::MAX), u32::try_from(part.len()).unwrap_or(u32::MAX))
+            from..from + part.len()
         };
-        let mut lines = Box::new(Lines {
-            head: head.clone(),
-            lines: SmallVec::with_capacity(fields.len()),
-            present: Kinds::default(),
-            gone: Kinds::default(),
-            added: SmallVec::new(),
-        });
+        let mut all = Self::begin(head, side);
         for field in fields {
             if field.name.len() > NAME_BYTES_MAX {
                 return Err(HeadError::Malformed);
             }
-            let name = field.name.as_bytes();
-            let kind = Kinds::of(name, field.value);
-            let value = if field.value.is_empty() { (0, 0) } else { place(field.value) };
-            if lines.present.has_any(Kinds(kind.0 & Kinds::ONCE.0)) {
-                lines.present = lines.present | Kinds::REPEATED;
-            }
-            lines.present = lines.present | kind;
-            lines.lines.push(Line { name: place(name), value, kind });
+            let value = if field.value.is_empty() { 0..0 } else { place(field.value) };
+            all.push_line(place(field.name.as_bytes()), value, false);
         }
-        Ok(Self { lines: Some(lines), map: OnceLock::new() })
+        Ok(all)
+    }
+
+    /// The fields of a head, none of them known yet; [`Self::push_line`] is to follow for each.
+    pub(crate) fn begin(head: &Bytes, side: Side) -> Self {
+        let lines = Lines {
+            head: head.clone(),
+            lines: SmallVec::new(),
+            side,
+            present: Kinds::default(),
+            gone: Kinds::default(),
+            added: SmallVec::new(),
+        };
+        Self { lines: Some(Box::new(lines)), map: OnceLock::new() }
+    }
+
+    /// Adds a field that stands at these places of the head: a token and a value free of what cannot stand in one. It is tidy
+    /// if exactly `: ` is between them and the end of the line behind.
+    pub(crate) fn push_line(&mut self, name: Range<usize>, value: Range<usize>, is_tidy: bool) {
+        let Some(lines) = &mut self.lines else { return };
+        let kind = Kinds::of(&lines.head[name.clone()], &lines.head[value.clone()], lines.side);
+        if lines.present.has_any(Kinds(kind.0 & Kinds::ONCE.0)) {
+            lines.present = lines.present | Kinds::REPEATED;
+        }
+        lines.present = lines.present | kind;
+        lines.lines.push(Line { name: short(name), value: short(value), kind, is_tidy });
     }
 
     /// How many there are.
@@ -214,50 +249,40 @@ impl Fields {
     }
 
     /// Adds a field that is not there yet.
-    pub(crate) fn add(&mut self, name: HeaderName, value: HeaderValue) {
+    pub(crate) fn add(&mut self, field: &'static Ours, value: HeaderValue) {
         match &mut self.lines {
             Some(lines) => {
-                lines.added.push((name, value));
+                lines.added.push((field, value));
                 self.map.take();
             }
-            None => drop(self.insert(name, value)),
+            None => drop(self.insert(&field.name, value)),
         }
     }
 
     /// Whether a field of ours has been added under this name; not to be asked of a map.
-    pub(crate) fn has_added(&self, name: &HeaderName) -> bool {
-        self.lines.as_ref().is_some_and(|lines| lines.added.iter().any(|(added, _)| added == name))
+    pub(crate) fn has_added(&self, field: &Ours) -> bool {
+        self.lines
+            .as_ref()
+            .is_some_and(|lines| lines.added.iter().any(|(added, _)| added.start == field.start))
     }
 
-    /// Hands all fields to `write`, in the order in which they are to be sent; names in any letter case.
-    pub(crate) fn each(&self, mut write: impl FnMut(&[u8], &[u8])) {
+    /// Writes all fields as lines of a head: those that came as lines in the letter case in which they came.
+    pub(crate) fn write(&self, out: &mut BytesMut) {
         match &self.lines {
-            Some(lines) => {
-                for line in lines.iter() {
-                    write(lines.text(line.name), lines.text(line.value));
-                }
-                for (name, value) in &lines.added {
-                    write(name.as_str().as_bytes(), value.as_bytes());
-                }
-            }
-            None => {
-                for (name, value) in self.iter() {
-                    write(name.as_str().as_bytes(), value.as_bytes());
-                }
-            }
+            Some(lines) => lines.write(out),
+            None => self.iter().for_each(|(name, value)| encode::line(out, name, value)),
         }
     }
 
     /// About how many bytes they are in a head.
     pub(crate) fn bytes(&self) -> usize {
-        let of = |name: usize, value: usize| name + value + 4;
         match &self.lines {
             // The lines that are gone are few.
             Some(lines) => {
-                let added = lines.added.iter().map(|(name, value)| of(name.as_str().len(), value.len()));
+                let added = lines.added.iter().map(|(field, value)| field.start.len() + value.len() + 2);
                 lines.head.len() + added.sum::<usize>()
             }
-            None => self.iter().map(|(name, value)| of(name.as_str().len(), value.len())).sum(),
+            None => self.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum(),
         }
     }
 }
@@ -271,6 +296,33 @@ impl Lines {
         &self.head[from as usize..][..bytes as usize]
     }
 
+    fn write(&self, out: &mut BytesMut) {
+        // Lines that stand behind each other are copied at once, with what is between them.
+        let mut run = 0..0;
+        for line in self.iter() {
+            let end = (line.value.0 + line.value.1) as usize + 2;
+            if line.is_tidy && line.name.0 as usize == run.end {
+                run.end = end;
+                continue;
+            }
+            out.extend_from_slice(&self.head[std::mem::take(&mut run)]);
+            if line.is_tidy {
+                run = line.name.0 as usize..end;
+            } else {
+                out.extend_from_slice(self.text(line.name));
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(self.text(line.value));
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        out.extend_from_slice(&self.head[run]);
+        for (field, value) in &self.added {
+            out.extend_from_slice(field.start.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
     fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.lines.len() + self.added.len() + MAP_SPARE);
         for line in self.iter() {
@@ -282,8 +334,8 @@ impl Lines {
             };
             map.append(name, value);
         }
-        for (name, value) in &self.added {
-            map.insert(name, value.clone());
+        for (field, value) in &self.added {
+            map.insert(&field.name, value.clone());
         }
         map
     }
@@ -293,7 +345,7 @@ impl Deref for Fields {
     type Target = HeaderMap;
 
     fn deref(&self) -> &HeaderMap {
-        self.map.get_or_init(|| self.lines.as_ref().map(|lines| lines.to_map()).unwrap_or_default())
+        self.map.get_or_init(|| Box::new(self.lines.as_ref().map(|lines| lines.to_map()).unwrap_or_default()))
     }
 }
 
@@ -308,7 +360,7 @@ impl DerefMut for Fields {
 
 impl From<HeaderMap> for Fields {
     fn from(map: HeaderMap) -> Self {
-        Self { lines: None, map: OnceLock::from(map) }
+        Self { lines: None, map: OnceLock::from(Box::new(map)) }
     }
 }
 
@@ -333,6 +385,12 @@ impl fmt::Debug for Fields {
     }
 }
 
+/// A place in a head, whose length is limited to far less than 4 GiB.
+fn short(range: Range<usize>) -> (u32, u32) {
+    let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    (number(range.start), number(range.len()))
+}
+
 /// Whether a name is, or begins as, one of those that hops use to speak of a visitor.
 fn is_claim(name: &[u8]) -> bool {
     let starts =
@@ -353,6 +411,14 @@ const NAME_BYTES_MAX: usize = 65_535;
 mod tests {
     use super::*;
 
+    static X_B: Ours = Ours { name: HeaderName::from_static("x-b"), start: "X-B: " };
+
+    #[test]
+    fn lines_that_are_written_oddly_are_sent_as_others() {
+        let fields = fields("A:1\r\nB:  2 \r\nc: 3\r\nD: 4\r\n\r\n");
+        assert_eq!(written(&fields), "A: 1;B: 2;c: 3;D: 4;");
+    }
+
     fn fields(text: &str) -> Fields {
         let head = Bytes::copy_from_slice(text.as_bytes());
         let mut parsed = [httparse::EMPTY_HEADER; 16];
@@ -360,30 +426,28 @@ mod tests {
         else {
             panic!("not whole: {text}");
         };
-        Fields::of_head(&head, found).unwrap()
+        Fields::of_head(&head, found, Side::Visitor).unwrap()
     }
 
     fn written(fields: &Fields) -> String {
-        let mut text = String::new();
-        fields.each(|name, value| {
-            text += &format!("{}={};", String::from_utf8_lossy(name), String::from_utf8_lossy(value));
-        });
-        text
+        let mut text = BytesMut::new();
+        fields.write(&mut text);
+        String::from_utf8(text.to_vec()).unwrap().replace("\r\n", ";")
     }
 
     #[test]
     fn lines_stay_as_they_are_and_a_map_says_the_same() {
         let mut fields = fields("Host: a\r\nX-A: 1\r\nEmpty:\r\nConnection: keep-alive\r\nx-a: 2\r\n\r\n");
         fields.drop_lines(Kinds::FRAMING | Kinds::PERSISTENCE);
-        fields.add(HeaderName::from_static("x-b"), HeaderValue::from_static("3"));
-        assert_eq!(written(&fields), "X-A=1;Empty=;x-a=2;x-b=3;");
+        fields.add(&X_B, HeaderValue::from_static("3"));
+        assert_eq!(written(&fields), "X-A: 1;Empty: ;x-a: 2;X-B: 3;");
         assert_eq!(fields.len(), 4);
         assert!(fields.lack(Kinds::HOST | Kinds::PERSISTENCE));
         assert_eq!(fields.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
         assert!(fields["empty"].is_empty() && !fields.contains_key("host"));
         fields.insert("x-c", HeaderValue::from_static("4"));
         assert!(!fields.lack(Kinds::HOST), "a map has to be looked at");
-        assert_eq!(written(&fields), "x-a=1;x-a=2;empty=;x-b=3;x-c=4;");
+        assert_eq!(written(&fields), "X-A: 1;X-A: 2;Empty: ;X-B: 3;X-C: 4;");
     }
 
     #[test]
@@ -392,7 +456,7 @@ mod tests {
         assert_eq!(fields.deref().len(), 2);
         fields.drop_lines(Kinds::HOST);
         assert_eq!(fields.deref().len(), 1);
-        fields.add(HeaderName::from_static("b"), HeaderValue::from_static("2"));
+        fields.add(&X_B, HeaderValue::from_static("2"));
         assert_eq!(fields.deref().len(), 2);
         assert_eq!(fields.into_map().len(), 2);
     }
@@ -434,10 +498,13 @@ mod tests {
     #[test]
     fn every_claim_and_every_field_of_a_hop_has_a_kind() {
         for claim in &crate::forwarded::CLAIMS {
-            assert_eq!(Kinds::of(claim.as_str().as_bytes(), b""), Kinds::CLAIM, "{claim}");
+            assert_eq!(Kinds::of(claim.as_str().as_bytes(), b"", Side::Visitor), Kinds::CLAIM, "{claim}");
         }
         for hop in crate::headers::HOP_BY_HOP {
-            assert!(Kinds::of(hop.as_bytes(), b"").has_any(Kinds::HOP | Kinds::CODING), "{hop}");
+            assert!(
+                Kinds::of(hop.as_bytes(), b"", Side::Origin).has_any(Kinds::HOP | Kinds::CODING),
+                "{hop}"
+            );
         }
     }
 }

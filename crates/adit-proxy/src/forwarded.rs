@@ -71,28 +71,28 @@ impl ForwardedPolicy {
         let Request { headers, visitor, host, .. } = request;
         headers.drop_lines(Kinds::PERSISTENCE);
         if let Some(address) = visitor.address_text() {
-            headers.add(X_REAL_IP, address.clone());
+            headers.add(&ours::X_REAL_IP, address.clone());
         }
         let scheme = HeaderValue::from_static(if visitor.secure { "https" } else { "http" });
-        headers.add(X_FORWARDED_PROTO, scheme.clone());
+        headers.add(&ours::X_FORWARDED_PROTO, scheme.clone());
         if !host.is_empty()
             && let Ok(host) = HeaderValue::from_str(host)
         {
-            headers.add(X_FORWARDED_HOST, host);
+            headers.add(&ours::X_FORWARDED_HOST, host);
         }
         let port = match port_of(host) {
             Some(port) => HeaderValue::from_str(port).ok(),
             None => Some(HeaderValue::from_static(if visitor.secure { "443" } else { "80" })),
         };
         if let Some(port) = port {
-            headers.add(X_FORWARDED_PORT, port);
+            headers.add(&ours::X_FORWARDED_PORT, port);
         }
         if self.scheme_headers {
-            headers.add(X_FORWARDED_SCHEME, scheme.clone());
-            headers.add(X_SCHEME, scheme);
+            headers.add(&ours::X_FORWARDED_SCHEME, scheme.clone());
+            headers.add(&ours::X_SCHEME, scheme);
         }
         if let Some(server) = &self.server {
-            headers.add(X_FORWARDED_SERVER, server.clone());
+            headers.add(&ours::X_FORWARDED_SERVER, server.clone());
         }
         self.trusts(visitor.remote.ip())
     }
@@ -242,10 +242,10 @@ pub fn append_for(headers: &mut Fields, visitor: &Visitor, client: IpAddr) {
     match visitor.address_text() {
         Some(address)
             if headers.lack(Kinds::CLAIM)
-                && !headers.has_added(&X_FORWARDED_FOR)
+                && !headers.has_added(&ours::X_FORWARDED_FOR)
                 && visitor.remote.ip().to_canonical() == client =>
         {
-            headers.add(X_FORWARDED_FOR, address.clone());
+            headers.add(&ours::X_FORWARDED_FOR, address.clone());
         }
         Some(address) if visitor.remote.ip().to_canonical() == client => {
             crate::headers::append_forwarded_text(headers, address);
@@ -296,6 +296,26 @@ fn port_of(host: &str) -> Option<&str> {
     let (name, port) = host.rsplit_once(':')?;
     // A literal without brackets has no port, and a literal in brackets ends in one.
     (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
+}
+
+/// The fields that are set on every request, ready to be written.
+mod ours {
+    use crate::fields::Ours;
+
+    pub(super) static X_FORWARDED_FOR: Ours =
+        Ours { name: super::X_FORWARDED_FOR, start: "X-Forwarded-For: " };
+    pub(super) static X_REAL_IP: Ours = Ours { name: super::X_REAL_IP, start: "X-Real-Ip: " };
+    pub(super) static X_FORWARDED_PROTO: Ours =
+        Ours { name: super::X_FORWARDED_PROTO, start: "X-Forwarded-Proto: " };
+    pub(super) static X_FORWARDED_HOST: Ours =
+        Ours { name: super::X_FORWARDED_HOST, start: "X-Forwarded-Host: " };
+    pub(super) static X_FORWARDED_PORT: Ours =
+        Ours { name: super::X_FORWARDED_PORT, start: "X-Forwarded-Port: " };
+    pub(super) static X_FORWARDED_SERVER: Ours =
+        Ours { name: super::X_FORWARDED_SERVER, start: "X-Forwarded-Server: " };
+    pub(super) static X_FORWARDED_SCHEME: Ours =
+        Ours { name: super::X_FORWARDED_SCHEME, start: "X-Forwarded-Scheme: " };
+    pub(super) static X_SCHEME: Ours = Ours { name: super::X_SCHEME, start: "X-Scheme: " };
 }
 
 /// A request with none of these says nothing about its visitor, and names nothing to be taken off.

@@ -18,6 +18,8 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use crate::clock;
+
 /// Threads that serve connections; cheap to clone. What they still do ends when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Lanes(Arc<[Lane]>);
@@ -46,7 +48,7 @@ impl Lanes {
         let Some(lane) = self.0.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else { return };
         let load = Load::new(&lane.load);
         let serving = async move {
-            connection.await;
+            clock::ticking(connection).await;
             drop(load);
         };
         tasks.spawn_on(serving, &lane.handle);

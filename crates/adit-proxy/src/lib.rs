@@ -10,6 +10,7 @@
 //! Read first: `message.rs`, `body.rs`, then `listen.rs` → `h1/server.rs` → `origin.rs` → `h1/client.rs`.
 
 pub mod body;
+pub mod clock;
 pub mod connect;
 pub mod date;
 pub mod drain;

@@ -3,8 +3,11 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::clock;
 use crate::h1::client::OriginConnection;
 use crate::lanes::{self, LANES_MAX};
 
@@ -73,7 +76,7 @@ impl Pool {
     pub fn take(&self, name: Option<&str>) -> Option<OriginConnection> {
         loop {
             let mut candidate = self.own().take(name).or_else(|| self.take_elsewhere(name))?;
-            if candidate.since.elapsed() < self.idle_timeout && candidate.connection.is_fresh() {
+            if clock::now() - candidate.since < self.idle_timeout && candidate.connection.is_fresh() {
                 return Some(candidate.connection);
             }
         }
@@ -123,7 +126,7 @@ impl Home {
     /// Gives a connection back after a complete exchange; closed if the pool is full or gone.
     pub fn put(&self, connection: OriginConnection) {
         let Some(pool) = self.pool.upgrade() else { return };
-        let one = IdleConnection { connection, name: self.name.clone(), since: Instant::now() };
+        let one = IdleConnection { connection, name: self.name.clone(), since: clock::now() };
         let dropped = pool.own().with(|idle| {
             if !pool.is_full(idle.len()) {
                 idle.push(one);

@@ -13,7 +13,7 @@ mod suspicion;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, cell::OnceCell, collections::HashMap, net::IpAddr};
+use std::{borrow::Cow, cell::OnceCell, collections::BTreeMap, net::IpAddr};
 
 use http::{HeaderMap, Method};
 
@@ -91,7 +91,7 @@ pub struct RouterTable<R> {
     /// In the order in which they are asked.
     routers: Vec<Router<R>>,
     /// By entry point: without TLS, with TLS.
-    entry_points: HashMap<String, [Index; 2]>,
+    entry_points: BTreeMap<String, [Index; 2]>,
 }
 
 impl<R> RouterTable<R> {
@@ -115,7 +115,7 @@ impl<R> RouterTable<R> {
 
 impl<R> Default for RouterTable<R> {
     fn default() -> Self {
-        Self { routers: Vec::new(), entry_points: HashMap::new() }
+        Self { routers: Vec::new(), entry_points: BTreeMap::new() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::HeaderMap;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri};
 
 use crate::body::{Batch, Length};
@@ -11,17 +11,18 @@ use crate::fields::Fields;
 
 /// Appends a request head.
 ///
-/// `host` is written first, then the fields, then the framing that `length` asks for. Field names are written in
-/// canonical case (`Content-Type`): some old devices compare them with case.
+/// `host` is written first, then the fields; framing is for the caller to add. Names of fields that were in a map are
+/// written in canonical case (`Content-Type`): some old devices compare them with case.
 pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &Fields) {
-    out.reserve(HEAD_BYTES_GUESS);
-    out.put_slice(method.as_str().as_bytes());
+    let (method, target) = (method.as_str(), target(uri));
+    out.reserve(method.len() + target.len() + host.len() + headers.bytes() + LINES_BYTES);
+    out.put_slice(method.as_bytes());
     out.put_u8(b' ');
-    out.put_slice(target(uri).as_bytes());
+    out.put_slice(target.as_bytes());
     out.put_slice(b" HTTP/1.1\r\nHost: ");
     out.put_slice(host.as_bytes());
     out.put_slice(b"\r\n");
-    fields(out, headers);
+    headers.write(out);
 }
 
 /// The origin form of a request target (RFC 9112 §3.2.1): an absolute form without a path asks for `/`.
@@ -35,13 +36,13 @@ pub fn target(uri: &Uri) -> Cow<'_, str> {
 
 /// Appends a status line and fields.
 pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &Fields) {
-    out.reserve(HEAD_BYTES_GUESS);
+    out.reserve(headers.bytes() + LINES_BYTES);
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.put_slice(b"\r\n");
-    fields(out, headers);
+    headers.write(out);
 }
 
 /// Appends one field of ours.
@@ -87,27 +88,24 @@ pub fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
         Some(trailers) => {
             let mut out = BytesMut::with_capacity(256);
             out.put_slice(b"0\r\n");
-            fields(&mut out, &trailers.clone().into());
+            trailers.iter().for_each(|(name, value)| line(&mut out, name, value));
             out.put_slice(b"\r\n");
             out.freeze()
         }
     }
 }
 
-fn fields(out: &mut BytesMut, headers: &Fields) {
-    // One look at the room for all of them, with what framing adds behind.
-    out.reserve(headers.bytes() + FRAMING_BYTES_GUESS);
-    headers.each(|name, value| {
-        put_name(out, name);
-        out.put_slice(b": ");
-        out.put_slice(value);
-        out.put_slice(b"\r\n");
-    });
+/// Appends one field, its name in canonical case.
+pub(crate) fn line(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    put_name(out, name.as_str());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_slice(b"\r\n");
 }
 
-fn put_name(out: &mut BytesMut, name: &[u8]) {
+fn put_name(out: &mut BytesMut, name: &str) {
     let start = out.len();
-    out.put_slice(name);
+    out.put_slice(name.as_bytes());
     let written = &mut out[start..];
     let mut begins = true;
     for letter in &mut *written {
@@ -137,10 +135,8 @@ fn format_hex(value: usize) -> ([u8; 16], usize) {
 /// The start of the names of a WebSocket's handshake, and where it has a capital within a word.
 const WEBSOCKET: &[u8] = b"Sec-Websocket-";
 const WEBSOCKET_S: usize = 7;
-/// Most heads fit, so one allocation holds them.
-const HEAD_BYTES_GUESS: usize = 512;
-/// `Connection`, `Content-Length` and the empty line.
-const FRAMING_BYTES_GUESS: usize = 64;
+/// First line, `Host`, `Date`, framing, `Connection` and the empty line, as far as it is not known how long they are.
+const LINES_BYTES: usize = 192;
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,17 @@
 //! Heads of requests and responses: strict parsing out of a growing buffer.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
+use memchr::memmem::Finder;
 use thiserror::Error;
 
 use super::framing::{self, Framing, FramingError};
-use crate::fields::{Fields, Kinds};
+use super::plain;
+use crate::fields::{Fields, Kinds, Side};
 
 /// A request head that passed every check.
 #[derive(Debug)]
@@ -130,19 +133,27 @@ impl HeadScanner {
     /// # Errors
     /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
     pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
-        for offset in memchr::memchr_iter(b'\n', &buffer[self.scanned..]) {
-            let lf = self.scanned + offset;
-            if lf == 0 || buffer[lf - 1] != b'\r' {
-                return Err(HeadError::BareLf);
-            }
-            if lf >= 3 && buffer[lf - 3..lf] == *b"\r\n\r" {
-                self.scanned = 0;
-                return if lf < bytes_max { Ok(Some(lf + 1)) } else { Err(HeadError::TooLarge) };
-            }
+        // What was looked at before may be the beginning of the end.
+        let from = self.scanned.saturating_sub(END.len() - 1);
+        let end = END_FINDER.find(&buffer[from..]).map(|at| from + at + END.len());
+        let head = &buffer[..end.unwrap_or(buffer.len())];
+        if has_bare_lf(head, self.scanned) {
+            return Err(HeadError::BareLf);
         }
-        self.scanned = buffer.len();
-        if buffer.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(None) }
+        self.scanned = if end.is_some() { 0 } else { buffer.len() };
+        if head.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(end) }
     }
+}
+
+/// Whether a line ends in LF without CR, from `from` on. Pairs of bytes without a branch, so that many are compared at once.
+fn has_bare_lf(head: &[u8], from: usize) -> bool {
+    let fresh = &head[from.saturating_sub(1)..];
+    let (Some(before), Some(after)) = (fresh.get(..fresh.len().saturating_sub(1)), fresh.get(1..)) else {
+        return false;
+    };
+    let is_bare = |before: u8, byte: u8| u8::from(byte == b'\n') & u8::from(before != b'\r');
+    let bare = before.iter().zip(after).fold(0, |bare, (before, byte)| bare | is_bare(*before, *byte));
+    bare != 0 || (from == 0 && fresh.first() == Some(&b'\n'))
 }
 
 /// Removes the empty lines that may stand before a request (RFC 9112 §2.2), a few of them.
@@ -159,6 +170,11 @@ pub fn skip_empty_lines(buffer: &mut BytesMut) {
 /// # Errors
 /// Anything that two parsers could read in two ways is refused; see [`HeadError`].
 pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
+    if let Some((method, uri, fields)) = plain::request(head)
+        && fields.lack(ODD_REQUEST)
+    {
+        return plain_request(method, uri, fields);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut fields) {
@@ -172,8 +188,8 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
     let uri = parse_target(head, &method, target)?;
-    let fields = Fields::of_head(head, parsed.headers)?;
-    if version == Version::HTTP_11 && fields.lack(ODD | Kinds::CODING | Kinds::EXPECT) {
+    let fields = Fields::of_head(head, parsed.headers, Side::Visitor)?;
+    if version == Version::HTTP_11 && fields.lack(ODD_REQUEST) {
         return plain_request(method, uri, fields);
     }
     let mut headers = fields.into_map();
@@ -197,6 +213,12 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
 /// # Errors
 /// As [`parse_request`].
 pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
+    if let Some((status, fields)) = plain::response(head)
+        && status.as_u16() >= 200
+        && fields.lack(ODD)
+    {
+        return plain_response(fields, status, method);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let mut parser = httparse::ParserConfig::default();
@@ -219,7 +241,7 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     if has_folds {
         return odd_response(collect(head, parsed.headers)?, status, method, version);
     }
-    let fields = Fields::of_head(head, parsed.headers)?;
+    let fields = Fields::of_head(head, parsed.headers, Side::Origin)?;
     let is_odd = version != Version::HTTP_11 || status.as_u16() < 200 || !fields.lack(ODD);
     match is_odd {
         true => odd_response(fields.into_map(), status, method, version),
@@ -412,7 +434,7 @@ pub fn is_host(host: &str) -> bool {
         Some(literal) => {
             literal.is_some_and(|l| l.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')))
         }
-        None => name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b)),
+        None => name.bytes().all(|b| IN_NAMES[usize::from(b)]),
     };
     name_ok && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
 }
@@ -461,8 +483,26 @@ fn fold_or_malformed(head: &[u8]) -> HeadError {
     if folded { HeadError::ObsFold } else { HeadError::Malformed }
 }
 
+/// The characters of `reg-name` (RFC 3986 §3.2.2).
+const IN_NAMES: [bool; 256] = {
+    let (mut table, mut byte, marks) = ([false; 256], 0, b"-._~%!$&'()*+,;=");
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut mark = 0;
+    while mark < marks.len() {
+        table[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    table
+};
+/// The end of the last line of a head, and the empty line behind it.
+const END: &[u8] = b"\r\n\r\n";
+static END_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(END));
 /// Fields that take a closer look than at themselves.
 const ODD: Kinds = Kinds::HOP.and(Kinds::REPEATED);
+const ODD_REQUEST: Kinds = ODD.and(Kinds::CODING).and(Kinds::EXPECT);
 /// Most fields of one head; 128 × 2 pointers of stack while parsing.
 pub const FIELDS_MAX: usize = 128;
 
