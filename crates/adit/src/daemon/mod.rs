@@ -553,6 +553,7 @@ fn start_admin(
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
             device: None,
+            lanes: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),

@@ -19,6 +19,7 @@ use adit_proxy::headers;
 use adit_proxy::mesh::MeshGate;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
+use adit_route::mesh::MeshIdentity;
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
@@ -129,7 +130,7 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        let Admitted { trusted, forwarded_client, cleaned } =
+        let Admitted { trusted, forwarded_client, cleaned, peer } =
             match self.admit(generation, entry, &mut request, exchange) {
                 Ok(admitted) => admitted,
                 Err((reason, status)) => {
@@ -138,7 +139,7 @@ impl Gateway {
                     return plain(status);
                 }
             };
-        let found = generation.decide(&request, &cleaned);
+        let found = generation.decide(&request, &cleaned, peer);
         if let Some(redirect) = &entry.redirect
             && !redirect.spares(cleaned.path(&request))
             && !redirect.is_done(&request)
@@ -171,7 +172,7 @@ impl Gateway {
         ctx.append_forwarded_for = entry.policy.appends(trusted);
         ctx.forwarded_client = forwarded_client;
         let probe = exchange.probe();
-        let probed = probe.as_deref().map(|probe| Probed { target: &*served.target, probe });
+        let probed = probe.as_ref().map(|probe| Probed { target: &*served.target, probe });
         let target: &dyn Target = probed.as_ref().map_or(&*served.target as &dyn Target, |probed| probed);
         let response = middleware::run(&served.chain, target, request, &mut ctx).await;
         exchange.passed(&ctx);
@@ -179,13 +180,13 @@ impl Gateway {
     }
 
     /// Brings a request into the form that rules and servers see. The error is the refusal's name and status.
-    fn admit(
+    fn admit<'a>(
         &self,
-        generation: &Generation,
+        generation: &'a Generation,
         entry: &Entry,
         request: &mut Request,
         exchange: &mut Exchange,
-    ) -> Result<Admitted, (&'static str, StatusCode)> {
+    ) -> Result<Admitted<'a>, (&'static str, StatusCode)> {
         if !entry.tidy_fields(request) {
             return Err(("underscore_header", StatusCode::BAD_REQUEST));
         }
@@ -195,12 +196,12 @@ impl Gateway {
             // The connection is older than its entry point's place.
             return Err(("entry_point_moved", StatusCode::FORBIDDEN));
         }
-        let peer = generation.identify(&request.visitor.entry_point, address);
-        let peer = peer.and_then(|peer| match peer {
+        let peer = entry.identify(generation, address).and_then(|peer| match peer {
             Some(_) if self.gate.holds(address) => Err(UnknownPeer),
             peer => Ok(peer),
         });
-        if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
+        let peer = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))?;
+        if let Some(peer) = peer {
             entry.tell_peer(&mut request.headers, peer, address);
             exchange.asked_by_peer(peer);
         }
@@ -209,7 +210,7 @@ impl Gateway {
             exchange.asked_by(client);
         }
         let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
-        Ok(Admitted { trusted, forwarded_client, cleaned })
+        Ok(Admitted { trusted, forwarded_client, cleaned, peer: peer.map(|peer| &**peer) })
     }
 }
 
@@ -235,12 +236,14 @@ impl Service for Gateway {
 }
 
 /// A request in the form that rules and servers see.
-struct Admitted {
-    /// Whether its peer is believed.
+struct Admitted<'a> {
+    /// Whether what its peer says about the visitor is believed.
     trusted: bool,
     /// Who asks, where a peer that is believed says so.
     forwarded_client: Option<IpAddr>,
     cleaned: Cleaned,
+    /// Who asks, on an entry point of the mesh.
+    peer: Option<&'a MeshIdentity>,
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
