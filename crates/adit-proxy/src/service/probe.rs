@@ -68,7 +68,7 @@ impl Probe {
             method: Method::from_bytes(method.as_bytes()).map_err(|e| wrong("method", e.to_string()))?,
             target: target.parse().map_err(|_| wrong("path", format!("{target:?} cannot be sent")))?,
             host,
-            headers: headers.into(),
+            headers,
             status: status.map_err(|error| wrong("status", error.to_string()))?,
             follow_redirects: settings.follow_redirects,
             mode: settings.mode,
