@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::coalescing::{Change, Coalescing};
 use crate::device::Device;
+use crate::fleet::Fleet;
 use crate::health::Health;
-use crate::lane::{Control, Controls, EventSink, LaneSnapshot};
+use crate::lane::{Control, Controls, EventSink, Gear, LaneSnapshot};
 use crate::statistics::IoStatistics;
 use crate::transmit::{send, timespec};
 use crate::tun::READ_LEN;
@@ -25,6 +26,7 @@ pub(crate) struct Pump<D> {
     device: D,
     socket: Socket,
     controls: Controls,
+    fleet: Fleet,
     events: EventSink,
     health: Health,
     coalescing: Coalescing,
@@ -54,7 +56,8 @@ enum Ended {
 }
 
 impl<D: Device> Pump<D> {
-    pub(crate) fn new(mesh: Mesh, device: D, socket: Socket, controls: Controls, events: EventSink) -> Self {
+    pub(crate) fn new(gear: Gear<D>, controls: Controls, fleet: Fleet, events: EventSink) -> Self {
+        let Gear { mesh, device, socket } = gear;
         let health = Health::new(socket.takes_trains());
         let roll = Roll::of(&mesh);
         Self {
@@ -62,6 +65,7 @@ impl<D: Device> Pump<D> {
             device,
             socket,
             controls,
+            fleet,
             events,
             health,
             coalescing: Coalescing::new(Instant::now()),
@@ -76,6 +80,8 @@ impl<D: Device> Pump<D> {
 
     /// Runs until asked to stop or until the device is gone.
     pub(crate) fn run(mut self) {
+        let number = if let Fleet::Further(number, _) = self.fleet { number } else { 0 };
+        let _span = (number > 0).then(|| tracing::info_span!("lane", number).entered());
         match self.turns() {
             Ended::Asked => tracing::debug!("lane stopped"),
             Ended::DeviceGone(error) => tracing::error!(%error, "the mesh's device is gone"),
@@ -123,6 +129,13 @@ impl<D: Device> Pump<D> {
                         self.mesh.initiate(id, now);
                     }
                 }
+                Control::NoteLane { identity, lane, up } => self.mesh.note_lane(identity, lane, up, now),
+                Control::Join(lane) => {
+                    let up = self.mesh.join(lane, now);
+                    self.fleet.report(lane.identity, up);
+                    self.roll = Roll::of(&self.mesh);
+                }
+                Control::Leave(identity) => self.mesh.leave(identity),
                 Control::Snapshot(answer) => {
                     // An asker that has gone away is no reason to stop.
                     let _ = answer.try_send(self.snapshot(now));
@@ -137,7 +150,8 @@ impl<D: Device> Pump<D> {
         let mut io = self.statistics.clone();
         (io.train_steps_down, io.paths_without_trains) = self.health.counts(now);
         (io.receive_steps_down, io.receives_singly) = self.coalescing.counts();
-        LaneSnapshot { peers: self.mesh.peers().collect(), mesh: self.mesh.statistics(), io }
+        let (peers, mesh) = (self.mesh.peers().collect(), self.mesh.statistics());
+        LaneSnapshot { peers, mesh, io, lanes: Vec::new() }
     }
 
     /// Takes one batch of system calls' worth of datagrams; says whether there was any.
@@ -197,6 +211,10 @@ impl<D: Device> Pump<D> {
                 Ok((offload, range)) => {
                     reads += 1;
                     bytes += range.len();
+                    let packet = (offload, range.clone());
+                    if self.fleet.hand_over(&mut self.mesh, &mut self.buffer, packet, &mut self.statistics) {
+                        continue;
+                    }
                     let contents = &mut self.buffer[range];
                     self.health.observe(&self.mesh, contents, now);
                     self.mesh.handle_packet(Outgoing { contents, offload }, now);
@@ -210,6 +228,7 @@ impl<D: Device> Pump<D> {
                 Err(error) => return Err(error),
             }
         }
+        self.fleet.flush();
         if reads > 0 {
             self.statistics.device_reads += reads;
             self.drain(now);
@@ -226,6 +245,7 @@ impl<D: Device> Pump<D> {
         deliver(&mut self.mesh, &mut self.device, &mut self.statistics, now);
         while let Some(event) = self.mesh.poll_event() {
             self.roll.note(&event);
+            self.fleet.note(&self.mesh, &event);
             (self.events)(event);
         }
         for (path, mtu) in self.health.drain_path_mtus() {
@@ -285,6 +305,9 @@ impl Roll {
             }
             Event::PathMtu { peer, mtu: None } => {
                 tracing::info!(peer = %name(peer), "the path carries packets of the mesh's length again");
+            }
+            Event::Lanes { peer, lanes, .. } => {
+                tracing::debug!(peer = %name(peer), further = lanes.len(), "the peer's lanes");
             }
             Event::Probed { .. } => {}
         }

@@ -50,6 +50,15 @@ pub enum SocketError {
     },
 }
 
+impl SocketSpec {
+    /// The socket of a further lane: the next ports, so that a firewall can be told.
+    #[must_use]
+    pub fn of_lane(&self, number: u16) -> Self {
+        let port = if self.port == 0 { 0 } else { self.port.checked_add(number).unwrap_or(0) };
+        Self { port, mark: self.mark }
+    }
+}
+
 impl Socket {
     /// Binds one socket for IPv6 and IPv4, or for IPv4 alone where the kernel has no IPv6.
     ///

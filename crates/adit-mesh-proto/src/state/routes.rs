@@ -21,15 +21,19 @@ impl Routes {
     /// Routes to peers at their places; of two that claim the same network the last has it.
     pub(crate) fn build<'a>(peers: impl Iterator<Item = (PeerId, &'a PeerConfig)>) -> Self {
         let mut routes = Self::default();
-        for (id, peer) in peers {
-            for network in &peer.allowed_ips {
-                match network.trunc() {
-                    IpNet::V4(network) => routes.v4.insert(network, id),
-                    IpNet::V6(network) => routes.v6.insert(network, id),
-                };
-            }
-        }
+        peers.for_each(|(id, peer)| routes.add(id, peer));
         routes
+    }
+
+    /// Adds one more peer's networks.
+    pub(crate) fn add(&mut self, id: PeerId, peer: &PeerConfig) {
+        for network in &peer.allowed_ips {
+            match network.trunc() {
+                IpNet::V4(network) => self.v4.insert(network, id),
+                IpNet::V6(network) => self.v6.insert(network, id),
+            };
+        }
+        self.last = None;
     }
 
     /// Whose `address` is.
