@@ -81,7 +81,7 @@ impl Mesh {
                 let config = config.clone();
                 self.leave(lane.identity);
                 self.note_key(lane.identity, lane.key);
-                let id = self.configure_peer(config.clone(), now);
+                let id = self.configure_peer(config.clone(), false, now);
                 self.routes.add(id, &config);
                 id
             }

@@ -94,10 +94,10 @@ impl Mesh {
     /// changed, and its counters; a changed private key ends all sessions.
     pub fn reconfigure(&mut self, mut config: Config, now: Instant) {
         // A further lane keeps the key that its peers were told.
-        if self.further.is_none() && config.private_key.public() != self.private_key.public() {
+        let is_new = self.further.is_none() && config.private_key.public() != self.private_key.public();
+        if is_new {
             self.private_key = config.private_key.clone();
             self.limiter = Limiter::new(config.private_key.public(), self.rng.random(), now);
-            self.remove_peers(|_| true);
         }
         self.mtu = usize::from(config.mtu);
         self.filter = match (config.policy.clone(), self.filter.take()) {
@@ -114,7 +114,7 @@ impl Mesh {
             Some(further) => further.adopt(config.peers),
         };
         let wanted: HashSet<_> = peers.iter().map(|peer| peer.public_key).collect();
-        let order: Vec<_> = peers.into_iter().map(|peer| self.configure_peer(peer, now)).collect();
+        let order: Vec<_> = peers.into_iter().map(|peer| self.configure_peer(peer, is_new, now)).collect();
         // After those that come: nobody takes the place, and with it the id, of somebody who goes in the same moment.
         self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
         let peers = &self.peers;
@@ -293,17 +293,18 @@ impl Mesh {
         }
     }
 
-    pub(crate) fn configure_peer(&mut self, config: PeerConfig, now: Instant) -> PeerId {
+    /// With other secrets (`is_new`: of ours) a peer begins anew, in its old place: by that it is known elsewhere.
+    pub(crate) fn configure_peer(&mut self, config: PeerConfig, is_new: bool, now: Instant) -> PeerId {
         let further = self.further.as_ref();
         let key = further.and_then(|further| further.key_of(config.public_key)).unwrap_or(config.public_key);
         if let Some(id) = self.peers.id_of_key(key) {
-            let same_keys =
-                self.peers.find(id).is_some_and(|peer| peer.config.preshared_key == config.preshared_key);
-            if same_keys {
+            let preshared_key = |peer: &mut Peer| peer.config.preshared_key == config.preshared_key;
+            if !is_new && self.peers.find(id).is_some_and(preshared_key) {
                 self.update_peer(id, config, now);
                 return id;
             }
             self.remove_peer(id);
+            debug_assert_eq!(self.peers.next_id(), id, "the place that became free last is taken next");
         }
         let id = self.peers.next_id();
         let rng = &mut self.rng;

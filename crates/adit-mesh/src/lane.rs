@@ -72,7 +72,8 @@ pub struct LaneEnded;
 
 /// What a handle can ask for.
 pub(crate) enum Control {
-    Reconfigure(Box<Config>),
+    /// Answered when the new peers are in force.
+    Reconfigure(Box<Config>, SyncSender<()>),
     SetEndpoint(PublicKey, SocketAddr),
     Initiate(PublicKey),
     /// A further lane tells the first whether it carries data to a peer.
@@ -136,16 +137,24 @@ fn start<D: Device + 'static>(number: usize, pump: Pump<D>, line: Line) -> io::R
 }
 
 impl LaneHandle {
-    /// Becomes what `config` says; untouched peers keep their sessions.
+    /// Becomes what `config` says; untouched peers keep their sessions. Blocks until no packet is taken by the old one any
+    /// more, at most 10 s.
     ///
     /// # Errors
-    /// [`LaneEnded`].
+    /// [`LaneEnded`], also for a lane that does not answer.
     pub fn reconfigure(&self, config: Config) -> Result<(), LaneEnded> {
+        let mut answers = Vec::new();
         for lane in &self.further {
-            // One that has ended is missed by nobody: its packets take the first.
-            let _ = lane.request(Control::Reconfigure(Box::new(config.clone())));
+            // One that has ended takes no packets of anybody.
+            answers.extend(lane.reconfigure(config.clone()).ok());
         }
-        self.inner.request(Control::Reconfigure(Box::new(config)))
+        answers.push(self.inner.reconfigure(config)?);
+        for done in answers {
+            done.recv_timeout(RECONFIGURE_WAIT).map_err(|error| match error {
+                RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
+            })?;
+        }
+        Ok(())
     }
 
     /// Sends to `remote` from now on what is for the peer with this key.
@@ -241,6 +250,13 @@ impl Inner {
         Ok(())
     }
 
+    /// What comes of it says when it is done.
+    fn reconfigure(&self, config: Config) -> Result<Receiver<()>, LaneEnded> {
+        let (sender, done) = sync_channel(1);
+        self.request(Control::Reconfigure(Box::new(config), sender))?;
+        Ok(done)
+    }
+
     fn snapshot(&self) -> Result<LaneSnapshot, LaneEnded> {
         let (sender, receiver) = sync_channel(1);
         self.request(Control::Snapshot(sender))?;
@@ -268,5 +284,7 @@ impl Drop for Inner {
 /// Requests that wait for the lane's next turn; further callers wait. Configurations are the largest, and
 /// 16 of 10,000 peers are some 32 MiB.
 const REQUESTS_MAX: usize = 16;
+/// How long a lane may take to become another: each of 10,000 new peers costs some 0.1 ms.
+const RECONFIGURE_WAIT: Duration = Duration::from_secs(10);
 /// How long a snapshot may take: the lane answers between two batches, which take well under 1 ms each.
 pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(1);

@@ -114,10 +114,12 @@ impl<D: Device> Pump<D> {
         while let Ok(request) = self.controls.requests.try_recv() {
             match request {
                 Control::Stop => return true,
-                Control::Reconfigure(config) => {
+                Control::Reconfigure(config, done) => {
                     self.mesh.reconfigure(*config, now);
                     self.roll = Roll::of(&self.mesh);
                     self.health.forget_peers();
+                    self.device.forget_others(&|address| self.mesh.peer_by_address(address));
+                    let _ = done.try_send(());
                 }
                 Control::SetEndpoint(key, remote) => {
                     if let Some(&id) = self.roll.ids.get(&key) {

@@ -22,6 +22,7 @@ pub mod idle;
 pub mod inlet;
 pub mod io;
 pub mod listen;
+pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod middleware;

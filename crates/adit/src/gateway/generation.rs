@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{ClientAuthType, Dynamic, Router};
-use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, Impersonation, UnderscoreHeaders};
 use adit_proxy::body::Body;
-use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::forwarded::{ForwardedPolicy, remove_impersonation, set_impersonation, set_mesh_claims};
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
@@ -17,8 +17,8 @@ use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
 use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable, canonical_host};
-use http::Uri;
 use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Uri};
 
 use super::internal::Internal;
 use super::redirect::Redirect;
@@ -298,9 +298,7 @@ impl Generation {
         entry_point: &str,
         address: IpAddr,
     ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
-        let is_on_mesh =
-            self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
-        if !is_on_mesh {
+        if !self.entry(entry_point).is_some_and(Entry::is_on_mesh) {
             return Ok(None);
         }
         let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
@@ -352,9 +350,20 @@ impl Entry {
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
     }
 
-    /// Whether servers are asked to act for the mesh's peer.
-    pub(crate) fn impersonates(&self) -> bool {
-        self.settings.impersonate
+    /// Whether only peers of the mesh reach it.
+    pub(crate) fn is_on_mesh(&self) -> bool {
+        self.settings.on == EntryPointNetwork::Mesh
+    }
+
+    /// Tells servers which peer of the mesh asks, and for whom they are to act.
+    pub(crate) fn tell_peer(&self, headers: &mut HeaderMap, peer: &MeshIdentity, address: IpAddr) {
+        set_mesh_claims(headers, peer, address);
+        if self.settings.impersonate != Impersonation::Visitor {
+            remove_impersonation(headers);
+        }
+        if self.settings.impersonate == Impersonation::Peer {
+            set_impersonation(headers, peer);
+        }
     }
 
     /// For requests that no router answers.

@@ -13,8 +13,9 @@ pub(crate) mod view_streams;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::{ForwardedPolicy, set_impersonation, set_mesh_claims};
+use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::headers;
+use adit_proxy::mesh::MeshGate;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
 use arc_swap::ArcSwap;
@@ -40,6 +41,8 @@ pub(crate) struct Gateway {
     access_log: Option<AccessLog>,
     traefik: Option<Arc<TraefikMetrics>>,
     acme: AcmeViews,
+    /// Who of the mesh may speak at this moment.
+    gate: Arc<MeshGate>,
 }
 
 impl Gateway {
@@ -51,7 +54,12 @@ impl Gateway {
         acme: AcmeViews,
     ) -> Self {
         let current = ArcSwap::from_pointee(first);
-        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme }
+        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme, gate: Arc::default() }
+    }
+
+    /// The gate of all entry points on the mesh.
+    pub(crate) fn gate(&self) -> &Arc<MeshGate> {
+        &self.gate
     }
 
     /// Certificates by ACME and their challenges.
@@ -117,7 +125,7 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        let (trusted, cleaned) = match admit(generation, entry, &mut request, exchange) {
+        let (trusted, cleaned) = match self.admit(generation, entry, &mut request, exchange) {
             Ok(admitted) => admitted,
             Err((reason, status)) => {
                 exchange.failed(reason);
@@ -163,6 +171,43 @@ impl Gateway {
         exchange.passed(&ctx);
         response
     }
+
+    /// Brings a request into the form that rules and servers see; whether its peer is believed, and its target. The error is
+    /// the refusal's name and status.
+    fn admit(
+        &self,
+        generation: &Generation,
+        entry: &Entry,
+        request: &mut Request,
+        exchange: &mut Exchange,
+    ) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
+        if !entry.tidy_fields(request) {
+            return Err(("underscore_header", StatusCode::BAD_REQUEST));
+        }
+        let trusted = entry.policy.apply(request);
+        let address = request.visitor.remote.ip();
+        if request.visitor.on_mesh != entry.is_on_mesh() {
+            // The connection is older than its entry point's place.
+            return Err(("entry_point_moved", StatusCode::FORBIDDEN));
+        }
+        let peer = generation.identify(&request.visitor.entry_point, address);
+        let peer = peer.and_then(|peer| match peer {
+            Some(_) if self.gate.holds(address) => Err(UnknownPeer),
+            peer => Ok(peer),
+        });
+        if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
+            entry.tell_peer(&mut request.headers, peer, address);
+            exchange.asked_by_peer(peer);
+        }
+        if trusted
+            && exchange.is_observed()
+            && let Some(client) = forwarded_client(&entry.policy, request)
+        {
+            exchange.asked_by(client);
+        }
+        let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
+        Ok((trusted, cleaned))
+    }
 }
 
 impl Service for Gateway {
@@ -183,37 +228,6 @@ impl Service for Gateway {
         }
         exchange.finish_with(response)
     }
-}
-
-/// Brings a request into the form that rules and servers see; whether its peer is believed, and its target. The error is
-/// the refusal's name and status.
-fn admit(
-    generation: &Generation,
-    entry: &Entry,
-    request: &mut Request,
-    exchange: &mut Exchange,
-) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
-    if !entry.tidy_fields(request) {
-        return Err(("underscore_header", StatusCode::BAD_REQUEST));
-    }
-    let trusted = entry.policy.apply(request);
-    let address = request.visitor.remote.ip();
-    let peer = generation.identify(&request.visitor.entry_point, address);
-    if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
-        set_mesh_claims(&mut request.headers, peer, address);
-        if entry.impersonates() {
-            set_impersonation(&mut request.headers, peer);
-        }
-        exchange.asked_by_peer(peer);
-    }
-    if trusted
-        && exchange.is_observed()
-        && let Some(client) = forwarded_client(&entry.policy, request)
-    {
-        exchange.asked_by(client);
-    }
-    let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
-    Ok((trusted, cleaned))
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
