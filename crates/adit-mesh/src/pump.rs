@@ -151,6 +151,7 @@ impl<D: Device> Pump<D> {
     fn snapshot(&mut self, now: Instant) -> LaneSnapshot {
         let mut io = self.statistics.clone();
         (io.train_steps_down, io.paths_without_trains) = self.health.counts(now);
+        io.receive_buffer_full = self.socket.overflows();
         (io.receive_steps_down, io.receives_singly) = self.coalescing.counts();
         let (peers, mesh) = (self.mesh.peers().collect(), self.mesh.statistics());
         LaneSnapshot { peers, mesh, io, lanes: Vec::new() }

@@ -25,6 +25,8 @@ pub struct IoStatistics {
     pub handed_over: u64,
     /// Packets dropped because the lane that they belong to did not keep up.
     pub lane_full: u64,
+    /// Datagrams, or joined ones as one, that the kernel dropped because the receive buffer was full.
+    pub receive_buffer_full: u64,
     /// Packets that the device refused.
     pub device_refused: u64,
     /// Packets from the device whose offload made no sense.
@@ -46,11 +48,12 @@ pub struct IoStatistics {
 impl IoStatistics {
     /// Drops by reason.
     #[must_use]
-    pub fn drops(&self) -> [(&'static str, u64); 5] {
+    pub fn drops(&self) -> [(&'static str, u64); 6] {
         [
             ("send_buffer_full", self.send_buffer_full),
             ("send_refused", self.send_refused),
             ("lane_full", self.lane_full),
+            ("receive_buffer_full", self.receive_buffer_full),
             ("device_refused", self.device_refused),
             ("device_malformed", self.device_malformed),
         ]
@@ -68,6 +71,7 @@ impl IoStatistics {
         self.send_refused += other.send_refused;
         self.handed_over += other.handed_over;
         self.lane_full += other.lane_full;
+        self.receive_buffer_full += other.receive_buffer_full;
         self.device_refused += other.device_refused;
         self.device_malformed += other.device_malformed;
         self.receive_failed += other.receive_failed;
