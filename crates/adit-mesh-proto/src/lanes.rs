@@ -5,6 +5,7 @@
 //! know each other. The first lane's engine says which lane each packet takes; one whose lane is not connected stays there.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::PeerConfig;
@@ -70,11 +71,10 @@ impl Mesh {
         }
     }
 
-    /// Lets a peer that has told its key use this further lane; says whether data can flow already. Does nothing for
-    /// strangers to the configuration and for keys that another peer has.
-    pub fn join(&mut self, lane: LanePeer, now: Instant) -> bool {
-        let Some(further) = &mut self.further else { return false };
-        let Some(config) = further.configs.get(&lane.identity) else { return false };
+    /// Lets a peer that has told its key use this further lane; says which place it has. Does nothing for strangers to the
+    /// configuration and for keys that another peer has.
+    pub fn join(&mut self, lane: LanePeer, now: Instant) -> Option<PeerId> {
+        let config = self.further.as_ref()?.configs.get(&lane.identity)?;
         let id = match self.peers.id_of_key(lane.key) {
             Some(id) => id,
             None => {
@@ -86,17 +86,12 @@ impl Mesh {
                 id
             }
         };
-        let Some(peer) = self.peers.find(id).filter(|peer| peer.config.public_key == lane.identity) else {
-            return false;
-        };
-        if peer.session.is_connected() {
-            return self.carries(id);
-        }
-        if lane.begin && !peer.session.is_initiating() {
+        let peer = self.peers.find(id).filter(|peer| peer.config.public_key == lane.identity)?;
+        if lane.begin && !peer.session.is_connected() && !peer.session.is_initiating() {
             peer.move_to(Path { remote: lane.remote, local: None }, now);
             self.start_handshake(id, now);
         }
-        false
+        Some(id)
     }
 
     /// Ends a peer's use of this further lane.
@@ -104,15 +99,21 @@ impl Mesh {
         let Some(key) = self.further.as_mut().and_then(|further| further.keys.remove(&identity)) else {
             return;
         };
-        if let Some(id) = self.peers.id_of_key(key) {
-            self.remove_peer(id);
-            self.build_routes();
+        let Some(id) = self.peers.id_of_key(key) else { return };
+        if let Some(peer) = self.peers.look(id) {
+            self.routes.remove(id, &peer.config);
         }
+        self.remove_peer(id);
     }
 
     /// Whose place this is: the key in the configuration.
     pub fn identity_of(&self, id: PeerId) -> Option<PublicKey> {
         Some(self.peers.look(id)?.config.public_key)
+    }
+
+    /// What it is called in logs.
+    pub fn name_of(&self, id: PeerId) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.peers.look(id)?.config.name))
     }
 
     /// Whether data to this peer goes out and comes in, as far as is known.
@@ -138,13 +139,16 @@ impl Mesh {
 
     pub(crate) fn handle_announcement(&mut self, id: PeerId, announcement: Announcement, now: Instant) {
         let Some(peer) = self.peers.find(id).filter(|_| !self.lanes.is_empty()) else { return };
+        // Each costs the other lanes something; a peer that repeats itself says nothing.
+        if !peer.lanes.may_learn(now) {
+            return;
+        }
         let news = peer.lanes.learn(announcement.epoch, announcement.lanes, self.lanes.len());
         let answers = peer.lanes.owes_announcement(now) && peer.health.may_answer(now);
-        if news || peer.lanes.up() < peer.lanes.agreed() {
-            let event =
-                Event::Lanes { peer: id, lanes: peer.lanes.theirs().to_vec(), begin: peer.begun_here };
-            self.push_event(event);
-        }
+        // Who began on the first lane can reach the other; who did not tries if the other has not made it by the next time.
+        let begin = peer.begun_here || !news;
+        let lanes = peer.lanes.theirs().to_vec();
+        self.push_event(Event::Lanes { peer: id, lanes, begin });
         if answers {
             self.announce_lanes(id, now);
         }

@@ -121,11 +121,6 @@ impl Mesh {
         self.routes = Routes::build(order.into_iter().filter_map(|id| Some((id, &peers.look(id)?.config))));
     }
 
-    /// To the peers as they are.
-    pub(crate) fn build_routes(&mut self) {
-        self.routes = Routes::build(self.peers.iter().map(|peer| (peer.id, &peer.config)));
-    }
-
     /// Does what has become due. Works on a bounded number of peers, so that [`Self::poll_timeout`] may be in the past
     /// still: drain and call again.
     pub fn handle_timeout(&mut self, now: Instant) {

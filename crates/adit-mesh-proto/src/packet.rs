@@ -137,7 +137,7 @@ pub enum Event {
         peer: PeerId,
         /// Its lanes after the first, of which we have as many or more.
         lanes: Vec<LaneAddress>,
-        /// Whether the handshakes are ours to begin: we began the latest one on the first lane.
+        /// Whether the handshakes are ours to begin: we began the latest one on the first lane, or the other did not.
         begin: bool,
     },
     /// The peer does not answer (handshakes or traffic unanswered for 15 s), or answers again.
@@ -228,6 +228,17 @@ pub struct MeshStatistics {
     pub staged: usize,
     /// Flows that the policy remembers.
     pub flows: usize,
+}
+
+impl PeerSnapshot {
+    /// Adds what another lane knows of the same peer; the first lane may be quiet while others carry everything.
+    pub fn absorb(&mut self, other: &Self) {
+        self.statistics.absorb(&other.statistics);
+        self.reachable |= other.connected && other.reachable;
+        self.connected |= other.connected;
+        self.last_handshake = self.last_handshake.max(other.last_handshake);
+        self.last_received = self.last_received.max(other.last_received);
+    }
 }
 
 impl PeerStatistics {

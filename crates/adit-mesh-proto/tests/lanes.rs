@@ -74,8 +74,9 @@ impl Node {
             match lanes.first() {
                 Some(lane) => {
                     let remote = address(other, usize::from(lane.port));
-                    let up = self.lanes[1]
-                        .join(LanePeer { identity: key(other).public(), key: lane.key, remote, begin }, now);
+                    let identity = key(other).public();
+                    let joined = self.lanes[1].join(LanePeer { identity, key: lane.key, remote, begin }, now);
+                    let up = joined.is_some_and(|id| self.lanes[1].carries(id));
                     self.lanes[0].note_lane(key(other).public(), 1, up, now);
                 }
                 None => self.lanes[1].leave(key(other).public()),
@@ -267,7 +268,7 @@ fn a_further_lane_lets_in_only_addresses_of_the_peer_and_nobody_without_an_annou
         begin: true,
     };
     let now = pair.now;
-    assert!(!pair.nodes[0].lanes[1].join(stranger, now));
+    assert_eq!(pair.nodes[0].lanes[1].join(stranger, now), None);
     assert_eq!(pair.nodes[0].lanes[1].peers().count(), 0);
     pair.pass(3);
     let mut forged = datagram(1, 1, b"forged");
@@ -291,8 +292,8 @@ fn a_peer_that_announces_the_key_of_another_does_not_take_its_place() {
     let [_, mut lane] = engines(&config, &FlowTable::new(now), 0, now);
     let lane_key = PrivateKey::new([101; 32]).public();
     let join = |identity| LanePeer { identity, key: lane_key, remote: address(1, 1), begin: false };
-    lane.join(join(key(1).public()), now);
-    lane.join(join(other.public_key), now);
+    assert_eq!(lane.join(join(key(1).public()), now), Some(PeerId(0)));
+    assert_eq!(lane.join(join(other.public_key), now), None);
     let peers: Vec<PublicKey> = lane.peers().map(|peer| peer.public_key).collect();
     assert_eq!(peers, [key(1).public()]);
     assert_eq!(lane.identity_of(PeerId(0)), Some(key(1).public()));

@@ -1,6 +1,7 @@
-//! What the lanes of one node say to each other. Nobody waits for anybody: what finds a full queue is said again within
-//! seconds, when the peer announces its lanes anew.
+//! What the lanes of one node say to each other. Nobody waits for anybody: what a further lane has to report is said again
+//! until it is heard, and what the first tells the others is repeated when the peer announces its lanes anew.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -16,8 +17,16 @@ use crate::statistics::IoStatistics;
 pub(crate) enum Fleet {
     /// The first, with those after it.
     First(Vec<Sibling>),
-    /// A further one: its number, from 1, and the first.
-    Further(usize, Line),
+    /// A further one.
+    Further(Further),
+}
+
+/// A further lane's view of the first.
+pub(crate) struct Further {
+    number: usize,
+    first: Line,
+    /// Peers whose state the first lane has not heard yet, with that state; no more than there are peers.
+    unheard: HashMap<PublicKey, bool>,
 }
 
 /// A further lane as the first sees it.
@@ -34,14 +43,41 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    fn ask(&self, control: Control) {
-        if self.requests.try_send(control).is_ok() {
+    /// Whether it will be heard.
+    fn ask(&self, control: Control) -> bool {
+        let heard = self.requests.try_send(control).is_ok();
+        if heard {
             let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
         }
+        heard
+    }
+}
+
+impl Further {
+    fn say(&mut self) {
+        let (number, first) = (self.number, &self.first);
+        let mut heard = true;
+        self.unheard.retain(|identity, up| {
+            heard = heard && first.ask(Control::NoteLane { identity: *identity, lane: number, up: *up });
+            !heard
+        });
     }
 }
 
 impl Fleet {
+    /// The lane of this number, from 1.
+    pub(crate) fn further(number: usize, first: Line) -> Self {
+        Self::Further(Further { number, first, unheard: HashMap::new() })
+    }
+
+    /// Its number; the first has 0.
+    pub(crate) fn number(&self) -> usize {
+        match self {
+            Self::First(_) => 0,
+            Self::Further(further) => further.number,
+        }
+    }
+
     /// Hands the packet in `buffer` to the lane that it belongs to; `false` if that is this one, also because the other has
     /// ended. One that finds the other's queue full is dropped.
     pub(crate) fn hand_over(
@@ -75,29 +111,38 @@ impl Fleet {
     }
 
     /// Passes on what concerns the others.
-    pub(crate) fn note(&self, mesh: &Mesh, event: &Event) {
-        match (self, event) {
-            (Self::First(siblings), Event::Lanes { peer, lanes, begin }) => {
-                announce(siblings, mesh, *peer, lanes, *begin);
+    pub(crate) fn note(&mut self, mesh: &Mesh, event: &Event) {
+        match event {
+            Event::Lanes { peer, lanes, begin } => {
+                if let Self::First(siblings) = self {
+                    announce(siblings, mesh, *peer, lanes, *begin);
+                }
             }
-            (
-                Self::Further(..),
-                Event::SessionEstablished { peer, .. }
-                | Event::SessionExpired { peer }
-                | Event::Reachability { peer, .. },
-            ) => {
+            Event::SessionEstablished { peer, .. }
+            | Event::SessionExpired { peer }
+            | Event::Reachability { peer, .. } => {
                 if let Some(identity) = mesh.identity_of(*peer) {
                     self.report(identity, mesh.carries(*peer));
                 }
             }
-            _ => {}
+            Event::Roamed { .. } | Event::Probed { .. } | Event::PathMtu { .. } => {}
         }
     }
 
     /// Tells the first lane whether packets to a peer may take this one.
-    pub(crate) fn report(&self, identity: PublicKey, up: bool) {
-        if let Self::Further(number, first) = self {
-            first.ask(Control::NoteLane { identity, lane: *number, up });
+    pub(crate) fn report(&mut self, identity: PublicKey, up: bool) {
+        if let Self::Further(further) = self {
+            further.unheard.insert(identity, up);
+            further.say();
+        }
+    }
+
+    /// Says again what was not heard.
+    pub(crate) fn repeat(&mut self) {
+        if let Self::Further(further) = self
+            && !further.unheard.is_empty()
+        {
+            further.say();
         }
     }
 }

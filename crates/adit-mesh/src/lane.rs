@@ -117,7 +117,7 @@ pub(crate) fn spawn<D: Device + 'static>(
     for (number, (gear, outbox)) in (1..).zip(further) {
         let (own_line, own_controls) = connect()?;
         siblings.push(Sibling { line: own_line.clone(), outbox });
-        let fleet = Fleet::Further(number, line.clone());
+        let fleet = Fleet::further(number, line.clone());
         handles.push(start(number, Pump::new(gear, own_controls, fleet, Box::new(|_| {})), own_line)?);
     }
     let pump = Pump::new(first, controls, Fleet::First(siblings), events);
@@ -226,7 +226,7 @@ impl LaneSnapshot {
             self.io.absorb(&lane.io);
             for peer in &lane.peers {
                 if let Some(place) = places.get(&peer.public_key) {
-                    self.peers[*place].statistics.absorb(&peer.statistics);
+                    self.peers[*place].absorb(peer);
                 }
             }
         }

@@ -80,7 +80,7 @@ impl<D: Device> Pump<D> {
 
     /// Runs until asked to stop or until the device is gone.
     pub(crate) fn run(mut self) {
-        let number = if let Fleet::Further(number, _) = self.fleet { number } else { 0 };
+        let number = self.fleet.number();
         let _span = (number > 0).then(|| tracing::info_span!("lane", number).entered());
         match self.turns() {
             Ended::Asked => tracing::debug!("lane stopped"),
@@ -111,6 +111,7 @@ impl<D: Device> Pump<D> {
 
     /// Does what the handles ask; says whether to stop.
     fn obey(&mut self, now: Instant) -> bool {
+        self.fleet.repeat();
         while let Ok(request) = self.controls.requests.try_recv() {
             match request {
                 Control::Stop => return true,
@@ -133,9 +134,11 @@ impl<D: Device> Pump<D> {
                 }
                 Control::NoteLane { identity, lane, up } => self.mesh.note_lane(identity, lane, up, now),
                 Control::Join(lane) => {
-                    let up = self.mesh.join(lane, now);
-                    self.fleet.report(lane.identity, up);
-                    self.roll = Roll::of(&self.mesh);
+                    let joined = self.mesh.join(lane, now);
+                    if let Some(id) = joined {
+                        self.roll.add(&self.mesh, id);
+                    }
+                    self.fleet.report(lane.identity, joined.is_some_and(|id| self.mesh.carries(id)));
                 }
                 Control::Leave(identity) => self.mesh.leave(identity),
                 Control::Snapshot(answer) => {
@@ -213,11 +216,11 @@ impl<D: Device> Pump<D> {
             match self.device.read(&mut self.buffer, now) {
                 Ok((offload, range)) => {
                     reads += 1;
-                    bytes += range.len();
                     let packet = (offload, range.clone());
                     if self.fleet.hand_over(&mut self.mesh, &mut self.buffer, packet, &mut self.statistics) {
                         continue;
                     }
+                    bytes += range.len();
                     let contents = &mut self.buffer[range];
                     self.health.observe(&self.mesh, contents, now);
                     self.mesh.handle_packet(Outgoing { contents, offload }, now);
@@ -284,6 +287,13 @@ impl Roll {
             roll.names.insert(peer.id, peer.name);
         }
         roll
+    }
+
+    fn add(&mut self, mesh: &Mesh, id: PeerId) {
+        if let (Some(key), Some(name)) = (mesh.identity_of(id), mesh.name_of(id)) {
+            self.ids.insert(key, id);
+            self.names.insert(id, name);
+        }
     }
 
     /// Says what an operator may want to know without asking.

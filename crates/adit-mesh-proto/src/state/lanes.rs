@@ -17,9 +17,20 @@ pub(crate) struct PeerLanes {
     up: u8,
     /// When ours were announced to it.
     pub(crate) announced: Option<Instant>,
+    /// When its were last looked at.
+    learnt: Option<Instant>,
 }
 
 impl PeerLanes {
+    /// Whether an announcement of the peer is looked at now; the next one after this is after a while.
+    pub(crate) fn may_learn(&mut self, now: Instant) -> bool {
+        let may = self.learnt.is_none_or(|at| now.duration_since(at) >= ANNOUNCEMENT_INTERVAL / 2);
+        if may {
+            self.learnt = Some(now);
+        }
+        may
+    }
+
     /// Takes what the peer announces, as far as we have counterparts; says whether that is news.
     pub(crate) fn learn(&mut self, epoch: u32, mut lanes: Vec<LaneAddress>, ours: usize) -> bool {
         lanes.truncate(ours);
@@ -34,7 +45,7 @@ impl PeerLanes {
     pub(crate) fn is_outdated_by(&mut self, epoch: u32) -> bool {
         let outdated = !self.theirs.is_empty() && self.epoch != epoch;
         if outdated {
-            *self = Self { announced: self.announced, ..Self::default() };
+            *self = Self { announced: self.announced, learnt: self.learnt, ..Self::default() };
         }
         outdated
     }
@@ -175,6 +186,15 @@ mod tests {
         let again: Vec<usize> = (40_000..41_000).map(|port| choose(&lanes, &flow(port))).collect();
         assert!(!again.contains(&2));
         assert_eq!(again.iter().filter(|lane| **lane == 3).count(), counts[3], "others stay where they are");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+    fn announcements_are_looked_at_twice_a_second_at_most() {
+        let now = Instant::now();
+        let mut lanes = PeerLanes::default();
+        let looked = (0..100).filter(|step| lanes.may_learn(now + Duration::from_millis(10) * *step)).count();
+        assert_eq!(looked, 2);
     }
 
     #[test]
