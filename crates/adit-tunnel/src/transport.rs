@@ -77,6 +77,13 @@ pub(crate) fn listening_endpoint(address: SocketAddr, config: ServerConfig) -> i
     Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
 }
 
+/// What both ends of a registered connection have.
+pub(crate) fn registered() -> TransportConfig {
+    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS);
+    transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    transport
+}
+
 fn common(idle_timeout_ms: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut congestion = CubicConfig::default();
