@@ -35,6 +35,11 @@ impl Recorder {
         }
     }
 
+    /// Time begins here.
+    pub(crate) fn start_clock(&mut self) {
+        self.began = Instant::now();
+    }
+
     /// Seconds since the start, or since the end of the warm-up.
     pub(crate) fn elapsed(&self) -> f64 {
         self.began.elapsed().as_secs_f64()

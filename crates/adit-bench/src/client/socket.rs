@@ -181,9 +181,11 @@ impl Run<'_> {
 
     /// From the start to the results.
     async fn measure(mut self, head: Head, reporter: &mut Reporter) -> Result<Outcome, BenchError> {
+        let mut recorder = Recorder::new(self.engine.flows().to_vec());
         self.engine.start(false);
         self.control.start().await?;
-        let mut recorder = Recorder::new(self.engine.flows().to_vec());
+        // What the server has sent meanwhile counts, the way of its answer does not.
+        recorder.start_clock();
         self.engine.start(true);
         let ended = Box::pin(self.load(&mut recorder, reporter)).await?;
         let results = self.wind_up(&mut recorder, &ended, reporter).await?;

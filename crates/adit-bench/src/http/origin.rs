@@ -7,6 +7,7 @@
 //! POST   /adit-bench/runs/RUN/mark           counting begins here (the end of the warm-up)
 //! DELETE /adit-bench/runs/RUN                ends it
 //! GET    /adit-bench/runs/RUN/bytes/N        N bytes
+//! GET    /adit-bench/runs/RUN/ping            one byte that is not counted
 //! POST   /adit-bench/runs/RUN/sink           takes a body, answers how long it was
 //! GET    /bytes/N, POST /sink                the same without a run, where no secret is set: for curl, wrk, h2load
 //! ```
@@ -205,6 +206,7 @@ impl Origin {
         match (method, rest) {
             (&Method::GET | &Method::HEAD, (Some("bytes"), Some(count))) => bytes(count, Some(run)),
             (&Method::POST | &Method::PUT, (Some("sink"), None)) => Answer::Sink(Some(Arc::clone(run))),
+            (&Method::GET, (Some("ping"), None)) => Answer::Bytes(1, None),
             (&Method::POST, (Some("mark"), None)) => {
                 run.mark(&self.watched);
                 Answer::Text(StatusCode::OK, "{}".to_owned())

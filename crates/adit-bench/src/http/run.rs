@@ -260,7 +260,7 @@ impl<'a> Run<'a> {
         let url = self.url();
         let mut load = prepare(self.options, &url).await?;
         let fields = fields(self.options, &url);
-        let path = peer.path("bytes/1");
+        let path = peer.path("ping");
         load.down = ask(self.options, &url, &fields, (&Method::GET, &path), 0, Some(PING_IDLE_COUNT))?;
         // One at most each 10 ms.
         load.rate = Some(8 * 100);
