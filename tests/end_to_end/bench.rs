@@ -5,8 +5,9 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::support::adit::Adit;
 use crate::support::process::Process;
-use crate::support::{TempFolder, free_tcp_port, require};
+use crate::support::{TempFolder, free_tcp_port, free_udp_port, require};
 use crate::{start_connector, start_edge};
 
 /// A bench server on a port of its own.
@@ -354,4 +355,61 @@ fn a_client_of_another_version_is_refused_by_that_name() {
     stream.read_to_end(&mut answer).expect("the server closes");
     let answer: Value = serde_json::from_slice(&answer[4..]).expect("a frame of JSON");
     assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(1)));
+}
+
+/// `adit mesh genkey` and the public key of what it prints.
+fn mesh_key() -> (String, String) {
+    use std::io::Write;
+    let adit = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    };
+    let text = |output: Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let private = text(adit().args(["mesh", "genkey"]).output().expect("the binary starts"));
+    let mut public = adit().args(["mesh", "pubkey"]).spawn().expect("the binary starts");
+    let written = public.stdin.take().expect("it is piped").write_all(private.as_bytes());
+    written.expect("the binary reads its input");
+    (private, text(public.wait_with_output().expect("the binary ends")))
+}
+
+#[test]
+fn a_mesh_without_an_interface_is_measured_through_entry_points() {
+    let server = Server::start(&[]);
+    let (near, far) = (mesh_key(), mesh_key());
+    let far_port = free_udp_port();
+    let node = |own: &str, number: u8, peer: String| {
+        format!(
+            "mesh:\n  mode: netstack\n  private-key: \"{own}\"\n  address: 10.77.0.{number}/24\n{peer}\
+             admin: {{ address: \"127.0.0.1:0\" }}\ntcp:\n  routers:\n    bench: {{ rule: \"HostSNI(`*`)\", \
+             entryPoints: [ bench ], service: bench }}\n"
+        )
+    };
+    let peer = |key: &str, number: u8, endpoint: &str| {
+        format!(
+            "  peers:\n    other: {{ public-key: \"{key}\", allowed-ips: [ 10.77.0.{number}/32 ]{endpoint} }}\n"
+        )
+    };
+    let service = |address: &str| {
+        format!(
+            "  services:\n    bench: {{ loadBalancer: {{ servers: [ {{ address: \"{address}\" }} ] }} }}\n"
+        )
+    };
+    let far_config = format!(
+        "{}{}entryPoints:\n  bench: {{ address: \":5210\", on: mesh }}\n",
+        node(&far.0, 2, format!("  listen-port: {far_port}\n{}", peer(&near.1, 1, ""))),
+        service(&server.address.to_string())
+    );
+    let near_config = format!(
+        "{}{}entryPoints:\n  bench: {{ address: \"127.0.0.1:0\" }}\n",
+        node(&near.0, 1, peer(&far.1, 2, &format!(", endpoint: \"127.0.0.1:{far_port}\""))),
+        service("10.77.0.2:5210")
+    );
+    let _far = Adit::start("far", &far_config);
+    let near = Adit::start("near", &near_config);
+    let target = near.entry_point("bench").to_string();
+    let run = |arguments: &[&str]| json(&client(&target, &[arguments, &["--json"]].concat()));
+    check(&run(&["-n", "4M", "-P", "2"]), "", "TCP");
+    check(&run(&["-n", "4M", "-R"]), "", "TCP");
+    check(&json(&client(&format!("http://{target}/"), &["--requests", "50", "--json"])), "", "HTTP/1.1");
 }

@@ -59,6 +59,16 @@ pub(crate) fn listen(
     address: SocketAddr,
     certificate: &Certificate,
 ) -> Result<Endpoint, BenchError> {
+    let config = server_config(parts, certificate, None)?;
+    (parts.listen)(address, config).map_err(BenchError::io("cannot bind the UDP port for QUIC"))
+}
+
+/// What the server grants a connection; `window` is a stream's, where the client's plan names one.
+pub(crate) fn server_config(
+    parts: &QuicParts,
+    certificate: &Certificate,
+    window: Option<u32>,
+) -> Result<ServerConfig, BenchError> {
     let failed = |error: rustls::Error| BenchError::Tls(error.to_string());
     let mut tls = rustls::ServerConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_no_client_auth()
@@ -67,9 +77,9 @@ pub(crate) fn listen(
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let tls = QuicServerConfig::try_from(tls).map_err(|error| BenchError::Tls(error.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport(parts, None)));
+    config.transport_config(Arc::new(transport(parts, window)));
     config.max_incoming(INCOMING_MAX);
-    (parts.listen)(address, config).map_err(BenchError::io("cannot bind the UDP port for QUIC"))
+    Ok(config)
 }
 
 /// A connection to the server whose certificate has this fingerprint.

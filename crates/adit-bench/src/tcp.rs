@@ -36,7 +36,8 @@ pub(crate) fn prepare(socket: &TcpStream, plan: &Plan, sends: bool) -> io::Resul
     if sends {
         options.set_tcp_nodelay(plan.no_delay)?;
         if let Some(name) = &plan.congestion {
-            options.set_tcp_congestion(name.as_bytes())?;
+            let unknown = |error| io::Error::other(format!("congestion control `{name}`: {error}"));
+            options.set_tcp_congestion(name.as_bytes()).map_err(unknown)?;
         }
     }
     Ok(())

@@ -13,9 +13,10 @@ pub(crate) fn limit(outcome: &Outcome) -> String {
     let senders = sender_looks(outcome, is_up);
     let found = capped(outcome, is_up)
         .or_else(|| busy_thread(outcome, is_up))
-        .or_else(|| busy_machine(outcome))
+        .or_else(|| busy_machine(outcome).filter(|_| own_share(outcome) >= OWN_SHARE))
         .or_else(|| tcp_limit(&senders, outcome.seconds))
         .or_else(|| quic_limit(&senders, outcome.seconds))
+        .or_else(|| busy_machine(outcome))
         .or_else(|| http_limit(outcome))
         .or_else(|| lossy(outcome, is_up));
     found.unwrap_or_else(|| {
@@ -124,6 +125,11 @@ fn busy_machine(outcome: &Outcome) -> Option<String> {
     ))
 }
 
+/// Share of the client's machine that the ends and the watched processes take; those of another machine count as if here.
+fn own_share(outcome: &Outcome) -> f64 {
+    outcome.cpu_seconds() / outcome.near.seconds.max(1e-9) / outcome.near.cores.max(1) as f64
+}
+
 /// What the kernel's clocks of a sender say (TCP_INFO).
 fn tcp_limit(senders: &[Look], seconds: f64) -> Option<String> {
     let states: Vec<TcpState> = senders.iter().filter_map(|look| look.tcp).collect();
@@ -201,6 +207,8 @@ fn lossy(outcome: &Outcome, is_up: bool) -> Option<String> {
 const CAP_SHARE: f64 = 0.95;
 const THREAD_SHARE: f64 = 0.93;
 const MACHINE_SHARE: f64 = 0.93;
+/// A machine that others keep busy does not explain a run that asks for less than this.
+const OWN_SHARE: f64 = 0.05;
 /// Less time than this with data under way, and the sender had nothing to send.
 const IDLE_SHARE: f64 = 0.6;
 const WINDOW_SHARE: f64 = 0.3;

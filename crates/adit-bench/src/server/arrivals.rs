@@ -15,6 +15,7 @@ use super::Server;
 use super::registry::Arrived;
 use crate::error::BenchError;
 use crate::plan::{CONNECTIONS_MAX, STREAMS_MAX};
+use crate::quic::server_config;
 use crate::udp::{HELLO_BYTES, UdpFlow};
 use crate::wire::{HEADER_BYTES, Header, Kind};
 
@@ -107,16 +108,17 @@ pub(super) async fn accept_quic(server: Arc<Server>, endpoint: quinn::Endpoint) 
     while let Some(incoming) = endpoint.accept().await {
         let room =
             endpoint.open_connections() < usize::from(CONNECTIONS_MAX) * server.registry.limits().tests;
-        if !room || !server.registry.expects_quic() {
-            incoming.refuse();
-            continue;
+        let window = server.registry.quic_window(incoming.remote_address().ip()).filter(|_| room);
+        let config = window.and_then(|window| server_config(&server.parts, &server.certificate, window).ok());
+        match config {
+            Some(config) => drop(tokio::spawn(serve_quic(Arc::clone(&server), incoming, Arc::new(config)))),
+            None => incoming.refuse(),
         }
-        tokio::spawn(serve_quic(Arc::clone(&server), incoming));
     }
 }
 
-async fn serve_quic(server: Arc<Server>, incoming: quinn::Incoming) {
-    let Ok(connecting) = incoming.accept() else { return };
+async fn serve_quic(server: Arc<Server>, incoming: quinn::Incoming, config: Arc<quinn::ServerConfig>) {
+    let Ok(connecting) = incoming.accept_with(config) else { return };
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await else { return };
     // A stream's header is waited for apart, so that one that stays silent does not hold up the others.
     let mut streams = tokio::task::JoinSet::new();

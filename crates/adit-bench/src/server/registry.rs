@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::plan::{Plan, Transport};
 use crate::udp::UdpFlow;
 use crate::wire::{Cookie, Header, Refusal};
 
@@ -37,7 +38,7 @@ pub(crate) enum Arrived {
 pub(crate) struct Registry {
     limits: Limits,
     runs: Mutex<HashMap<Cookie, Run>>,
-    count: watch::Sender<usize>,
+    sessions: Arc<watch::Sender<usize>>,
     /// Runs begun ever: tells whether another one shared the CPU.
     begun: AtomicU64,
     refused: Mutex<HashMap<Refusal, u64>>,
@@ -46,7 +47,8 @@ pub(crate) struct Registry {
 #[derive(Debug)]
 struct Run {
     address: IpAddr,
-    uses_quic: bool,
+    /// Of QUIC streams, where the run uses QUIC.
+    quic: Option<Option<u32>>,
     arrivals: mpsc::Sender<(Header, Arrived)>,
 }
 
@@ -60,12 +62,22 @@ pub(crate) struct Place {
     was_alone: bool,
 }
 
+/// A control connection that is open.
+#[derive(Debug)]
+pub(crate) struct Session(Arc<watch::Sender<usize>>);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
 impl Registry {
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             limits,
             runs: Mutex::default(),
-            count: watch::Sender::new(0),
+            sessions: Arc::new(watch::Sender::new(0)),
             begun: AtomicU64::new(0),
             refused: Mutex::default(),
         }
@@ -84,9 +96,12 @@ impl Registry {
         }
     }
 
-    /// Whether any run uses QUIC; handshakes are refused else.
-    pub(crate) fn expects_quic(&self) -> bool {
-        self.runs().values().any(|run| run.uses_quic)
+    /// The window of a QUIC connection from `address`; `None` where no run uses QUIC at all, so that it is refused.
+    pub(crate) fn quic_window(&self, address: IpAddr) -> Option<Option<u32>> {
+        let runs = self.runs();
+        let own = runs.values().find(|run| run.address == address && run.quic.is_some());
+        // Behind some NATs, UDP has another address than TCP.
+        own.or_else(|| runs.values().find(|run| run.quic.is_some())).and_then(|run| run.quic)
     }
 
     /// Whether a run of this cookie is under way.
@@ -104,10 +119,16 @@ impl Registry {
         Refusal::ALL.into_iter().filter_map(|reason| Some((reason, *refused.get(&reason)?))).collect()
     }
 
-    /// Waits until no run is under way, at most `patience`.
+    /// Counts a control connection until the guard is dropped.
+    pub(crate) fn session(&self) -> Session {
+        self.sessions.send_modify(|count| *count += 1);
+        Session(Arc::clone(&self.sessions))
+    }
+
+    /// Waits until all clients have been told how their runs ended, at most `patience`.
     pub(crate) async fn idle(&self, patience: Duration) {
-        let mut count = self.count.subscribe();
-        let _ = tokio::time::timeout(patience, count.wait_for(|count| *count == 0)).await;
+        let mut sessions = self.sessions.subscribe();
+        let _ = tokio::time::timeout(patience, sessions.wait_for(|count| *count == 0)).await;
     }
 
     fn runs(&self) -> MutexGuard<'_, HashMap<Cookie, Run>> {
@@ -120,7 +141,7 @@ impl Place {
     pub(crate) fn take(
         server: &Arc<super::Server>,
         address: IpAddr,
-        uses_quic: bool,
+        plan: &Plan,
         cookie: Cookie,
     ) -> Option<Self> {
         let registry = &server.registry;
@@ -129,10 +150,15 @@ impl Place {
         if runs.len() >= registry.limits.tests || of_address >= registry.limits.tests_per_address {
             return None;
         }
+        let quic = (plan.transport == Transport::Quic).then_some(plan.window);
+        let of_quic = || runs.values().filter(|run| run.address == address).filter_map(|run| run.quic);
+        // A connection does not say which run it is for before its window is granted.
+        if quic.is_some_and(|window| of_quic().any(|other| other != window)) {
+            return None;
+        }
         let was_alone = runs.is_empty();
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        runs.insert(cookie, Run { address, uses_quic, arrivals: sender });
-        registry.count.send_replace(runs.len());
+        runs.insert(cookie, Run { address, quic, arrivals: sender });
         let begun = registry.begun.fetch_add(1, Ordering::Relaxed) + 1;
         Some(Self { registry: Arc::clone(server), cookie, arrivals, begun, was_alone })
     }
@@ -148,7 +174,6 @@ impl Drop for Place {
         let registry = &self.registry.registry;
         let mut runs = registry.runs();
         runs.remove(&self.cookie);
-        registry.count.send_replace(runs.len());
     }
 }
 

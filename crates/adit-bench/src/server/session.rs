@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -27,6 +28,7 @@ use crate::{ping, print};
 pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketAddr) {
     let _ = control.set_nodelay(true);
     let (mut reader, mut writer) = control.into_split();
+    let _session = server.registry.session();
     let mut stopping = server.stopping.subscribe();
     let result = tokio::select! {
         result = Box::pin(run(&server, &mut reader, &mut writer, peer)) => result,
@@ -41,6 +43,11 @@ pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketA
             if let BenchError::Refused { reason, text } = &error {
                 server.registry.count(*reason);
                 let _ = wire::send(&mut writer, &wire::refusal(*reason, text)).await;
+                let _ = writer.shutdown().await;
+                // Closing with bytes unread would reset the connection before the client has read why.
+                let mut rest = [0; 64];
+                let drained = async { while matches!(reader.read(&mut rest).await, Ok(1..)) {} };
+                let _ = tokio::time::timeout(LINGER, drained).await;
             }
             print(&format!("{peer}: {error}\n"));
         }
@@ -95,11 +102,11 @@ async fn agree(
     let plan = Plan::from_json(&plan).map_err(|why| refuse(Refusal::Limit, why))?;
     within_limits(server, &plan)?;
     let cookie = wire::random()?;
-    let place = Place::take(server, peer.ip(), plan.transport == Transport::Quic, cookie)
+    let place = Place::take(server, peer.ip(), &plan, cookie)
         .ok_or_else(|| refuse(Refusal::Busy, "as many runs as this server allows are under way"))?;
     let accept = json!({
         "cookie": wire::hex(&cookie), "quic_port": server.quic_port, "udp_port": server.udp_port,
-        "certificate": wire::hex(&server.fingerprint),
+        "certificate": wire::hex(&server.certificate.fingerprint()),
     })
     .to_string();
     let proof =
@@ -344,6 +351,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(15);
 /// For what is under way when a run ends.
 const GRACE: Duration = Duration::from_secs(10);
+/// For a client that was refused to read why.
+const LINGER: Duration = Duration::from_secs(1);
 /// How much longer than its limit a run may take: idle pings, and the end.
 const OVERTIME: Duration = Duration::from_secs(30);
 /// A client sends three.
