@@ -26,6 +26,7 @@ mod http2;
 mod in_flight;
 mod liveness;
 mod metrics;
+pub mod quic;
 mod reader;
 mod request;
 mod streams;
