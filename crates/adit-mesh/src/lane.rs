@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -82,8 +82,12 @@ pub(crate) enum Control {
         lane: usize,
         up: bool,
     },
+    /// Or that a peer was heard from another address.
+    AskAt(PublicKey, IpAddr),
     /// The first lane tells a further one what a peer is called there.
     Join(LanePeer),
+    /// Or at which address it is now.
+    Relocate(PublicKey, IpAddr),
     /// Or that it is not there any more.
     Leave(PublicKey),
     Snapshot(SyncSender<LaneSnapshot>),
