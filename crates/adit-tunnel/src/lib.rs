@@ -18,6 +18,7 @@
 //! `edge/open.rs` for a request on its way in; `connector/stream.rs` for where it comes out;
 //! `connector.rs` and `edge/session.rs` for the life of a connection.
 
+mod bdp;
 mod channel;
 mod connector;
 mod credit;
