@@ -143,7 +143,7 @@ impl AccessGate {
             uri: Uri::from_static(KEYS_PATH),
             version: http::Version::HTTP_11,
             host: self.host.clone(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             body: Body::empty(),
             upgrade: None,
             visitor: Arc::new(visitor),

@@ -115,7 +115,7 @@ impl Asked {
             uri: self.uri.clone(),
             version: Version::HTTP_11,
             host: self.host.clone(),
-            headers: self.headers.clone(),
+            headers: self.headers.clone().into(),
             body: Body::empty(),
             upgrade: None,
             visitor: Arc::new(visitor),

@@ -10,6 +10,7 @@ use adit_mesh::netstack::Stack;
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
 use adit_proxy::h3::listener::{H3Handle, H3Listener, H3Options};
+use adit_proxy::lanes::Lanes;
 use adit_proxy::listen::{ListenError, Listener, ListenerHandle, ListenerOptions, Switch};
 use adit_proxy::message::Service;
 use adit_proxy::metrics::Metrics;
@@ -19,6 +20,7 @@ use adit_proxy::udp::{UdpHandle, UdpListener, UdpOptions, UdpRoutes};
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::mesh_entry;
@@ -35,6 +37,8 @@ pub(crate) struct Listeners {
     leaving: JoinSet<()>,
     /// The mesh's own network stack, if it has one: entry points on the mesh listen there.
     stack: Option<Stack>,
+    /// The threads that serve what the ingress alone answers.
+    lanes: Lanes,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
@@ -112,6 +116,8 @@ struct Running {
 struct Settings {
     entry_point: EntryPoint,
     limits: adit_config::Limits,
+    /// Its visitors may be for a tunnel: what carries that wakes any thread, so that nothing is gained by lanes.
+    is_edges: bool,
 }
 
 /// Why the entry points cannot be as configured.
@@ -123,6 +129,9 @@ pub(crate) enum ListenersError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
+    /// The threads that serve visitors.
+    #[error("cannot start the threads that serve visitors")]
+    Threads(#[source] std::io::Error),
 }
 
 /// What is to listen, with the sockets that are new.
@@ -157,7 +166,7 @@ impl Listeners {
     /// None yet.
     ///
     /// # Errors
-    /// If TLS cannot be set up.
+    /// If TLS cannot be set up, or there are no threads.
     pub(crate) fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
         Ok(Self {
             running: BTreeMap::new(),
@@ -165,6 +174,9 @@ impl Listeners {
             h3: BTreeMap::new(),
             leaving: JoinSet::new(),
             stack: None,
+            // As many as the runtime has: both obey `TOKIO_WORKER_THREADS`.
+            lanes: Lanes::start(Handle::current().metrics().num_workers())
+                .map_err(ListenersError::Threads)?,
             tls: store.server_config()?,
             metrics,
         })
@@ -190,8 +202,11 @@ impl Listeners {
                 if entry_point.transport == EntryPointTransport::Udp {
                     self.prepare_udp(name, entry_point, place, config, &mut prepared)?;
                 } else {
-                    let settings =
-                        Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
+                    let settings = Settings {
+                        entry_point: entry_point.clone(),
+                        limits: config.limits.clone(),
+                        is_edges: config.edge.iter().any(|edge| edge.public.contains(name)),
+                    };
                     self.prepare_tcp((name, settings), place, switches, &mut prepared)?;
                 }
             }
@@ -472,6 +487,7 @@ impl Listeners {
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
             device: None,
+            lanes: (!settings.is_edges).then(|| self.lanes.clone()),
             connection: self.connection_options(settings),
         }
     }

@@ -9,6 +9,7 @@ use adit_route::tcp::TcpHead;
 use bytes::BytesMut;
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
@@ -53,11 +54,8 @@ impl Ends {
             }
             inlet::Accepted::Kernel(stream, remote) => {
                 let local = stream.local_addr().ok()?;
-                stream.set_nodelay(true).ok()?;
-                let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
-                // A socket that cannot do it is served all the same.
-                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
-                (Inlet::Tcp(stream), remote, local)
+                // Here and not where it was accepted: from now on it wakes this thread.
+                (Inlet::Tcp(TcpStream::from_std(stream).ok()?), remote, local)
             }
         };
         // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
@@ -162,7 +160,7 @@ impl Accepted {
             biased;
             // What has been sent before a drain began is still answered.
             first = timeout(self.shared.options.header_timeout, start.protocol(may_be_postgres)) => first,
-            () = self.drain.started() => return,
+            () = self.drain.settled() => return,
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
@@ -203,6 +201,7 @@ impl Accepted {
         let hello = self.within_tls_timeout(start.client_hello()).await?;
         let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
+        switch.look_for_challenge(&alpn).await;
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config, stamp) => {
@@ -374,7 +373,7 @@ impl Accepted {
             biased;
             // What has been sent before a drain began is still answered.
             read = timeout(self.shared.options.header_timeout, reading) => read.ok()??,
-            () = self.drain.started() => return None,
+            () = self.drain.settled() => return None,
         };
         Some((is_h2, start))
     }
@@ -410,5 +409,3 @@ const ALERT_UNRECOGNIZED_NAME: &[u8] = &[0x15, 3, 3, 0, 2, 2, 112];
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a PROXY protocol header; balancers send it in their first packet.
 const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Traefik's interval: finds visitors that vanished, even from a relay that knows no idle limit.
-const KEEP_ALIVE: Duration = Duration::from_secs(180);

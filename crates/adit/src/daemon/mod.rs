@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use self::connector::{ConnectorChange, Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
-use self::ingress::{RunningIngress, has_switches, serves_tunnel};
+use self::ingress::{RunningIngress, has_switch, serves_tunnel};
 use self::mesh::RunningMesh;
 use self::signals::{Signal, Signals};
 use crate::access_log::{AccessLog, AccessLogError};
@@ -140,7 +140,7 @@ impl Daemon {
             edge: edge.as_ref().map(|edge| Arc::clone(edge.service())),
             public: Arc::new(ArcSwap::from_pointee(public(&config))),
         });
-        let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
+        let switches = |name: &str| ingress.switch(name).filter(|_| has_switch(&config, name));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_routes(name));
         let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
@@ -300,7 +300,7 @@ impl Daemon {
         };
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(&config, name));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_routes(name));
         self.ingress.open_gate();
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
@@ -346,7 +346,7 @@ impl Daemon {
         config: &Config,
         plan: Option<&Plan>,
     ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(config, name));
         let prepared = self.listeners.prepare(config, &switches)?;
         Ok((prepared, self.plan_connector(config, plan)?))
     }
@@ -553,6 +553,7 @@ fn start_admin(
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
             device: None,
+            lanes: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),

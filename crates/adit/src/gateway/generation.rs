@@ -1,7 +1,7 @@
 //! One generation of the ingress: everything compiled, ready to be swapped in.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ impl Inputs {
 /// Everything that answers requests, compiled.
 pub(crate) struct Generation {
     pub(crate) inputs: Inputs,
-    entries: HashMap<Arc<str>, Entry>,
+    /// Few: found by comparing names, without hashing one.
+    entries: BTreeMap<Arc<str>, Entry>,
     pub(crate) table: RouterTable<Served>,
     pub(crate) services: Services,
     layers: Layers,
@@ -151,6 +152,13 @@ pub(crate) struct Served {
     stamp: Stamp,
 }
 
+impl Served {
+    /// The TLS options that its hosts' handshakes are to be made under.
+    pub(super) fn options(&self) -> &str {
+        self.options.as_deref().unwrap_or(DEFAULT_OPTIONS)
+    }
+}
+
 /// Whether requests are seen from outside.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observed {
@@ -215,6 +223,8 @@ impl Generation {
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);
+            let splits = super::tls_splits::warnings(&table, &entry.hosts, name);
+            entry.hosts.warn(splits);
             verdicts.warnings.extend(entry.hosts.warnings().iter().cloned());
         }
         // A router on several entry points is looked at once for each.
@@ -269,10 +279,17 @@ impl Generation {
             .redirect
             .as_ref()
             .is_some_and(|redirect| !redirect.spares(cleaned.path(&seen)) && !redirect.is_done(&seen));
-        redirects || self.decide(&seen, &cleaned).is_some()
+        let mesh = entry.identify(self, seen.visitor.remote.ip()).ok().flatten();
+        redirects || self.decide(&seen, &cleaned, mesh.map(|peer| &**peer)).is_some()
     }
 
-    pub(crate) fn decide(&self, request: &Request, cleaned: &Cleaned) -> Option<&Compiled<Served>> {
+    /// The router that answers; `peer` is who asks on an entry point of the mesh.
+    pub(crate) fn decide(
+        &self,
+        request: &Request,
+        cleaned: &Cleaned,
+        peer: Option<&MeshIdentity>,
+    ) -> Option<&Compiled<Served>> {
         self.table.decide(&HttpHead {
             entry_point: &request.visitor.entry_point,
             tls: request.visitor.secure,
@@ -283,11 +300,7 @@ impl Generation {
             headers: &request.headers,
             content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
-            mesh: self
-                .identify(&request.visitor.entry_point, request.visitor.remote.ip())
-                .ok()
-                .flatten()
-                .map(|peer| &**peer),
+            mesh: peer,
         })
     }
 
@@ -298,11 +311,7 @@ impl Generation {
         entry_point: &str,
         address: IpAddr,
     ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
-        if !self.entry(entry_point).is_some_and(Entry::is_on_mesh) {
-            return Ok(None);
-        }
-        let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
-        identity.map(Some).ok_or(UnknownPeer)
+        self.entry(entry_point).map_or(Ok(None), |entry| entry.identify(self, address))
     }
 }
 
@@ -313,6 +322,19 @@ impl std::fmt::Debug for Generation {
 }
 
 impl Entry {
+    /// As [`Generation::identify`], on this entry point.
+    pub(crate) fn identify<'a>(
+        &self,
+        generation: &'a Generation,
+        address: IpAddr,
+    ) -> Result<Option<&'a Arc<MeshIdentity>>, UnknownPeer> {
+        if !self.is_on_mesh() {
+            return Ok(None);
+        }
+        let identity = generation.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
+        identity.map(Some).ok_or(UnknownPeer)
+    }
+
     /// Puts the target into the form that is forwarded; returns the forms that rules compare.
     pub(crate) fn clean(&self, request: &mut Request) -> Result<Cleaned, &'static str> {
         let raw = request.uri.path();
@@ -410,7 +432,7 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     /// Entry points, the routers that are served, and those refused because of their TLS options.
-    fn entries(&mut self) -> (HashMap<Arc<str>, Entry>, Specs, Vec<RouterSpec<Served>>) {
+    fn entries(&mut self) -> (BTreeMap<Arc<str>, Entry>, Specs, Vec<RouterSpec<Served>>) {
         for (name, router) in &self.inputs.dynamic.http.routers {
             match self.check(name, router) {
                 Err(why) => drop(self.verdicts.routers.insert(name.clone(), why)),
@@ -419,7 +441,7 @@ impl Compiler<'_> {
                 }
             }
         }
-        let (mut entries, mut specs, mut refused) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut entries, mut specs, mut refused) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (name, settings) in &self.inputs.entry_points {
             self.add_routers(name, settings, &mut specs, &mut refused);
             let entry = Entry {
