@@ -106,6 +106,7 @@ impl RunningEdge {
             location: "here".into(),
             registration_timeout: Duration::from_secs(2),
             grace_period: Duration::from_secs(5),
+            lanes: Vec::new(),
             connections_max: 64,
             streams_per_connection_max: 1000,
             hostnames_per_tunnel_max: 16,
