@@ -106,7 +106,6 @@ impl RunningEdge {
             location: "here".into(),
             registration_timeout: Duration::from_secs(2),
             grace_period: Duration::from_secs(5),
-            lanes: Vec::new(),
             connections_max: 64,
             streams_per_connection_max: 1000,
             hostnames_per_tunnel_max: 16,
@@ -174,6 +173,7 @@ pub(crate) fn options(identity: &Identity, edge: SocketAddr, connections: u8) ->
         )),
         rpc_timeout: Duration::from_secs(5),
         grace_period: Duration::from_secs(5),
+        lanes: Vec::new(),
     }
 }
 
