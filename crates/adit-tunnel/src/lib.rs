@@ -16,8 +16,10 @@
 //!
 //! # Where to begin
 //! `edge/open.rs` for a request on its way in; `connector/stream.rs` for where it comes out;
-//! `connector.rs` and `edge/session.rs` for the life of a connection.
+//! `connector.rs` and `edge/session.rs` for the life of a connection; `udp/turn.rs` for how what QUIC has
+//! to send leaves.
 
+mod bdp;
 mod channel;
 mod connector;
 mod credit;

@@ -182,6 +182,11 @@ impl Listeners {
         })
     }
 
+    /// The threads that serve what the ingress alone answers.
+    pub(crate) fn lanes(&self) -> Vec<Handle> {
+        self.lanes.handles()
+    }
+
     /// Listens for entry points on the mesh here from now on; `None` = at sockets of the kernel.
     pub(crate) fn reach(&mut self, stack: Option<Stack>) {
         self.stack = stack;

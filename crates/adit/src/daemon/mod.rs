@@ -148,7 +148,7 @@ impl Daemon {
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switch(&config, name));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_routes(name));
-        let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
+        let connector = start_connector(&source, &config, &ingress, (edge.as_ref(), &listeners))?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
             &config,
@@ -374,7 +374,8 @@ impl Daemon {
             return Ok(Some(ConnectorChange::Rules(Box::new(running.plan(tunnel)?))));
         }
         let gateway = gateway_of(config, &self.ingress);
-        let new = RunningConnector::prepare(tunnel, reach, grace(&self.source, config), gateway)?;
+        let (grace, lanes) = (grace(&self.source, config), self.listeners.lanes());
+        let new = RunningConnector::prepare(tunnel, reach, grace, gateway, lanes)?;
         Ok(Some(ConnectorChange::Replace(Some(Box::new(new)))))
     }
 
@@ -457,11 +458,12 @@ fn start_connector(
     source: &Source,
     config: &Config,
     ingress: &RunningIngress,
-    edge: Option<&RunningEdge>,
+    (edge, listeners): (Option<&RunningEdge>, &Listeners),
 ) -> Result<Option<RunningConnector>, DaemonError> {
     let Some(tunnel) = &config.tunnel else { return Ok(None) };
     let (reach, gateway) = (reach(tunnel, edge)?, gateway_of(config, ingress));
-    Ok(Some(RunningConnector::prepare(tunnel, reach, grace(source, config), gateway)?.start()))
+    let grace = grace(source, config);
+    Ok(Some(RunningConnector::prepare(tunnel, reach, grace, gateway, listeners.lanes())?.start()))
 }
 
 /// What the tunnel of a starting process dials.
