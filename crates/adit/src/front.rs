@@ -32,7 +32,8 @@ impl Front {
 impl Service for Front {
     async fn call(&self, request: Request) -> Response {
         match self.edge_of(&request) {
-            Some(edge) if !self.gateway.wants(&request) => edge.call(request).await,
+            // The larger of the two: it would be moved about for each request of the ingress.
+            Some(edge) if !self.gateway.wants(&request) => Box::pin(edge.call(request)).await,
             _ if asks_about_server(&request) => Response::status(StatusCode::OK),
             _ => self.gateway.call(request).await,
         }
