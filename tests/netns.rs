@@ -1,17 +1,23 @@
 //! The mesh between network namespaces: adit with itself and with other implementations of WireGuard.
 
+#[path = "netns/applications.rs"]
+mod applications;
 #[path = "netns/blackhole.rs"]
 mod blackhole;
 #[path = "netns/floods.rs"]
 mod floods;
 #[path = "netns/interop.rs"]
 mod interop;
+#[path = "netns/lanes.rs"]
+mod lanes;
 #[path = "netns/listeners.rs"]
 mod listeners;
 #[path = "netns/moves.rs"]
 mod moves;
 #[path = "netns/netstack.rs"]
 mod netstack;
+#[path = "netns/owners.rs"]
+mod owners;
 #[path = "netns/paths.rs"]
 mod paths;
 #[path = "netns/sites.rs"]

@@ -26,6 +26,7 @@ fn import(file: &str) -> Result<Config, Problems> {
 fn the_sections_own_keys_go_over_the_imported_ones() {
     let mesh = hub().mesh.unwrap();
     assert_eq!((mesh.interface.as_str(), mesh.mtu, mesh.listen_port), ("adit0", 1376, 51820));
+    assert_eq!(mesh.lanes, 2);
     assert_eq!((mesh.fwmark, mesh.table), (Some(0xca6c), MeshTable::Auto));
     let addresses: Vec<_> = mesh.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.9.0.1/24", "fd00:9::1/64", "10.10.0.1/24"]);
@@ -38,6 +39,7 @@ fn peers_of_both_files_are_joined_by_key() {
     let mesh = hub().mesh.unwrap();
     let laptop = mesh.peer("laptop").unwrap();
     assert_eq!(laptop.groups, ["admins"]);
+    assert_eq!((laptop.mtu, mesh.peer("office").unwrap().mtu), (Some(1280), None));
     assert!(laptop.preshared_key.is_some());
     assert_eq!(laptop.persistent_keepalive, Some(Duration::from_secs(25)));
     let addresses: Vec<_> = laptop.addresses().map(|address| address.to_string()).collect();

@@ -7,11 +7,11 @@ use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
 use crate::clamp::clamp_mss;
-use crate::control::{Control, is_control};
+use crate::control::{Message, is_control};
 use crate::drops::DropReason;
 use crate::ip::{ECN_CE, IpHeader, mark_congestion};
 use crate::mesh::{Mesh, outlet};
-use crate::packet::{Event, Path, PeerId};
+use crate::packet::{Damage, Event, Path, PeerId};
 use crate::session::{DATA_HEADER, DATA_OVERHEAD, Reply, Session};
 use crate::state::limiter::Verdict;
 use crate::state::policy::Origin;
@@ -23,6 +23,7 @@ impl Mesh {
     }
 
     /// As [`Self::handle_datagram`], with the congestion bits of the outer headers (RFC 3168), which all datagrams share.
+    /// Says how many were damaged, so that the shell notices a receive offload that joins what it should not.
     pub fn handle_marked_datagram(
         &mut self,
         path: Path,
@@ -30,8 +31,9 @@ impl Mesh {
         stride: usize,
         ecn: u8,
         now: Instant,
-    ) {
+    ) -> Damage {
         let congested = ecn & ECN_CE == ECN_CE;
+        let before = self.damage();
         for datagram in datagrams.chunks(stride.max(1)) {
             match Kind::of(datagram) {
                 Some(Kind::Data) => self.handle_data(path, datagram, congested, now),
@@ -40,6 +42,17 @@ impl Mesh {
                 Some(Kind::Cookie) => self.handle_cookie(path, datagram, now),
                 None => self.drop_unowned(DropReason::MalformedDatagram),
             }
+        }
+        let after = self.damage();
+        Damage { forged: after.forged - before.forged, nonsense: after.nonsense - before.nonsense }
+    }
+
+    /// Since the beginning.
+    fn damage(&self) -> Damage {
+        let nonsense = [DropReason::MalformedDatagram, DropReason::UnknownIndex];
+        Damage {
+            forged: self.drops.of(DropReason::InvalidData),
+            nonsense: nonsense.iter().map(|reason| self.drops.of(*reason)).sum(),
         }
     }
 
@@ -69,7 +82,7 @@ impl Mesh {
             _ if len == 0 => Err(None),
             None => Err(Some(DropReason::MalformedPacket)),
             Some(header) if is_control(&header) => {
-                control = Control::parse(packet);
+                control = Message::parse(packet);
                 Err(None)
             }
             Some(header) if self.routes.find(header.source) != Some(id) => {
@@ -107,8 +120,10 @@ impl Mesh {
         if confirmed {
             self.begin_session(id, false, now);
         }
-        if let Some(control) = control {
-            self.handle_control(id, control, now);
+        match control {
+            None => {}
+            Some(Message::Control(control)) => self.handle_control(id, control, now),
+            Some(Message::Announcement(lanes)) => self.handle_announcement(id, lanes, now),
         }
     }
 
@@ -213,6 +228,7 @@ impl Mesh {
     fn begin_session(&mut self, id: PeerId, initiator: bool, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
         peer.statistics.handshakes += 1;
+        peer.begun_here = initiator;
         peer.health.begin(now);
         if peer.session.is_connected() {
             let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);

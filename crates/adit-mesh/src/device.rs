@@ -1,24 +1,28 @@
 //! What stands behind a lane: the TUN device, or a network stack in this process.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use adit_mesh_proto::Incoming;
 use adit_mesh_proto::segment::{Offload, VIRTIO_HEADER_LEN};
+use adit_mesh_proto::{Incoming, PeerId};
 
 use crate::tun::Tun;
+
+/// What a packet that was read needs done, and where in the buffer it stands.
+pub(crate) type Packet = (Offload, Range<usize>);
 
 /// Source and sink of IP packets. Owned by the lane's thread; nothing here blocks.
 pub trait Device: Send {
     /// The next packet for the mesh, written into `buffer` ([`crate::tun::READ_LEN`] bytes and some to
-    /// spare for padding); says what it needs done and where it stands.
+    /// spare for padding, which may be exchanged for others); says what it needs done and where it stands.
     ///
     /// # Errors
     /// `WouldBlock` when there is none, `InvalidData` for one that makes no sense, anything else when
     /// the device is gone.
-    fn read(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<(Offload, Range<usize>)>;
+    fn read(&mut self, buffer: &mut Vec<u8>, now: Instant) -> io::Result<(Offload, Range<usize>)>;
 
     /// Takes a packet from a peer.
     ///
@@ -30,6 +34,11 @@ pub trait Device: Send {
     /// and what is written to it make it so.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Lets go of what it holds for peers that are no longer who `owner` says that an address belongs to.
+    fn forget_others(&mut self, owner: &dyn Fn(IpAddr) -> Option<PeerId>) {
+        let _ = owner;
+    }
+
     /// When [`Device::read`] is to be asked again even though nothing is readable.
     fn poll_timeout(&self) -> Option<Instant> {
         None
@@ -37,7 +46,7 @@ pub trait Device: Send {
 }
 
 impl Device for Tun {
-    fn read(&mut self, buffer: &mut [u8], _now: Instant) -> io::Result<(Offload, Range<usize>)> {
+    fn read(&mut self, buffer: &mut Vec<u8>, _now: Instant) -> io::Result<(Offload, Range<usize>)> {
         let len = Tun::read(self, buffer)?;
         let header = buffer.get(..len).unwrap_or_default();
         let offload =

@@ -212,14 +212,18 @@ pub fn set_mesh_claims(headers: &mut HeaderMap, peer: &MeshIdentity, address: Ip
     }
 }
 
-/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. Whatever the visitor
-/// itself asked for in this way is taken off: the credential that allows it is ours.
-pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
-    let asked: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(IMPERSONATE)).cloned().collect();
+/// Takes off a visitor's wish that a server act for somebody else than the credential says, which may be one of ours.
+pub fn remove_impersonation(headers: &mut HeaderMap) {
+    let asks = |name: &&HeaderName| IMPERSONATION.iter().any(|start| name.as_str().starts_with(start));
+    let asked: Vec<HeaderName> = headers.keys().filter(asks).cloned().collect();
     for name in asked {
         headers.remove(name);
     }
+}
+
+/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. The visitor's own
+/// wishes are to be taken off before: see [`remove_impersonation`].
+pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
     // Names of peers and groups have no colon: nobody is `system:masters`.
     if let Ok(user) = HeaderValue::try_from(&*peer.name) {
         headers.insert(IMPERSONATE_USER, user);
@@ -320,8 +324,9 @@ mod ours {
 
 /// A request with none of these says nothing about its visitor, and names nothing to be taken off.
 const UNCLAIMED: Kinds = Kinds::CLAIM.and(Kinds::UNDERSCORE).and(Kinds::HOP);
-/// Start of the names that Kubernetes takes for a wish to act for somebody (its user impersonation).
-const IMPERSONATE: &str = "impersonate-";
+/// Starts of the names that Kubernetes takes for a wish to act for somebody: its user impersonation, and what proxies with
+/// a certificate of their own may say (`--requestheader-…-headers`).
+const IMPERSONATION: [&str; 2] = ["impersonate-", "x-remote-"];
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 /// Start of the names of what is said of the mesh's peers.
@@ -378,6 +383,7 @@ mod tests {
             local: remote,
             secure,
             entry_point: "web".into(),
+            on_mesh: false,
             tls: None,
             address: Default::default(),
         }
@@ -530,9 +536,10 @@ mod tests {
         assert_eq!(headers["x-adit-mesher"], "kept");
         set_mesh_claims(&mut headers, &peer, "::ffff:10.9.0.2".parse().unwrap());
         policy.remove_named_by_connection(&mut headers);
-        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "impersonate-uid"] {
+        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "x-remote-group"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("system:masters"));
         }
+        remove_impersonation(&mut headers);
         set_impersonation(&mut headers, &peer);
         assert_eq!(headers["impersonate-user"], "laptop");
         assert_eq!(headers.get_all("impersonate-group").iter().collect::<Vec<_>>(), ["admins", "ops"]);

@@ -25,6 +25,7 @@ pub mod inlet;
 pub mod io;
 pub mod lanes;
 pub mod listen;
+pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod middleware;

@@ -64,6 +64,8 @@ struct Shared {
     tls: Option<Arc<ServerConfig>>,
     switch: Option<Arc<ArcSwap<Switch>>>,
     proxy_protocol: Option<ProxyProtocolPolicy>,
+    /// Accepted at a socket that only peers of the mesh reach.
+    on_mesh: bool,
     options: Options,
 }
 
@@ -75,6 +77,7 @@ impl Active {
             tls: options.tls,
             switch: options.switch,
             proxy_protocol: options.proxy_protocol,
+            on_mesh: options.device.is_some(),
             options: options.connection,
         };
         let (connections_max, lanes) = (options.connections_max, options.lanes);
@@ -132,7 +135,8 @@ pub struct ListenerOptions {
     pub connections_max: usize,
     /// Whether other processes may bind the same port (`SO_REUSEPORT`); read when binding only.
     pub reuse_port: bool,
-    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`); read when binding only.
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`): that of the mesh, whose peers are known by
+    /// their addresses. Bound when binding only.
     pub device: Option<String>,
     /// The threads that serve its connections; none for the runtime that accepts.
     pub lanes: Option<Lanes>,

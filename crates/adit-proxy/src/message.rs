@@ -52,6 +52,8 @@ pub struct Visitor {
     pub secure: bool,
     /// Name of the entry point that accepted the connection.
     pub entry_point: Arc<str>,
+    /// True if the socket is one that only peers of the mesh reach, each from its own addresses.
+    pub on_mesh: bool,
     /// What the TLS handshake settled, if this process ended TLS.
     pub tls: Option<Arc<TlsInfo>>,
     /// The address as fields have it; `AddressText::default()`.

@@ -14,8 +14,18 @@ use crate::gateway::Gateway;
 pub(crate) struct Front {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) edge: Option<Arc<EdgeService>>,
-    /// Entry points whose visitors the edge serves, with whether TLS is spoken there; swapped on reload.
-    pub(crate) public: Arc<ArcSwap<Vec<(String, bool)>>>,
+    /// Entry points whose visitors the edge serves; swapped on reload.
+    pub(crate) public: Arc<ArcSwap<Vec<PublicEntry>>>,
+}
+
+/// An entry point whose visitors the edge serves.
+#[derive(Debug)]
+pub(crate) struct PublicEntry {
+    pub(crate) name: String,
+    /// Whether TLS is spoken there.
+    pub(crate) tls: bool,
+    /// Whether only peers of the mesh reach it.
+    pub(crate) on_mesh: bool,
 }
 
 impl Front {
@@ -23,19 +33,27 @@ impl Front {
     fn edge_of(&self, request: &Request) -> Option<&EdgeService> {
         let visitor = &request.visitor;
         let public = self.public.load();
-        let is_public =
-            public.iter().any(|(name, tls)| **name == *visitor.entry_point && *tls == visitor.secure);
+        let is_public = public.iter().any(|entry| {
+            *entry.name == *visitor.entry_point
+                && entry.tls == visitor.secure
+                && entry.on_mesh == visitor.on_mesh
+        });
         self.edge.as_deref().filter(|_| is_public)
     }
 }
 
 impl Service for Front {
     async fn call(&self, request: Request) -> Response {
-        match self.edge_of(&request) {
-            // The larger of the two: it would be moved about for each request of the ingress.
-            Some(edge) if !self.gateway.wants(&request) => Box::pin(edge.call(request)).await,
-            _ if asks_about_server(&request) => Response::status(StatusCode::OK),
-            _ => self.gateway.call(request).await,
+        if let Some(edge) = self.edge_of(&request)
+            && !self.gateway.has_challenge(request.uri.path()).await
+            && !self.gateway.wants(&request)
+        {
+            // Larger than what follows: it would be moved about for each request of the ingress.
+            return Box::pin(edge.call(request)).await;
+        }
+        match asks_about_server(&request) {
+            true => Response::status(StatusCode::OK),
+            false => self.gateway.call(request).await,
         }
     }
 }

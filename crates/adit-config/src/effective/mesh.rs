@@ -22,6 +22,7 @@ pub(super) fn mesh(mesh: &Mesh) -> Value {
     fields.insert("address".into(), nets(&mesh.addresses));
     fields.insert("listen-port".into(), json!(mesh.listen_port));
     fields.insert("mtu".into(), json!(mesh.mtu));
+    fields.insert("lanes".into(), json!(mesh.lanes));
     insert(&mut fields, "fwmark", mesh.fwmark.map(|mark| json!(format!("{mark:#x}"))));
     let table = match mesh.table {
         MeshTable::Auto => "auto".to_owned(),
@@ -49,6 +50,7 @@ fn peer(peer: &MeshPeer) -> Value {
     insert(&mut fields, "endpoint", peer.endpoint.as_ref().map(|endpoint| json!(endpoint.to_string())));
     let keepalive = peer.persistent_keepalive.map_or_else(|| "off".to_owned(), duration);
     fields.insert("persistent-keepalive".into(), json!(keepalive));
+    insert(&mut fields, "mtu", peer.mtu.map(|mtu| json!(mtu)));
     fields.insert("groups".into(), json!(peer.groups));
     fields.into()
 }

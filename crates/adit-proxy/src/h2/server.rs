@@ -317,6 +317,7 @@ mod tests {
                 local: address,
                 secure: false,
                 entry_point: "web".into(),
+                on_mesh: false,
                 tls: None,
                 address: crate::message::AddressText::default(),
             };

@@ -21,6 +21,7 @@ use super::switch::{Switch, TlsDecision};
 use crate::drain::Drain;
 use crate::inlet::{self, Arrival, Inlet};
 use crate::io::Io;
+use crate::mesh::MeshVisitors;
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 
@@ -73,7 +74,14 @@ impl Accepted {
         match (&self.shared.switch, &self.shared.tls) {
             (Some(switch), _) => {
                 let switch = switch.load_full();
-                self.switched(start, ends, &switch, &service).await;
+                match (&switch.mesh, self.shared.on_mesh) {
+                    (None, false) => self.switched(start, ends, (&switch, None), &service).await,
+                    (Some(visitors), true) => {
+                        Box::pin(self.of_mesh(start, ends, (&switch, visitors), &service)).await;
+                    }
+                    // Its entry point is elsewhere by now, and what is routed there is not for its visitors.
+                    _ => self.shared.options.metrics.refused("entry_point_moved"),
+                }
             }
             (None, Some(config)) => {
                 if let Some(io) = Box::pin(self.end_tls(start, config)).await {
@@ -109,13 +117,40 @@ impl Accepted {
         }
     }
 
-    async fn switched<S: Service>(&self, mut start: Start, ends: Ends, switch: &Switch, service: &Arc<S>) {
+    /// Serves a peer of the mesh for as long as it is this peer that speaks from its address.
+    async fn of_mesh<S: Service>(
+        &self,
+        start: Start,
+        ends: Ends,
+        (switch, visitors): (&Switch, &MeshVisitors),
+        service: &Arc<S>,
+    ) {
         let peer = ends.remote.ip().to_canonical();
-        let mesh = switch.mesh.as_ref().and_then(|peers| peers.identify(peer)).map(|identity| &**identity);
-        if switch.mesh.is_some() && mesh.is_none() {
-            tracing::debug!(%peer, reason = "mesh_peer_unknown", entry_point = %self.shared.name, "connection refused");
-            return self.shared.options.metrics.refused("mesh_peer_unknown");
+        let (entry_point, metrics) = (&self.shared.name, &self.shared.options.metrics);
+        let Some(mut admitted) = visitors.admit(peer) else {
+            tracing::debug!(%peer, reason = "mesh_peer_unknown", %entry_point, "connection refused");
+            return metrics.refused("mesh_peer_unknown");
+        };
+        let identity = Arc::clone(&admitted.identity);
+        tokio::select! {
+            // First of all: what lies in the socket's buffer may be somebody else's.
+            biased;
+            () = admitted.changed() => {
+                tracing::debug!(peer = %identity.name, reason = "mesh_peer_changed", %entry_point, "connection closed");
+                metrics.refused("mesh_peer_changed");
+            }
+            () = self.switched(start, ends, (switch, Some(&identity)), service) => {}
         }
+    }
+
+    async fn switched<S: Service>(
+        &self,
+        mut start: Start,
+        ends: Ends,
+        (switch, mesh): (&Switch, Option<&MeshIdentity>),
+        service: &Arc<S>,
+    ) {
+        let peer = ends.remote.ip().to_canonical();
         let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
             return self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await;
@@ -166,6 +201,7 @@ impl Accepted {
         let hello = self.within_tls_timeout(start.client_hello()).await?;
         let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
+        switch.look_for_challenge(&alpn).await;
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config, stamp) => {
@@ -291,6 +327,7 @@ impl Accepted {
             local: ends.local,
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
+            on_mesh: self.shared.on_mesh,
             tls,
             address: crate::message::AddressText::default(),
         });

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{ClientAuthType, Dynamic, Router};
-use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, Impersonation, UnderscoreHeaders};
 use adit_proxy::body::Body;
-use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::forwarded::{ForwardedPolicy, remove_impersonation, set_impersonation, set_mesh_claims};
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
@@ -17,8 +17,8 @@ use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
 use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable, canonical_host};
-use http::Uri;
 use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Uri};
 
 use super::internal::Internal;
 use super::redirect::Redirect;
@@ -152,6 +152,13 @@ pub(crate) struct Served {
     stamp: Stamp,
 }
 
+impl Served {
+    /// The TLS options that its hosts' handshakes are to be made under.
+    pub(super) fn options(&self) -> &str {
+        self.options.as_deref().unwrap_or(DEFAULT_OPTIONS)
+    }
+}
+
 /// Whether requests are seen from outside.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observed {
@@ -216,6 +223,8 @@ impl Generation {
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);
+            let splits = super::tls_splits::warnings(&table, &entry.hosts, name);
+            entry.hosts.warn(splits);
             verdicts.warnings.extend(entry.hosts.warnings().iter().cloned());
         }
         // A router on several entry points is looked at once for each.
@@ -319,7 +328,7 @@ impl Entry {
         generation: &'a Generation,
         address: IpAddr,
     ) -> Result<Option<&'a Arc<MeshIdentity>>, UnknownPeer> {
-        if self.settings.on != EntryPointNetwork::Mesh {
+        if !self.is_on_mesh() {
             return Ok(None);
         }
         let identity = generation.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
@@ -363,9 +372,20 @@ impl Entry {
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
     }
 
-    /// Whether servers are asked to act for the mesh's peer.
-    pub(crate) fn impersonates(&self) -> bool {
-        self.settings.impersonate
+    /// Whether only peers of the mesh reach it.
+    pub(crate) fn is_on_mesh(&self) -> bool {
+        self.settings.on == EntryPointNetwork::Mesh
+    }
+
+    /// Tells servers which peer of the mesh asks, and for whom they are to act.
+    pub(crate) fn tell_peer(&self, headers: &mut HeaderMap, peer: &MeshIdentity, address: IpAddr) {
+        set_mesh_claims(headers, peer, address);
+        if self.settings.impersonate != Impersonation::Visitor {
+            remove_impersonation(headers);
+        }
+        if self.settings.impersonate == Impersonation::Peer {
+            set_impersonation(headers, peer);
+        }
     }
 
     /// For requests that no router answers.

@@ -142,6 +142,7 @@ mod tests {
             local: SocketAddr::from(([127, 0, 0, 1], 2)),
             secure: false,
             entry_point: "web".into(),
+            on_mesh: false,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };
