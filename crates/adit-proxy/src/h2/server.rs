@@ -33,17 +33,7 @@ pub async fn serve<S: Service>(
     options: &Options,
     drain: &Drain,
 ) {
-    let Options { head_bytes_max, metrics, .. } = options;
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(options.streams_max)
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(u32::try_from(*head_bytes_max).unwrap_or(u32::MAX))
-        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
-        .enable_connect_protocol();
+    let (metrics, builder) = (&options.metrics, builder(options));
     let io = Gathered::new(io);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io));
     let Ok(Ok(mut connection)) = handshake.await else {
@@ -109,6 +99,20 @@ pub async fn serve<S: Service>(
             None => return,
         }
     }
+}
+
+fn builder(options: &Options) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(options.streams_max)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(u32::try_from(options.head_bytes_max).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .enable_connect_protocol();
+    builder
 }
 
 /// What a connection is to see to.

@@ -152,7 +152,7 @@ impl<'a> Direction<'a> {
         };
         let pipe = self.pipe.insert(pipe);
         if pipe.filled() == 0 {
-            match pipe.poll_fill(cx, from) {
+            match pipe.poll_fill(cx, from, u64::MAX) {
                 Poll::Ready(Ok(0)) => {
                     self.pipe = None;
                     self.state = State::Closing;

@@ -13,12 +13,30 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use crate::io::Io;
+use crate::io::{Io, ReadIo, WriteIo};
 
 /// A stream that may be a socket of the kernel with nothing on top of it.
 pub trait Plain {
     /// The socket, if there is nothing but it.
     fn socket(&self) -> Option<&TcpStream>;
+}
+
+impl Plain for ReadIo {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(half) => Some(half.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+impl Plain for WriteIo {
+    fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(half) => Some(half.as_ref()),
+            _ => None,
+        }
+    }
 }
 
 impl Plain for Io {
@@ -39,6 +57,7 @@ struct Shared {
     state: Mutex<State>,
     lent: IntGauge,
     denied: IntCounter,
+    bytes: IntCounter,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +76,7 @@ struct Ends {
 
 /// A pipe on loan; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pipe {
+pub struct Pipe {
     /// Absent only while it is given back.
     ends: Option<Ends>,
     /// Bytes in it.
@@ -76,9 +95,14 @@ impl Pipes {
             "adit_proxy_splice_denied_total",
             "Times that content was copied because all pipes were in use or the system gave none",
         )?;
+        let bytes = IntCounter::new(
+            "adit_proxy_spliced_bytes_total",
+            "Content that the kernel moved from socket to socket",
+        )?;
+        registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(lent.clone()))?;
         registry.register(Box::new(denied.clone()))?;
-        Ok(Self(Arc::new(Shared { state: Mutex::default(), lent, denied })))
+        Ok(Self(Arc::new(Shared { state: Mutex::default(), lent, denied, bytes })))
     }
 
     /// How many pipes are open, and how many of them are lent.
@@ -125,15 +149,21 @@ impl Ends {
 
 impl Pipe {
     /// Bytes taken from the sender and not yet given to the receiver.
-    pub(crate) fn filled(&self) -> usize {
+    pub fn filled(&self) -> usize {
         self.filled
     }
 
-    /// Takes what the sender has sent into the empty pipe; 0 is its end.
+    /// Takes what the sender has sent into the empty pipe, but no more than `bytes_max`; 0 is its end.
     ///
     /// # Errors
     /// The socket's.
-    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        bytes_max: u64,
+    ) -> Poll<io::Result<usize>> {
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(PIPE_BYTES).min(PIPE_BYTES);
         debug_assert_eq!(self.filled, 0, "a full pipe looks like a silent socket");
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(0)) };
         loop {
@@ -144,7 +174,7 @@ impl Pipe {
                     None,
                     &ends.write,
                     None,
-                    PIPE_BYTES,
+                    bytes_max,
                     SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
                 )?)
             });
@@ -153,6 +183,7 @@ impl Pipe {
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(bytes) => {
                     self.filled = bytes;
+                    self.from.bytes.inc_by(bytes as u64);
                     return Poll::Ready(Ok(bytes));
                 }
             }
