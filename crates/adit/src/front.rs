@@ -48,7 +48,8 @@ impl Service for Front {
             && !self.gateway.has_challenge(request.uri.path()).await
             && !self.gateway.wants(&request)
         {
-            return edge.call(request).await;
+            // Larger than what follows: it would be moved about for each request of the ingress.
+            return Box::pin(edge.call(request)).await;
         }
         match asks_about_server(&request) {
             true => Response::status(StatusCode::OK),

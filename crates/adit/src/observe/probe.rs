@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::{BoxFuture, Ctx, Outcome, Target};
+use adit_proxy::tcp::splice::Pipe;
 use http::HeaderMap;
 
 /// What the bodies and the origin's answer leave behind.
@@ -105,6 +106,12 @@ impl BodySource for Tally {
         let read = out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
         self.probe.count(self.hop).fetch_add(read, Ordering::Relaxed);
         result
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        let moved = ready!(self.body.poll_pipe(cx, pipe))?;
+        self.probe.count(self.hop).fetch_add(moved.map_or(0, |_| pipe.filled() as u64), Ordering::Relaxed);
+        Poll::Ready(Ok(moved))
     }
 
     fn take_trailers(&mut self) -> Option<HeaderMap> {
