@@ -1,5 +1,7 @@
 //! The mesh between network namespaces: adit with itself and with other implementations of WireGuard.
 
+#[path = "netns/applications.rs"]
+mod applications;
 #[path = "netns/blackhole.rs"]
 mod blackhole;
 #[path = "netns/floods.rs"]
@@ -12,6 +14,8 @@ mod listeners;
 mod moves;
 #[path = "netns/netstack.rs"]
 mod netstack;
+#[path = "netns/owners.rs"]
+mod owners;
 #[path = "netns/paths.rs"]
 mod paths;
 #[path = "netns/sites.rs"]

@@ -1,9 +1,9 @@
 //! Floods of datagrams at the mesh's port while a session carries traffic.
 
 use super::cable;
-use super::support::netns::{Cable, Engine, Iperf, PORT, Side};
+use super::support::netns::{Cable, Engine, Flood, Iperf, PORT, Side};
 use super::support::process::Process;
-use super::support::require;
+use super::support::{require, wait_for};
 
 /// Sends 148-byte initiations with random keys and no right MAC, and datagrams of random length and content, for as long as
 /// it lives but at most five seconds.
@@ -45,3 +45,41 @@ fn slow_a_session_goes_on_under_a_flood_of_forged_handshakes_and_junk() {
     }
     assert!(node.process.ended().is_none());
 }
+
+#[test]
+fn slow_nothing_of_a_session_is_dropped_for_a_flood_of_handshakes_with_a_right_first_mac() {
+    let Some(cable) = cable(1500) else { return };
+    if !require("python3") {
+        return;
+    }
+    let sides = Side::pair();
+    let [left, right] = &sides;
+    let _nodes =
+        [Engine::Adit.start(&cable.left, left, right), Engine::Adit.start(&cable.right, right, left)];
+    // So that cookies to sources that do not exist are sent as any others.
+    cable.right.ip(&["route", "add", "default", "via", "192.0.2.1"]);
+    cable.left.wait_for_ping(&right.inner(false));
+    let address = right.inner(false).parse().expect("an address");
+    for kind in ["spoofed", "single"] {
+        let _flood = Flood::start(&cable.left, kind, PORT, right.public_key(), 20_000);
+        let before = cable.right.metric(COOKIES);
+        wait_for("the flood to be answered by cookies", || {
+            (cable.right.metric(COOKIES) > before + 5000).then_some(())
+        });
+        // Datagrams, because TCP would repeat what was dropped.
+        let arguments = ["-u", "-b", "20M", "-t", "1", "-w", "2M"];
+        let report = Iperf::serve(&cable.right).run(&cable.left, address, &arguments);
+        assert_eq!(report["end"]["sum"]["lost_packets"], 0, "{kind}: {report}");
+    }
+    for reason in ["receive_full", "transmit_full", "send_buffer_full", "staged_full", "invalid_data"] {
+        assert_eq!(
+            cable.right.metric(&format!("adit_mesh_drops_total{{reason=\"{reason}\"}}")),
+            0,
+            "{reason}"
+        );
+    }
+    let computed = cable.right.metric("adit_mesh_drops_total{reason=\"unknown_peer\"}");
+    assert!((1..5000).contains(&computed), "{computed} of these handshakes were computed");
+}
+
+const COOKIES: &str = "adit_mesh_drops_total{reason=\"cookie_required\"}";

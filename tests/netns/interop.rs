@@ -1,12 +1,21 @@
 //! adit beside stock peers: both roles, both IP versions inside and outside, preshared keys.
 
 use super::support::netns::{Cable, Engine, Iperf, Node, Side};
+use super::support::note;
 use super::{cable, stock};
 
 /// adit on the left, `peer` on the right.
 fn join(cable: &Cable, peer: &Engine, sides: &[Side; 2]) -> [Node; 2] {
     let [left, right] = sides;
     [Engine::Adit.start(&cable.left, left, right), peer.start(&cable.right, right, left)]
+}
+
+/// Nobody packages these: they may be absent, even where all peers are required.
+fn unpackaged(peer: Option<Engine>, name: &str, variable: &str) -> Option<Engine> {
+    if peer.is_none() {
+        note(&format!("skipped: {name} is neither on PATH nor in {variable}"));
+    }
+    peer
 }
 
 /// Pings both ways over both IP versions, then bulk in both directions.
@@ -43,8 +52,17 @@ fn adit_and_wireguard_go_carry_traffic_over_ipv6() {
 
 #[test]
 fn adit_and_boringtun_carry_traffic() {
-    // Nobody packages boringtun-cli: absent, even where all peers are required.
-    let (Some(cable), Some(peer)) = (cable(1500), Engine::boringtun()) else { return };
+    let Some(peer) = unpackaged(Engine::boringtun(), "boringtun-cli", "BORINGTUN") else { return };
+    let Some(cable) = cable(1500) else { return };
+    let sides = Side::pair();
+    let _nodes = join(&cable, &peer, &sides);
+    carries(&cable, &sides);
+}
+
+#[test]
+fn adit_and_gotatun_carry_traffic() {
+    let Some(peer) = unpackaged(Engine::gotatun(), "gotatun", "GOTATUN") else { return };
+    let Some(cable) = cable(1500) else { return };
     let sides = Side::pair();
     let _nodes = join(&cable, &peer, &sides);
     carries(&cable, &sides);

@@ -400,6 +400,20 @@ impl Iperf {
     }
 }
 
+/// Handshake initiations at a WireGuard port; ends when dropped, or after ten seconds.
+pub(crate) struct Flood(#[expect(dead_code, reason = "held until the flood is over")] Process);
+
+impl Flood {
+    /// From `namespace` to the right side of the cable: `forged`, `spoofed` or `single` (see handshake_flood.py).
+    #[track_caller]
+    pub(crate) fn start(namespace: &Namespace, kind: &str, port: u16, public_key: &str, rate: u32) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/peer/handshake_flood.py");
+        let mut command = namespace.command("python3");
+        command.args([script, kind, "192.0.2.2", &port.to_string(), public_key, &rate.to_string(), "10"]);
+        Self(Process::start("flood", &mut command))
+    }
+}
+
 #[track_caller]
 fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("ip starts");

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     Config, CredentialsSource, Edge, EdgeTunnel, EntryPoint, EntryPointNetwork, EntryPointTransport,
-    MeshMode, Tunnel, acme, dynamic::Dynamic, read::Sink,
+    Impersonation, MeshMode, Tunnel, acme, dynamic::Dynamic, read::Sink,
 };
 
 /// Reports every contradiction between the parts of `config`.
@@ -140,7 +140,7 @@ fn check_mesh(config: &Config, sink: &Sink<'_>) {
         sink.reject_at("mesh.advertise", "", "routing for others needs `mode: tun`");
     }
     for (name, entry_point) in &config.entry_points {
-        if entry_point.impersonate && entry_point.on == EntryPointNetwork::Host {
+        if entry_point.impersonate != Impersonation::Nobody && entry_point.on == EntryPointNetwork::Host {
             let key = format!("entryPoints.{name}.impersonate");
             sink.reject_at(&key, "", "only peers of the mesh can be impersonated: `on: mesh` is missing");
         }

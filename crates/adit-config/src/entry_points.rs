@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use ipnet::IpNet;
 
 use crate::{
-    EntryPoint, EntryPointNetwork, EntryPointTransport, Http3, ProxyProtocolTrust, Redirection,
-    UnderscoreHeaders,
+    EntryPoint, EntryPointNetwork, EntryPointTransport, Http3, Impersonation, ProxyProtocolTrust,
+    Redirection, UnderscoreHeaders,
     dynamic::{EncodedCharacters, network, read_encoded_characters, read_router_tls, read_tracing},
     model_ingress::PLACEHOLDER_ADDRESS,
     read::{Field, Section},
@@ -61,7 +61,7 @@ fn read_entry_point(field: &Field<'_>, grace_period: Duration) -> Option<EntryPo
         read_observability(&field, &mut entry_point);
     }
     section.set("on", &mut entry_point.on, read_network);
-    section.set("impersonate", &mut entry_point.impersonate, Field::boolean);
+    section.set("impersonate", &mut entry_point.impersonate, read_impersonation);
     section.finish();
     address.map(|_| entry_point)
 }
@@ -70,6 +70,15 @@ fn read_network(field: &Field<'_>) -> Option<EntryPointNetwork> {
     field.parse("`host` or `mesh`", |text| match text {
         "host" => Some(EntryPointNetwork::Host),
         "mesh" => Some(EntryPointNetwork::Mesh),
+        _ => None,
+    })
+}
+
+fn read_impersonation(field: &Field<'_>) -> Option<Impersonation> {
+    field.parse("`true` (or `peer`), `false` (or `nobody`) or `visitor`", |text| match text {
+        "true" | "peer" => Some(Impersonation::Peer),
+        "false" | "nobody" => Some(Impersonation::Nobody),
+        "visitor" => Some(Impersonation::Visitor),
         _ => None,
     })
 }

@@ -59,8 +59,8 @@ pub use model::{
 };
 pub use model_ingress::{
     AccessLog, AccessLogFields, AccessLogFilters, AccessLogFormat, DynamicFiles, EntryPoint,
-    EntryPointNetwork, EntryPointTransport, FieldMode, FileProvider, Http3, InternalServices, Metrics,
-    Prometheus, Providers, ProxyProtocolTrust, Redirection, UnderscoreHeaders,
+    EntryPointNetwork, EntryPointTransport, FieldMode, FileProvider, Http3, Impersonation, InternalServices,
+    Metrics, Prometheus, Providers, ProxyProtocolTrust, Redirection, UnderscoreHeaders,
 };
 pub use problem::{Position, Problem, Problems};
 pub use secret::Secret;

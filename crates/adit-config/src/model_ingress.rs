@@ -23,9 +23,8 @@ pub struct EntryPoint {
     pub transport: EntryPointTransport,
     /// Whose addresses [`Self::address`] is of (`on`).
     pub on: EntryPointNetwork,
-    /// Whether servers are told the mesh's peer as `Impersonate-User` and `Impersonate-Group`, as the Kubernetes API takes
-    /// it (`impersonate`); only on the mesh.
-    pub impersonate: bool,
+    /// For whom servers such as Kubernetes' API are asked to act (`impersonate`); without a meaning off the mesh.
+    pub impersonate: Impersonation,
     /// Whether routers without entry points of their own use it; true for all if none says so.
     pub as_default: bool,
     /// Whether every router on it wants TLS (`http.tls` is written).
@@ -97,6 +96,19 @@ pub enum EntryPointTransport {
     Tcp,
     /// UDP: only UDP routers can be on it.
     Udp,
+}
+
+/// Who of the mesh may have a server act for somebody else than the request's credential says, by `Impersonate-…` as
+/// Kubernetes takes it, or by `X-Remote-…` as it takes it from proxies that it trusts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Impersonation {
+    /// Nobody: visitors' fields are removed.
+    #[default]
+    Nobody,
+    /// This process: `Impersonate-User` is the peer, `Impersonate-Group` each of its groups; visitors' fields are removed.
+    Peer,
+    /// Visitors: their fields are passed on.
+    Visitor,
 }
 
 /// Where an entry point can be reached.
@@ -283,7 +295,7 @@ impl EntryPoint {
             address,
             transport: EntryPointTransport::Tcp,
             on: EntryPointNetwork::Host,
-            impersonate: false,
+            impersonate: Impersonation::Nobody,
             as_default: false,
             tls: false,
             router_tls: None,

@@ -38,6 +38,7 @@ fn peers_of_both_files_are_joined_by_key() {
     let mesh = hub().mesh.unwrap();
     let laptop = mesh.peer("laptop").unwrap();
     assert_eq!(laptop.groups, ["admins"]);
+    assert_eq!((laptop.mtu, mesh.peer("office").unwrap().mtu), (Some(1280), None));
     assert!(laptop.preshared_key.is_some());
     assert_eq!(laptop.persistent_keepalive, Some(Duration::from_secs(25)));
     let addresses: Vec<_> = laptop.addresses().map(|address| address.to_string()).collect();

@@ -11,7 +11,7 @@ use crate::control::{Control, is_control};
 use crate::drops::DropReason;
 use crate::ip::{ECN_CE, IpHeader, mark_congestion};
 use crate::mesh::{Mesh, outlet};
-use crate::packet::{Event, Path, PeerId};
+use crate::packet::{Damage, Event, Path, PeerId};
 use crate::session::{DATA_HEADER, DATA_OVERHEAD, Reply, Session};
 use crate::state::limiter::Verdict;
 use crate::state::policy::Origin;
@@ -23,6 +23,7 @@ impl Mesh {
     }
 
     /// As [`Self::handle_datagram`], with the congestion bits of the outer headers (RFC 3168), which all datagrams share.
+    /// Says how many were damaged, so that the shell notices a receive offload that joins what it should not.
     pub fn handle_marked_datagram(
         &mut self,
         path: Path,
@@ -30,8 +31,9 @@ impl Mesh {
         stride: usize,
         ecn: u8,
         now: Instant,
-    ) {
+    ) -> Damage {
         let congested = ecn & ECN_CE == ECN_CE;
+        let before = self.damage();
         for datagram in datagrams.chunks(stride.max(1)) {
             match Kind::of(datagram) {
                 Some(Kind::Data) => self.handle_data(path, datagram, congested, now),
@@ -40,6 +42,17 @@ impl Mesh {
                 Some(Kind::Cookie) => self.handle_cookie(path, datagram, now),
                 None => self.drop_unowned(DropReason::MalformedDatagram),
             }
+        }
+        let after = self.damage();
+        Damage { forged: after.forged - before.forged, nonsense: after.nonsense - before.nonsense }
+    }
+
+    /// Since the beginning.
+    fn damage(&self) -> Damage {
+        let nonsense = [DropReason::MalformedDatagram, DropReason::UnknownIndex];
+        Damage {
+            forged: self.drops.of(DropReason::InvalidData),
+            nonsense: nonsense.iter().map(|reason| self.drops.of(*reason)).sum(),
         }
     }
 

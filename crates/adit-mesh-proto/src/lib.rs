@@ -35,5 +35,5 @@ pub use drops::{DropCounts, DropReason};
 pub use keys::{PresharedKey, PrivateKey, PublicKey};
 pub use mesh::Mesh;
 pub use packet::{
-    Event, Incoming, MeshStatistics, Outgoing, Path, PeerId, PeerSnapshot, PeerStatistics, Transmit,
+    Damage, Event, Incoming, MeshStatistics, Outgoing, Path, PeerId, PeerSnapshot, PeerStatistics, Transmit,
 };

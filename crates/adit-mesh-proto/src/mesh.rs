@@ -75,10 +75,10 @@ impl Mesh {
     /// Becomes what `config` says. A peer with the same keys keeps its session, its path unless its configured endpoint
     /// changed, and its counters; a changed private key ends all sessions.
     pub fn reconfigure(&mut self, config: Config, now: Instant) {
-        if config.private_key.public() != self.private_key.public() {
+        let is_new = config.private_key.public() != self.private_key.public();
+        if is_new {
             self.private_key = config.private_key.clone();
             self.limiter = Limiter::new(config.private_key.public(), self.rng.random(), now);
-            self.remove_peers(|_| true);
         }
         self.mtu = usize::from(config.mtu);
         self.filter = match (config.policy.clone(), self.filter.take()) {
@@ -92,7 +92,7 @@ impl Mesh {
         let wanted: HashSet<_> = config.peers.iter().map(|peer| peer.public_key).collect();
         let mut order = Vec::with_capacity(config.peers.len());
         for peer in config.peers.into_iter().take(PEERS_MAX) {
-            order.push(self.configure_peer(peer, now));
+            order.push(self.configure_peer(peer, is_new, now));
         }
         // After those that come: nobody takes the place, and with it the id, of somebody who goes in the same moment.
         self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
@@ -269,15 +269,16 @@ impl Mesh {
         }
     }
 
-    fn configure_peer(&mut self, config: PeerConfig, now: Instant) -> PeerId {
+    /// With other secrets (`is_new`: of ours) a peer begins anew, in its old place: by that it is known elsewhere.
+    fn configure_peer(&mut self, config: PeerConfig, is_new: bool, now: Instant) -> PeerId {
         if let Some(id) = self.peers.id_of_key(config.public_key) {
-            let same_keys =
-                self.peers.find(id).is_some_and(|peer| peer.config.preshared_key == config.preshared_key);
-            if same_keys {
+            let preshared_key = |peer: &mut Peer| peer.config.preshared_key == config.preshared_key;
+            if !is_new && self.peers.find(id).is_some_and(preshared_key) {
                 self.update_peer(id, config, now);
                 return id;
             }
             self.remove_peer(id);
+            debug_assert_eq!(self.peers.next_id(), id, "the place that became free last is taken next");
         }
         let id = self.peers.next_id();
         let rng = &mut self.rng;

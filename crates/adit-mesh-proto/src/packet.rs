@@ -55,6 +55,15 @@ pub struct Transmit<'a> {
     pub contents: &'a [u8],
 }
 
+/// Datagrams that came otherwise than a peer sends them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Data of an existing session that fails to authenticate; who is not on the path does not know its index.
+    pub forged: u64,
+    /// Datagrams that are no WireGuard message, or of no session: anybody can send them.
+    pub nonsense: u64,
+}
+
 /// A peer's place in this lane; stays the same while the peer is configured, and may be taken by another afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerId(pub u32);

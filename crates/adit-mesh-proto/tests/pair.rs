@@ -258,6 +258,30 @@ fn a_changed_configuration_leaves_untouched_peers_their_session() {
     assert_eq!(world.drops(0, DropReason::UnknownIndex), 1);
 }
 
+#[test]
+fn a_changed_private_key_leaves_each_peer_its_place() {
+    let mut world = World::pair(3, still, |number, config| {
+        if number == 0 {
+            config.peers.insert(0, peer_config(2, Some(address_of(2))));
+            config.peers.push(peer_config(3, Some(address_of(3))));
+        }
+    });
+    let mut config = node_config(0);
+    config.peers = (1..4).map(|number| peer_config(number, Some(address_of(number)))).collect();
+    let ids = |world: &World| -> std::collections::BTreeMap<[u8; 32], _> {
+        world.nodes[0].mesh.peers().map(|peer| (peer.public_key.0, peer.id)).collect()
+    };
+    let before = ids(&world);
+    assert_eq!(before.len(), 3);
+    config.private_key = private_key(77);
+    // Somebody new comes first and takes nobody's place.
+    config.peers.insert(0, peer_config(9, None));
+    world.nodes[0].mesh.reconfigure(config.clone(), world.now);
+    let after = ids(&world);
+    assert!(before.iter().all(|(key, id)| after.get(key) == Some(id)), "{before:?} {after:?}");
+    assert_eq!(after.len(), 4);
+}
+
 /// A TCP super-packet from node 0 to node 1.
 fn super_packet(payload: usize) -> (Vec<u8>, Offload) {
     let mut packet = packet_v4(0, 1, &vec![0x5a; 12 + payload]);

@@ -1,12 +1,13 @@
 //! What stands behind a lane: the TUN device, or a network stack in this process.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-use adit_mesh_proto::Incoming;
 use adit_mesh_proto::segment::{Offload, VIRTIO_HEADER_LEN};
+use adit_mesh_proto::{Incoming, PeerId};
 
 use crate::tun::Tun;
 
@@ -29,6 +30,11 @@ pub trait Device: Send {
     /// Becomes readable when [`Device::read`] has something; `None` if only [`Device::poll_timeout`]
     /// and what is written to it make it so.
     fn readiness(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Lets go of what it holds for peers that are no longer who `owner` says that an address belongs to.
+    fn forget_others(&mut self, owner: &dyn Fn(IpAddr) -> Option<PeerId>) {
+        let _ = owner;
+    }
 
     /// When [`Device::read`] is to be asked again even though nothing is readable.
     fn poll_timeout(&self) -> Option<Instant> {

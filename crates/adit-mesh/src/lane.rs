@@ -47,7 +47,8 @@ pub struct LaneEnded;
 
 /// What a handle can ask for.
 pub(crate) enum Control {
-    Reconfigure(Box<Config>),
+    /// Answered when the new peers are in force.
+    Reconfigure(Box<Config>, SyncSender<()>),
     SetEndpoint(PublicKey, SocketAddr),
     Initiate(PublicKey),
     Snapshot(SyncSender<LaneSnapshot>),
@@ -86,12 +87,17 @@ pub fn spawn<D: Device + 'static>(
 }
 
 impl LaneHandle {
-    /// Becomes what `config` says; untouched peers keep their sessions.
+    /// Becomes what `config` says; untouched peers keep their sessions. Blocks until no packet is taken by the old one any
+    /// more, at most 10 s.
     ///
     /// # Errors
-    /// [`LaneEnded`].
+    /// [`LaneEnded`], also for a lane that does not answer.
     pub fn reconfigure(&self, config: Config) -> Result<(), LaneEnded> {
-        self.inner.request(Control::Reconfigure(Box::new(config)))
+        let (sender, done) = sync_channel(1);
+        self.inner.request(Control::Reconfigure(Box::new(config), sender))?;
+        done.recv_timeout(RECONFIGURE_WAIT).map_err(|error| match error {
+            RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
+        })
     }
 
     /// Sends to `remote` from now on what is for the peer with this key.
@@ -176,5 +182,7 @@ impl Drop for Inner {
 /// Requests that wait for the lane's next turn; further callers wait. Configurations are the largest, and
 /// 16 of 10,000 peers are some 32 MiB.
 const REQUESTS_MAX: usize = 16;
+/// How long a lane may take to become another: each of 10,000 new peers costs some 0.1 ms.
+const RECONFIGURE_WAIT: Duration = Duration::from_secs(10);
 /// How long a snapshot may take: the lane answers between two batches, which take well under 1 ms each.
 pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@
 //! # Where to begin
 //! `lane.rs` is the loop; `tun.rs` and `udp.rs` are its two ends.
 
+mod coalescing;
 mod device;
 mod health;
 mod lane;

@@ -130,6 +130,7 @@ impl Reading {
             ("sessions", whole(lane.mesh.sessions)),
             ("staged_packets", whole(lane.mesh.staged)),
             ("policy_flows", whole(lane.mesh.flows)),
+            ("receives_singly", i64::try_from(lane.io.receives_singly).unwrap_or(i64::MAX)),
             ("paths_without_trains", i64::try_from(lane.io.paths_without_trains).unwrap_or(i64::MAX)),
         ];
         for (kind, number) in states {

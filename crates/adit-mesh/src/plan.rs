@@ -79,7 +79,7 @@ fn peer_config(peer: &MeshPeer, endpoint: Option<SocketAddr>) -> PeerConfig {
         allowed_ips: peer.allowed_ips.clone(),
         endpoint,
         keepalive: peer.persistent_keepalive,
-        mtu: None,
+        mtu: peer.mtu,
         groups: peer.groups.iter().map(|group| Arc::from(group.as_str())).collect(),
     }
 }

@@ -10,6 +10,7 @@ use adit_mesh_proto::segment::{OffloadKind, Splitter};
 use adit_mesh_proto::{Event, Incoming, Mesh, Outgoing, PeerId, PublicKey};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::coalescing::{Change, Coalescing};
 use crate::device::Device;
 use crate::health::Health;
 use crate::lane::{Control, Controls, EventSink, LaneSnapshot};
@@ -26,6 +27,7 @@ pub(crate) struct Pump<D> {
     controls: Controls,
     events: EventSink,
     health: Health,
+    coalescing: Coalescing,
     receiver: Receiver,
     /// What the device is read into; longer than a packet, so that the engine can pad in place.
     buffer: Vec<u8>,
@@ -62,6 +64,7 @@ impl<D: Device> Pump<D> {
             controls,
             events,
             health,
+            coalescing: Coalescing::new(Instant::now()),
             receiver: Receiver::default(),
             buffer: vec![0; READ_LEN + PADDING_MAX],
             roll,
@@ -105,10 +108,12 @@ impl<D: Device> Pump<D> {
         while let Ok(request) = self.controls.requests.try_recv() {
             match request {
                 Control::Stop => return true,
-                Control::Reconfigure(config) => {
+                Control::Reconfigure(config, done) => {
                     self.mesh.reconfigure(*config, now);
                     self.roll = Roll::of(&self.mesh);
                     self.health.forget_peers();
+                    self.device.forget_others(&|address| self.mesh.peer_by_address(address));
+                    let _ = done.try_send(());
                 }
                 Control::SetEndpoint(key, remote) => {
                     if let Some(&id) = self.roll.ids.get(&key) {
@@ -133,6 +138,7 @@ impl<D: Device> Pump<D> {
     fn snapshot(&mut self, now: Instant) -> LaneSnapshot {
         let mut io = self.statistics.clone();
         (io.train_steps_down, io.paths_without_trains) = self.health.counts(now);
+        (io.receive_steps_down, io.receives_singly) = self.coalescing.counts();
         LaneSnapshot { peers: self.mesh.peers().collect(), mesh: self.mesh.statistics(), io }
     }
 
@@ -163,10 +169,24 @@ impl<D: Device> Pump<D> {
             self.undelivered += datagrams;
             let ecn = self.receiver.ecn(index);
             let (path, bytes, stride) = self.receiver.batch(index);
-            self.mesh.handle_marked_datagram(path, bytes, stride, ecn, now);
+            let damage = self.mesh.handle_marked_datagram(path, bytes, stride, ecn, now);
+            if let Some(change) = self.coalescing.observe(datagrams, damage, now) {
+                self.change_coalescing(change);
+            }
         }
         self.drain(now);
         true
+    }
+
+    fn change_coalescing(&self, change: Change) {
+        let changed = self.socket.set_coalescing(change == Change::On);
+        let error = changed.err().map(tracing::field::display);
+        match change {
+            Change::Off => {
+                tracing::warn!(error, "datagrams are joined wrongly on receipt: taking them one by one");
+            }
+            Change::On => tracing::info!(error, "datagrams may be joined on receipt again"),
+        }
     }
 
     /// Takes packets from the device until it has none or there is a train's worth; says whether there

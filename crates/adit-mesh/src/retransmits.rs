@@ -70,10 +70,14 @@ impl Retransmits {
         let end = sequence.wrapping_add(sent);
         let place = usize::try_from(tag % FLOWS as u64).ok()?;
         let flow = &mut self.flows[place];
-        if flow.tag != tag {
+        // So far from what was seen last is another connection, or this one after much that was not looked at.
+        if flow.tag != tag || sequence.wrapping_sub(flow.end).cast_signed().unsigned_abs() > FLIGHT_MAX {
             let oldest = sequence.wrapping_sub(FLIGHT_MAX);
             *flow = Flow { tag, end, floor: oldest, repaired: oldest };
             return Some(Seen { destination, sent, repeated: 0 });
+        }
+        if ahead(end, flow.end) > 0 {
+            flow.forget_before(end.wrapping_sub(FLIGHT_MAX));
         }
         let old = ahead(flow.floor, sequence).min(sent);
         let old_end = sequence.wrapping_add(old);
@@ -82,10 +86,18 @@ impl Retransmits {
         if old > 0 && ahead(old_end, flow.repaired) > 0 {
             flow.repaired = old_end;
         }
-        if end.wrapping_sub(flow.end).cast_signed() > 0 {
+        if ahead(end, flow.end) > 0 {
             flow.end = end;
         }
         Some(Seen { destination, sent, repeated })
+    }
+}
+
+impl Flow {
+    /// Takes the marks along: one that stayed behind by 2 GiB would count as ahead, and everything as sent before.
+    fn forget_before(&mut self, oldest: u32) {
+        self.floor = if ahead(oldest, self.floor) > 0 { oldest } else { self.floor };
+        self.repaired = if ahead(oldest, self.repaired) > 0 { oldest } else { self.repaired };
     }
 }
 
@@ -155,6 +167,32 @@ mod tests {
         assert_eq!(repeated(&mut sampler, 1, 4500, 2000), 2000);
         sampler.forgive_old(false);
         assert_eq!(repeated(&mut sampler, 1, 1000, 2000), 2000);
+    }
+
+    #[test]
+    fn a_flow_of_many_gigabytes_repeats_nothing() {
+        let mut sampler = Retransmits::default();
+        let payload = 60_000_u32;
+        let mut segment = packet(1, 0, payload as usize);
+        let mut sequence = 7_u32;
+        for sent in 0..400_000_u32 {
+            segment[24..28].copy_from_slice(&sequence.to_be_bytes());
+            assert_eq!(sampler.observe(&segment).unwrap().repeated, 0, "after {sent} segments");
+            if sent.is_multiple_of(50_000) {
+                sampler.forgive_old(sent.is_multiple_of(100_000));
+            }
+            sequence = sequence.wrapping_add(payload);
+        }
+        assert_eq!(sampler.observe(&packet(1, sequence.wrapping_sub(1000), 1000)).unwrap().repeated, 1000);
+    }
+
+    #[test]
+    fn a_flow_that_went_on_unseen_begins_anew() {
+        let mut sampler = Retransmits::default();
+        repeated(&mut sampler, 1, 0, 1000);
+        for sequence in [FLIGHT_MAX * 2, FLIGHT_MAX * 3 + 1, 0] {
+            assert_eq!(repeated(&mut sampler, 1, sequence, 1000), 0);
+        }
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub struct IoStatistics {
     pub train_steps_down: u64,
     /// Paths to which single datagrams are sent now.
     pub paths_without_trains: u64,
+    /// How often joining received datagrams was given up because it was done wrongly.
+    pub receive_steps_down: u64,
+    /// 1 while datagrams are received one by one for that reason.
+    pub receives_singly: u64,
     /// How often the device refused a super-packet, which was then written packet by packet.
     pub device_steps_down: u64,
 }
@@ -49,7 +53,7 @@ impl IoStatistics {
 
     /// Everything else that only grows, by name.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 10] {
+    pub fn counts(&self) -> [(&'static str, u64); 11] {
         [
             ("sends", self.sends),
             ("trains", self.trains),
@@ -60,6 +64,7 @@ impl IoStatistics {
             ("device_writes", self.device_writes),
             ("receive_failed", self.receive_failed),
             ("train_steps_down", self.train_steps_down),
+            ("receive_steps_down", self.receive_steps_down),
             ("device_steps_down", self.device_steps_down),
         ]
     }

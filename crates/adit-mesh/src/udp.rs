@@ -91,6 +91,14 @@ impl Socket {
         self.state.max_gso_segments() > 1
     }
 
+    /// Lets the kernel join received datagrams of one sender (UDP_GRO), as it does from the start, or not.
+    ///
+    /// # Errors
+    /// What the kernel says; one without the option joins nothing anyhow.
+    pub fn set_coalescing(&self, on: bool) -> io::Result<()> {
+        Ok(nix::sys::socket::setsockopt(&self.socket, nix::sys::socket::sockopt::UdpGroSegment, &on)?)
+    }
+
     /// Sends datagrams in one call; more than one only to a kernel that [takes
     /// trains](Self::takes_trains).
     ///
@@ -279,6 +287,24 @@ mod tests {
                 }
             }
             assert_eq!(got, contents);
+        }
+    }
+
+    #[test]
+    fn trains_arrive_one_by_one_where_joining_is_off() {
+        let sender = Socket::bind(&SocketSpec::default()).unwrap();
+        let target = Socket::bind(&SocketSpec::default()).unwrap();
+        target.set_coalescing(false).unwrap();
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, target.port()).into(), local: None };
+        let contents = vec![7; 10_000];
+        sender.send(&Transmit { path, segment_size: Some(1000), ecn: 0, contents: &contents }).unwrap();
+        let mut receiver = Receiver::default();
+        let mut datagrams = 0;
+        while datagrams < 10 {
+            for index in 0..receive(&target, &mut receiver) {
+                assert_eq!(receiver.batch(index).1.len(), 1000);
+                datagrams += receiver.datagrams(index);
+            }
         }
     }
 

@@ -288,6 +288,19 @@ fn datagrams_go_both_ways_and_long_ones_are_refused() {
 }
 
 #[test]
+fn a_connection_ends_when_its_address_is_another_peers() {
+    let pair = Pair::new(Wire::default(), Limits::default());
+    run(async {
+        let (mut ours, _theirs) = connected(&pair, V4).await;
+        pair.disown();
+        let mut byte = [0];
+        let ended = ours.read(&mut byte).await;
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(pair.stacks[0].statistics().of(StackDrop::PeerChanged), 1);
+    });
+}
+
+#[test]
 fn everything_ends_with_the_lane_and_an_address_takes_its_connections_along() {
     run(async {
         let pair = Pair::new(Wire::default(), Limits::default());

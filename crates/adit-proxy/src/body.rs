@@ -129,6 +129,18 @@ impl Body {
         !matches!(self.kind, Kind::Stream(_))
     }
 
+    /// The whole content, if it is in memory and no more than this: then it can be sent with the head.
+    pub(crate) fn take_little(&mut self, bytes_max: usize) -> Option<Bytes> {
+        match &mut self.kind {
+            Kind::Full(bytes) if bytes.len() <= bytes_max => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Some(bytes)
+            }
+            _ => None,
+        }
+    }
+
     /// Appends the next chunks; see [`BodySource::poll_chunks`]. After `Ok(false)` the body is empty.
     ///
     /// # Errors

@@ -33,6 +33,13 @@ impl Drain {
         *self.started.borrow() || self.started.has_changed().is_err()
     }
 
+    /// Returns when the drain has begun and whoever waits beside it has been told of what had arrived by then: a socket
+    /// that was accepted a moment ago has not told anybody yet.
+    pub async fn settled(&self) {
+        self.started().await;
+        tokio::task::yield_now().await;
+    }
+
     /// Returns when the drain begins.
     pub async fn started(&self) {
         let mut started = self.started.clone();

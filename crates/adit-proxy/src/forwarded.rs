@@ -10,6 +10,7 @@ use adit_route::mesh::MeshIdentity;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use crate::fields::{Fields, Kinds};
 use crate::headers::X_FORWARDED_FOR;
 use crate::message::{Request, Visitor};
 
@@ -56,10 +57,44 @@ impl ForwardedPolicy {
     /// Sets the fields of a request that has just been read; true if the peer's own were believed.
     pub fn apply(&self, request: &mut Request) -> bool {
         let is_websocket = request.upgrade.as_deref() == Some("websocket");
+        if request.headers.lack(UNCLAIMED) && self.connection.is_empty() && !is_websocket {
+            return self.apply_plainly(request);
+        }
         let host = std::mem::take(&mut request.host);
         let trusted = self.apply_to(&mut request.headers, &request.visitor, &host, is_websocket);
         request.host = host;
         trusted
+    }
+
+    /// [`Self::apply`] for a request that says nothing about its visitor, so that there is nothing to look up or take off.
+    fn apply_plainly(&self, request: &mut Request) -> bool {
+        let Request { headers, visitor, host, .. } = request;
+        headers.drop_lines(Kinds::PERSISTENCE);
+        if let Some(address) = visitor.address_text() {
+            headers.add(&ours::X_REAL_IP, address.clone());
+        }
+        let scheme = HeaderValue::from_static(if visitor.secure { "https" } else { "http" });
+        headers.add(&ours::X_FORWARDED_PROTO, scheme.clone());
+        if !host.is_empty()
+            && let Ok(host) = HeaderValue::from_str(host)
+        {
+            headers.add(&ours::X_FORWARDED_HOST, host);
+        }
+        let port = match port_of(host) {
+            Some(port) => HeaderValue::from_str(port).ok(),
+            None => Some(HeaderValue::from_static(if visitor.secure { "443" } else { "80" })),
+        };
+        if let Some(port) = port {
+            headers.add(&ours::X_FORWARDED_PORT, port);
+        }
+        if self.scheme_headers {
+            headers.add(&ours::X_FORWARDED_SCHEME, scheme.clone());
+            headers.add(&ours::X_SCHEME, scheme);
+        }
+        if let Some(server) = &self.server {
+            headers.add(&ours::X_FORWARDED_SERVER, server.clone());
+        }
+        self.trusts(visitor.remote.ip())
     }
 
     /// [`Self::apply`] on the parts of a request: `host` as the visitor sent it, with its port.
@@ -177,14 +212,18 @@ pub fn set_mesh_claims(headers: &mut HeaderMap, peer: &MeshIdentity, address: Ip
     }
 }
 
-/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. Whatever the visitor
-/// itself asked for in this way is taken off: the credential that allows it is ours.
-pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
-    let asked: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with(IMPERSONATE)).cloned().collect();
+/// Takes off a visitor's wish that a server act for somebody else than the credential says, which may be one of ours.
+pub fn remove_impersonation(headers: &mut HeaderMap) {
+    let asks = |name: &&HeaderName| IMPERSONATION.iter().any(|start| name.as_str().starts_with(start));
+    let asked: Vec<HeaderName> = headers.keys().filter(asks).cloned().collect();
     for name in asked {
         headers.remove(name);
     }
+}
+
+/// Asks a Kubernetes API to act for the mesh's peer: its name is the user, its groups are the groups. The visitor's own
+/// wishes are to be taken off before: see [`remove_impersonation`].
+pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
     // Names of peers and groups have no colon: nobody is `system:masters`.
     if let Ok(user) = HeaderValue::try_from(&*peer.name) {
         headers.insert(IMPERSONATE_USER, user);
@@ -203,8 +242,15 @@ fn is_mesh_claim(name: &HeaderName) -> bool {
 /// Adds a client's address behind those that are there already, all lines joined into one.
 ///
 /// It is that of the visitor, whose connection has it as text, unless somebody has said otherwise since.
-pub fn append_for(headers: &mut HeaderMap, visitor: &Visitor, client: IpAddr) {
+pub fn append_for(headers: &mut Fields, visitor: &Visitor, client: IpAddr) {
     match visitor.address_text() {
+        Some(address)
+            if headers.lack(Kinds::CLAIM)
+                && !headers.has_added(&ours::X_FORWARDED_FOR)
+                && visitor.remote.ip().to_canonical() == client =>
+        {
+            headers.add(&ours::X_FORWARDED_FOR, address.clone());
+        }
         Some(address) if visitor.remote.ip().to_canonical() == client => {
             crate::headers::append_forwarded_text(headers, address);
         }
@@ -256,8 +302,31 @@ fn port_of(host: &str) -> Option<&str> {
     (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
 }
 
-/// Start of the names that Kubernetes takes for a wish to act for somebody (its user impersonation).
-const IMPERSONATE: &str = "impersonate-";
+/// The fields that are set on every request, ready to be written.
+mod ours {
+    use crate::fields::Ours;
+
+    pub(super) static X_FORWARDED_FOR: Ours =
+        Ours { name: super::X_FORWARDED_FOR, start: "X-Forwarded-For: " };
+    pub(super) static X_REAL_IP: Ours = Ours { name: super::X_REAL_IP, start: "X-Real-Ip: " };
+    pub(super) static X_FORWARDED_PROTO: Ours =
+        Ours { name: super::X_FORWARDED_PROTO, start: "X-Forwarded-Proto: " };
+    pub(super) static X_FORWARDED_HOST: Ours =
+        Ours { name: super::X_FORWARDED_HOST, start: "X-Forwarded-Host: " };
+    pub(super) static X_FORWARDED_PORT: Ours =
+        Ours { name: super::X_FORWARDED_PORT, start: "X-Forwarded-Port: " };
+    pub(super) static X_FORWARDED_SERVER: Ours =
+        Ours { name: super::X_FORWARDED_SERVER, start: "X-Forwarded-Server: " };
+    pub(super) static X_FORWARDED_SCHEME: Ours =
+        Ours { name: super::X_FORWARDED_SCHEME, start: "X-Forwarded-Scheme: " };
+    pub(super) static X_SCHEME: Ours = Ours { name: super::X_SCHEME, start: "X-Scheme: " };
+}
+
+/// A request with none of these says nothing about its visitor, and names nothing to be taken off.
+const UNCLAIMED: Kinds = Kinds::CLAIM.and(Kinds::UNDERSCORE).and(Kinds::HOP);
+/// Starts of the names that Kubernetes takes for a wish to act for somebody: its user impersonation, and what proxies with
+/// a certificate of their own may say (`--requestheader-…-headers`).
+const IMPERSONATION: [&str; 2] = ["impersonate-", "x-remote-"];
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
 /// Start of the names of what is said of the mesh's peers.
@@ -314,6 +383,7 @@ mod tests {
             local: remote,
             secure,
             entry_point: "web".into(),
+            on_mesh: false,
             tls: None,
             address: Default::default(),
         }
@@ -358,6 +428,7 @@ mod tests {
         ]);
         assert_eq!(headers, want);
         assert!(policy.appends(trusted));
+        let mut headers = Fields::from(headers);
         append_for(&mut headers, &visitor("[::ffff:127.0.0.2]:1", false), "127.0.0.2".parse().unwrap());
         assert_eq!(headers["x-forwarded-for"], "127.0.0.2");
     }
@@ -382,6 +453,7 @@ mod tests {
         assert_eq!(headers["x-forwarded-port"], "443", "the trusted scheme decides");
         assert_eq!(headers["x-forwarded-uri"], "/u");
         assert!(!headers.contains_key("x_forwarded_uri"));
+        let mut headers = Fields::from(headers);
         append_for(&mut headers, &visitor, visitor.remote.ip());
         assert_eq!(headers["x-forwarded-for"], "1.2.3.4, 5.6.7.8, 10.1.1.1");
         assert_eq!(headers.get_all("x-forwarded-for").iter().count(), 1);
@@ -464,9 +536,10 @@ mod tests {
         assert_eq!(headers["x-adit-mesher"], "kept");
         set_mesh_claims(&mut headers, &peer, "::ffff:10.9.0.2".parse().unwrap());
         policy.remove_named_by_connection(&mut headers);
-        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "impersonate-uid"] {
+        for name in ["impersonate-user", "impersonate-group", "impersonate-extra-scopes", "x-remote-group"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("system:masters"));
         }
+        remove_impersonation(&mut headers);
         set_impersonation(&mut headers, &peer);
         assert_eq!(headers["impersonate-user"], "laptop");
         assert_eq!(headers.get_all("impersonate-group").iter().collect::<Vec<_>>(), ["admins", "ops"]);
@@ -497,4 +570,81 @@ mod tests {
         assert!(headers["x-forwarded-scheme"] == "https" && headers["x-scheme"] == "https");
         assert_eq!(headers.get_all("x-scheme").iter().count(), 1);
     }
+
+    /// The fields that a server gets of a request with these lines, and whether its peer was believed.
+    fn forwarded(policy: &ForwardedPolicy, lines: &str, as_map: bool) -> (HeaderMap, bool) {
+        let head = format!("GET / HTTP/1.1\r\nHost: a.test:81\r\n{lines}\r\n");
+        let head = crate::h1::head::parse_request(&head.into()).unwrap();
+        let mut headers = head.headers;
+        if as_map {
+            headers = headers.into_map().into();
+        }
+        let mut request = Request {
+            method: head.method,
+            uri: head.uri,
+            version: head.version,
+            host: head.host,
+            headers,
+            body: crate::body::Body::empty(),
+            upgrade: head.upgrade,
+            visitor: std::sync::Arc::new(visitor("10.1.1.1:4", true)),
+        };
+        let trusted = policy.apply(&mut request);
+        let address = request.visitor.remote.ip();
+        if policy.appends(trusted) {
+            append_for(&mut request.headers, &request.visitor, address);
+        }
+        crate::headers::remove_hop_by_hop_but_trailer(&mut request.headers, request.body.length());
+        crate::headers::keep_te_trailers(&mut request.headers);
+        crate::headers::remove_framing(&mut request.headers);
+        let mut written = bytes::BytesMut::new();
+        crate::h1::encode::request_head(&mut written, &request.method, &request.uri, "a", &request.headers);
+        written.extend_from_slice(b"\r\n");
+        let mut sent = crate::h1::head::parse_request(&written.freeze()).unwrap().headers.into_map();
+        sent.remove(header::CONTENT_LENGTH);
+        (sent, trusted)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn lines_are_forwarded_as_a_map_of_them_would_be(
+            picked in proptest::collection::vec(0..LINES.len(), 0..6),
+            trusting: bool,
+            named: bool,
+            scheme_headers: bool,
+        ) {
+            let policy = ForwardedPolicy {
+                trusted: if trusting { vec!["10.0.0.0/8".parse().unwrap()] } else { Vec::new() },
+                connection: if named { vec![HeaderName::from_static("x-hop")] } else { Vec::new() },
+                scheme_headers,
+                server: Some(HeaderValue::from_static("gate")),
+                ..ForwardedPolicy::default()
+            };
+            let lines: String = picked.iter().map(|line| format!("{}\r\n", LINES[*line])).collect();
+            proptest::prop_assert_eq!(forwarded(&policy, &lines, false), forwarded(&policy, &lines, true));
+        }
+    }
+
+    const LINES: [&str; 20] = [
+        "Accept: */*",
+        "accept:",
+        "X-Custom: one",
+        "X-Custom: two",
+        "Cookie: a=b",
+        "Connection: keep-alive",
+        "Connection: Close",
+        "Connection: x-hop, x-custom",
+        "X-Hop: 1",
+        "Close: 1",
+        "Keep-Alive: 5",
+        "TE: trailers, gzip",
+        "Trailer: x-t",
+        "Proxy-Authorization: x",
+        "X-Forwarded-For: 1.2.3.4",
+        "X-Forwarded-Proto: http",
+        "X_Forwarded_For: 6.6.6.6",
+        "X-Real-Ip: 7.7.7.7",
+        "X-Adit-Mesh-Peer: root",
+        "Date: today",
+    ];
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::body::Length;
+use crate::fields::{Fields, Kinds};
 
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
@@ -54,7 +55,10 @@ pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterat
 }
 
 /// [`remove_hop_by_hop`] for a message whose trailers are passed on: then what announces them is too.
-pub(crate) fn remove_hop_by_hop_but_trailer(headers: &mut HeaderMap, length: Length) {
+pub(crate) fn remove_hop_by_hop_but_trailer(headers: &mut Fields, length: Length) {
+    if headers.lack(Kinds::HOP) {
+        return headers.drop_lines(Kinds::PERSISTENCE);
+    }
     let announced: Vec<HeaderValue> = match length {
         Length::Unknown => headers.get_all(header::TRAILER).iter().cloned().collect(),
         Length::Known(_) | Length::Raw => Vec::new(),
@@ -67,7 +71,10 @@ pub(crate) fn remove_hop_by_hop_but_trailer(headers: &mut HeaderMap, length: Len
 
 /// Removes what frames and routes a message: whoever writes it out writes these himself, and a second word about them,
 /// as a middleware may have put there, would let its content be read as another message (RFC 9112 §11.2).
-pub fn remove_framing(headers: &mut HeaderMap) {
+pub fn remove_framing(headers: &mut Fields) {
+    if headers.lack(Kinds::FRAMING) {
+        return;
+    }
     for name in &FRAMING {
         headers.remove(name);
     }
@@ -178,7 +185,7 @@ fn is_internal(name: &str) -> bool {
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 const FRAMING: [HeaderName; 3] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST];
-const HOP_BY_HOP: [&str; 7] = [
+pub(crate) const HOP_BY_HOP: [&str; 7] = [
     "keep-alive",
     "proxy-connection",
     "proxy-authenticate",

@@ -8,6 +8,7 @@ use http::HeaderMap;
 use tokio::time::{Instant, Sleep};
 
 use crate::body::{Batch, Body, BodyError, BodySource};
+use crate::clock;
 
 /// Fires when `limit` has passed since the last [`Idle::touch`].
 ///
@@ -22,31 +23,33 @@ pub struct Idle {
 impl Idle {
     /// Starts counting now.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, last: Instant::now(), timer: None }
+        Self { limit, last: clock::now(), timer: None }
     }
 
     /// Something happened.
     pub fn touch(&mut self) {
-        self.last = Instant::now();
+        self.last = clock::now();
     }
 
     /// Starts counting afresh with another limit.
     pub fn restart(&mut self, limit: Duration) {
         self.limit = limit;
         self.touch();
-        // A timer armed for a longer limit would fire too late.
-        self.timer = None;
     }
 
     /// Ready when the limit has passed in silence.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let due = self.last + self.limit;
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        // One armed for a longer limit would fire too late; one that fires too early is moved then.
+        if timer.deadline() > due {
+            timer.as_mut().reset(due);
+        }
         loop {
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= due {
+            if clock::now() >= due {
                 return Poll::Ready(());
             }
             timer.as_mut().reset(due);

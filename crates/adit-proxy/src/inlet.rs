@@ -5,11 +5,12 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::BytesMut;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 
 /// A byte stream that is no socket of the kernel.
 pub trait ByteStream: AsyncRead + AsyncWrite + Debug + Send + Sync + Unpin {}
@@ -63,14 +64,19 @@ pub trait Datagrams: Debug + Send + Sync {
 /// Where connections are accepted from.
 #[derive(Debug)]
 pub(crate) enum Source {
-    Kernel(TcpListener),
-    Other { incoming: Box<dyn Incoming>, local: SocketAddr },
+    /// Not tokio's listener: what that accepts is bound to the runtime that accepts.
+    Kernel(AsyncFd<std::net::TcpListener>),
+    Other {
+        incoming: Box<dyn Incoming>,
+        local: SocketAddr,
+    },
 }
 
 /// A connection from either source, with its visitor's end.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    Kernel(TcpStream, SocketAddr),
+    /// Non-blocking.
+    Kernel(std::net::TcpStream, SocketAddr),
     Other(Arrival),
 }
 
@@ -141,7 +147,7 @@ impl DatagramLink {
 impl Source {
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         match self {
-            Self::Kernel(socket) => socket.local_addr(),
+            Self::Kernel(socket) => socket.get_ref().local_addr(),
             Self::Other { local, .. } => Ok(*local),
         }
     }
@@ -149,12 +155,34 @@ impl Source {
     /// The next connection; `None` when there will be no more.
     pub(crate) fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Accepted>>> {
         match self {
-            Self::Kernel(socket) => {
-                socket.poll_accept(cx).map_ok(|(stream, remote)| Some(Accepted::Kernel(stream, remote)))
-            }
+            Self::Kernel(socket) => loop {
+                let mut ready = ready!(socket.poll_read_ready(cx))?;
+                if let Ok(accepted) = ready.try_io(|socket| accept(socket.get_ref())) {
+                    return Poll::Ready(accepted.map(Some));
+                }
+            },
             Self::Other { incoming, .. } => incoming.poll_accept(cx).map(|one| Ok(one.map(Accepted::Other))),
         }
     }
+
+    /// A connection that is there already, even if nobody has been woken for it yet.
+    pub(crate) fn take(&mut self) -> Option<Accepted> {
+        match self {
+            Self::Kernel(socket) => accept(socket.get_ref()).ok(),
+            Self::Other { incoming, .. } => {
+                match incoming.poll_accept(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Ready(one) => one.map(Accepted::Other),
+                    Poll::Pending => None,
+                }
+            }
+        }
+    }
+}
+
+fn accept(socket: &std::net::TcpListener) -> io::Result<Accepted> {
+    let (stream, remote) = socket.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok(Accepted::Kernel(stream, remote))
 }
 
 impl DatagramSource {

@@ -1,8 +1,9 @@
 //! Sockets of every kind behind one pair of read and write halves.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -191,6 +192,18 @@ impl Reader {
         Self { io, buffer, chunk: READ_BYTES_MIN }
     }
 
+    /// True if neither a byte nor an end has arrived. If one has, nothing can be read of it any more.
+    pub fn is_silent(&mut self) -> bool {
+        match &self.io {
+            // As far as the reactor knows: no system call where it knows of nothing.
+            ReadIo::Tcp(io) => {
+                let read = io.try_read(&mut [0]);
+                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            }
+            _ => self.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending(),
+        }
+    }
+
     /// Reads once. `Ok(0)` is the end of the stream.
     ///
     /// The buffer grows with a sender that fills it and is given back while nothing arrives, so that an idle
@@ -199,6 +212,9 @@ impl Reader {
     /// # Errors
     /// The socket's.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.chunk == READ_BYTES_MIN {
+            return self.poll_fill_little(cx);
+        }
         // Parsed heads keep slices of the old allocation alive: a small rest of capacity is not worth a read.
         if self.buffer.capacity() - self.buffer.len() < self.chunk / 2 {
             self.buffer.reserve(self.chunk);
@@ -227,6 +243,32 @@ impl Reader {
     }
 }
 
+impl Reader {
+    /// [`Self::poll_fill`] for heads and small content: most of it is copied once from a buffer that all connections of a
+    /// thread share, so that each allocates no more than what has arrived.
+    fn poll_fill_little(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut shared = SHARED.take().unwrap_or_else(|| vec![0; READ_BYTES_MIN].into_boxed_slice());
+        let mut read = ReadBuf::new(&mut shared);
+        let poll = Pin::new(&mut self.io).poll_read(cx, &mut read);
+        let bytes = read.filled().len();
+        if bytes == READ_BYTES_MIN {
+            self.chunk = READ_BYTES_MIN * 4;
+        }
+        if bytes > 0 {
+            self.buffer.extend_from_slice(read.filled());
+        } else if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        SHARED.set(Some(shared));
+        poll.map_ok(|()| bytes)
+    }
+}
+
+thread_local! {
+    /// Taken while it is in use: whoever reads through another reader meanwhile makes one of its own.
+    static SHARED: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+}
+
 fn tokio_util_read(io: &mut ReadIo, cx: &mut Context<'_>, buffer: &mut BytesMut) -> Poll<io::Result<()>> {
     use std::future::Future;
     use tokio::io::AsyncReadExt;
@@ -235,7 +277,7 @@ fn tokio_util_read(io: &mut ReadIo, cx: &mut Context<'_>, buffer: &mut BytesMut)
     read.as_mut().poll(cx).map_ok(|_| ())
 }
 
-/// First read of a connection: most heads fit.
-const READ_BYTES_MIN: usize = 4 * 1024;
+/// First read of a connection, and each as long as none fills it: most heads fit.
+const READ_BYTES_MIN: usize = 8 * 1024;
 /// Largest read: beyond it a copy costs more in cache misses than the saved system calls (limits-and-peers.md §1).
 const READ_BYTES_MAX: usize = 128 * 1024;

@@ -10,9 +10,11 @@
 //! Read first: `message.rs`, `body.rs`, then `listen.rs` → `h1/server.rs` → `origin.rs` → `h1/client.rs`.
 
 pub mod body;
+pub mod clock;
 pub mod connect;
 pub mod date;
 pub mod drain;
+pub mod fields;
 pub mod forwarded;
 pub mod h1;
 pub mod h2;
@@ -21,7 +23,9 @@ pub mod headers;
 pub mod idle;
 pub mod inlet;
 pub mod io;
+pub mod lanes;
 pub mod listen;
+pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod middleware;

@@ -4,16 +4,15 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -21,6 +20,7 @@ use tokio::time::sleep;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::inlet::{self, Incoming, Source};
+use crate::lanes::Lanes;
 use crate::message::Service;
 use crate::proxy_protocol::ProxyProtocolPolicy;
 
@@ -52,6 +52,7 @@ pub struct ListenerHandle {
 #[derive(Debug)]
 struct Active {
     shared: Arc<Shared>,
+    lanes: Option<Lanes>,
     connections_max: usize,
     permits: Arc<Semaphore>,
 }
@@ -63,6 +64,8 @@ struct Shared {
     tls: Option<Arc<ServerConfig>>,
     switch: Option<Arc<ArcSwap<Switch>>>,
     proxy_protocol: Option<ProxyProtocolPolicy>,
+    /// Accepted at a socket that only peers of the mesh reach.
+    on_mesh: bool,
     options: Options,
 }
 
@@ -74,9 +77,33 @@ impl Active {
             tls: options.tls,
             switch: options.switch,
             proxy_protocol: options.proxy_protocol,
+            on_mesh: options.device.is_some(),
             options: options.connection,
         };
-        Self { shared: Arc::new(shared), connections_max: options.connections_max, permits }
+        let (connections_max, lanes) = (options.connections_max, options.lanes);
+        Self { shared: Arc::new(shared), lanes, connections_max, permits }
+    }
+
+    /// Serves one connection with these settings.
+    fn serve<S: Service>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        accepted: inlet::Accepted,
+        permit: OwnedSemaphorePermit,
+        (service, drain): (&Arc<S>, &Drain),
+    ) {
+        let connection = Accepted { shared: Arc::clone(&self.shared), drain: drain.clone() };
+        // A network stack of this process wakes whom it likes: nothing is gained by a lane.
+        let lanes = self.lanes.as_ref().filter(|_| matches!(accepted, inlet::Accepted::Kernel(..)));
+        let service = Arc::clone(service);
+        let serving = async move {
+            connection.serve(accepted, service).await;
+            drop(permit);
+        };
+        match lanes {
+            Some(lanes) => lanes.spawn(tasks, serving),
+            None => drop(tasks.spawn(serving)),
+        }
     }
 }
 
@@ -108,8 +135,11 @@ pub struct ListenerOptions {
     pub connections_max: usize,
     /// Whether other processes may bind the same port (`SO_REUSEPORT`); read when binding only.
     pub reuse_port: bool,
-    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`); read when binding only.
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`): that of the mesh, whose peers are known by
+    /// their addresses. Bound when binding only.
     pub device: Option<String>,
+    /// The threads that serve its connections; none for the runtime that accepts.
+    pub lanes: Option<Lanes>,
     /// Limits of each connection.
     pub connection: Options,
 }
@@ -201,10 +231,9 @@ impl Listener {
                     continue;
                 }
             };
-            let serving = serve_accepted(active, accepted, permit, Arc::clone(&service), drain.clone());
-            connections.spawn(serving);
+            active.serve(&mut connections, accepted, permit, (&service, &drain));
         }
-        self.empty_backlog(&mut connections, &service, &drain).await;
+        self.empty_backlog(&mut connections, &service, &drain);
         drop(self.source);
         while connections.join_next().await.is_some() {}
     }
@@ -212,37 +241,14 @@ impl Listener {
 
 impl Listener {
     /// Takes the connections that the kernel has accepted already: closing the socket would reset them.
-    async fn empty_backlog<S: Service>(
-        &mut self,
-        connections: &mut JoinSet<()>,
-        service: &Arc<S>,
-        drain: &Drain,
-    ) {
+    fn empty_backlog<S: Service>(&mut self, connections: &mut JoinSet<()>, service: &Arc<S>, drain: &Drain) {
         for _ in 0..BACKLOG {
-            let accepted = poll_fn(|cx| match self.source.poll_accept(cx) {
-                Poll::Ready(Ok(accepted)) => Poll::Ready(accepted),
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(None),
-            });
-            let Some(accepted) = accepted.await else { return };
+            let Some(accepted) = self.source.take() else { return };
             let active = self.active.load_full();
             let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
-            let serving = serve_accepted(active, accepted, permit, Arc::clone(service), drain.clone());
-            connections.spawn(serving);
+            active.serve(connections, accepted, permit, (service, drain));
         }
     }
-}
-
-/// Serves one connection with the settings of the moment it was accepted.
-async fn serve_accepted<S: Service>(
-    active: Arc<Active>,
-    accepted: inlet::Accepted,
-    permit: OwnedSemaphorePermit,
-    service: Arc<S>,
-    drain: Drain,
-) {
-    let connection = Accepted { shared: Arc::clone(&active.shared), drain };
-    connection.serve(accepted, service).await;
-    drop(permit);
 }
 
 /// The same address without the IPv6 clothes that a socket of both families gives to IPv4 peers (RFC 4291 §2.5.5.2).
@@ -255,7 +261,7 @@ pub(crate) fn bind_device(socket: &Socket, device: Option<&str>) -> io::Result<(
     device.map_or(Ok(()), |device| socket.bind_device(Some(device.as_bytes())))
 }
 
-fn bind_tcp(address: SocketAddr, reuse_port: bool, device: Option<&str>) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr, reuse_port: bool, device: Option<&str>) -> io::Result<AsyncFd<TcpListener>> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // A restart must not wait for the old connections' TIME_WAIT.
@@ -264,13 +270,23 @@ fn bind_tcp(address: SocketAddr, reuse_port: bool, device: Option<&str>) -> io::
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
+    // Linux gives these to each connection that it accepts.
+    socket.set_tcp_nodelay(true)?;
+    // A socket that cannot do it serves all the same.
+    let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE));
     bind_device(&socket, device)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; std's listener keeps its descriptor for as long as it lives"
+    )]
+    AsyncFd::new(socket.into())
 }
 
 /// Connections that the kernel holds while all permits are taken.
 const BACKLOG: i32 = 4096;
+/// Traefik's interval: finds visitors that vanished, even from a relay that knows no idle limit.
+const KEEP_ALIVE: Duration = Duration::from_secs(180);
 /// After a failed accept; not a busy loop when descriptors are short.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::body::{Body, Length};
+use crate::fields::Fields;
 use crate::middleware::TlsInfo;
 
 /// A request as a listener or a tunnel hands it on: head parsed and checked, body not yet read.
@@ -20,7 +21,7 @@ pub struct Request {
     /// Host without user information, as sent (`:authority` or `Host`), with port if one was given.
     pub host: String,
     /// All fields except those that frame the message; `Host` is not among them (see `host`).
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Content; [`crate::body::Length::Raw`] if `upgrade` is set.
     pub body: Body,
     /// The protocol the visitor wants to switch to (RFC 9110 §7.8), such as `websocket`.
@@ -35,7 +36,7 @@ pub struct Response {
     /// 101 means that `body` is the raw byte stream towards the visitor.
     pub status: StatusCode,
     /// All fields except those that frame the message.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// Content.
     pub body: Body,
 }
@@ -51,6 +52,8 @@ pub struct Visitor {
     pub secure: bool,
     /// Name of the entry point that accepted the connection.
     pub entry_point: Arc<str>,
+    /// True if the socket is one that only peers of the mesh reach, each from its own addresses.
+    pub on_mesh: bool,
     /// What the TLS handshake settled, if this process ended TLS.
     pub tls: Option<Arc<TlsInfo>>,
     /// The address as fields have it; `AddressText::default()`.
@@ -89,12 +92,12 @@ impl Request {
 impl Response {
     /// A response without content.
     pub fn status(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Body::empty() }
+        Self { status, headers: Fields::new(), body: Body::empty() }
     }
 
     /// A response with text content.
     pub fn text(status: StatusCode, content_type: &'static str, text: impl Into<bytes::Bytes>) -> Self {
-        let mut response = Self { status, headers: HeaderMap::new(), body: Body::full(text) };
+        let mut response = Self { status, headers: Fields::new(), body: Body::full(text) };
         response.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         response
     }

@@ -53,6 +53,12 @@ impl Metrics {
         self.refused.with_label_values(&[reason]).inc();
     }
 
+    /// How often something was refused for this reason.
+    #[cfg(test)]
+    pub(crate) fn refusals(&self, reason: &str) -> u64 {
+        self.refused.with_label_values(&[reason]).get()
+    }
+
     /// Counts an exchange that was cut short.
     pub fn aborted(&self) {
         self.aborted.inc();

@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 
 use crate::body::{Batch, Body, BodyError, Length};
 use crate::connect::{ConnectError, Connector, Target};
+use crate::fields::Kinds;
 use crate::h1::client::{ExchangeError, ExchangeLimits, OriginConnection, Outgoing};
 use crate::h2::client::{H2Error, H2Options, H2Origin, Lease};
 use crate::headers;
@@ -163,7 +164,9 @@ impl Origin {
     /// [`ForwardError`].
     pub async fn send_once(&self, request: &mut Request) -> Result<Response, ForwardError> {
         headers::remove_hop_by_hop_but_trailer(&mut request.headers, request.body.length());
-        headers::keep_te_trailers(&mut request.headers);
+        if !request.headers.lack(Kinds::HOP) {
+            headers::keep_te_trailers(&mut request.headers);
+        }
         headers::remove_framing(&mut request.headers);
         if let Some(host) = &self.host_header {
             // The application still needs to know what the visitor asked for.

@@ -1,20 +1,36 @@
 //! Idle connections to one origin, last used first.
 
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::clock;
 use crate::h1::client::OriginConnection;
+use crate::lanes::{self, LANES_MAX};
 
 /// Idle connections to one origin.
 ///
-/// The newest is used first: it is the least likely to have been closed by the origin, and the others can go idle.
+/// The newest is used first: it is the least likely to have been closed by the origin, and the others can go idle. Each
+/// lane has its own: a connection wakes the lane that opened it.
 #[derive(Debug)]
 pub struct Pool {
-    idle: Mutex<Vec<IdleConnection>>,
+    shards: Box<[Shard]>,
     /// Most idle connections kept (cloudflared's `keepAliveConnections`); each costs a descriptor here and there.
     idle_max: usize,
     /// How long an idle connection is kept.
     idle_timeout: Duration,
+}
+
+/// The idle connections of one lane; alone on its cache line, or two lanes would slow each other.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shard {
+    idle: Mutex<Vec<IdleConnection>>,
+    /// How many there are, for those who have not the lock.
+    count: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -32,21 +48,35 @@ pub struct Home {
     name: Option<Arc<str>>,
 }
 
+impl Shard {
+    fn with<R>(&self, change: impl FnOnce(&mut Vec<IdleConnection>) -> R) -> R {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut idle);
+        self.count.store(idle.len(), Ordering::Relaxed);
+        result
+    }
+
+    fn take(&self, name: Option<&str>) -> Option<IdleConnection> {
+        self.with(|idle| {
+            let at = idle.iter().rposition(|i| i.name.as_deref() == name)?;
+            Some(idle.remove(at))
+        })
+    }
+}
+
 impl Pool {
     /// An empty pool.
     pub fn new(idle_max: usize, idle_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { idle: Mutex::new(Vec::new()), idle_max, idle_timeout })
+        // The first is for whoever is no lane.
+        let shards = 1 + std::thread::available_parallelism().map_or(1, NonZero::get).min(LANES_MAX);
+        Arc::new(Self { shards: (0..shards).map(|_| Shard::default()).collect(), idle_max, idle_timeout })
     }
 
     /// The newest idle connection opened for `name` that its origin has not closed.
     pub fn take(&self, name: Option<&str>) -> Option<OriginConnection> {
         loop {
-            let mut candidate = {
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-                let at = idle.iter().rposition(|i| i.name.as_deref() == name)?;
-                idle.remove(at)
-            };
-            if candidate.since.elapsed() < self.idle_timeout && candidate.connection.is_fresh() {
+            let mut candidate = self.own().take(name).or_else(|| self.take_elsewhere(name))?;
+            if clock::now() - candidate.since < self.idle_timeout && candidate.connection.is_fresh() {
                 return Some(candidate.connection);
             }
         }
@@ -59,18 +89,36 @@ impl Pool {
 
     /// Closes connections that have been idle for too long; to be called now and then.
     pub fn sweep(&self) {
-        let expired: Vec<_> = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            // Oldest first: connections are put at the end.
-            let keep = idle.iter().position(|i| i.since.elapsed() < self.idle_timeout).unwrap_or(idle.len());
-            idle.drain(..keep).collect()
-        };
-        drop(expired);
+        for shard in &self.shards {
+            let expired: Vec<_> = shard.with(|idle| {
+                // Oldest first: connections are put at the end.
+                let keep =
+                    idle.iter().position(|i| i.since.elapsed() < self.idle_timeout).unwrap_or(idle.len());
+                idle.drain(..keep).collect()
+            });
+            drop(expired);
+        }
     }
 
     /// How many connections are idle now.
     pub fn idle_connections(&self) -> usize {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.shards.iter().map(|shard| shard.count.load(Ordering::Relaxed)).sum()
+    }
+
+    fn own(&self) -> &Shard {
+        &self.shards[lanes::current() % self.shards.len()]
+    }
+
+    /// Another lane's, where there may be fewer connections than lanes; else each lane opens its own.
+    fn take_elsewhere(&self, name: Option<&str>) -> Option<IdleConnection> {
+        let is_scarce = self.idle_max < self.shards.len();
+        self.shards.iter().filter(|_| is_scarce).find_map(|shard| shard.take(name))
+    }
+
+    /// Whether one more is too many, for a shard that has `own` of them. Others are asked only by who has more than its share:
+    /// as long as nobody has, all together have no more than the limit.
+    fn is_full(&self, own: usize) -> bool {
+        own >= self.idle_max / self.shards.len() && self.idle_connections() >= self.idle_max
     }
 }
 
@@ -78,14 +126,19 @@ impl Home {
     /// Gives a connection back after a complete exchange; closed if the pool is full or gone.
     pub fn put(&self, connection: OriginConnection) {
         let Some(pool) = self.pool.upgrade() else { return };
-        let dropped = {
-            let mut idle = pool.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let oldest = (idle.len() >= pool.idle_max && !idle.is_empty()).then(|| idle.remove(0));
-            if pool.idle_max > 0 {
-                idle.push(IdleConnection { connection, name: self.name.clone(), since: Instant::now() });
+        let one = IdleConnection { connection, name: self.name.clone(), since: clock::now() };
+        let dropped = pool.own().with(|idle| {
+            if !pool.is_full(idle.len()) {
+                idle.push(one);
+                return None;
             }
-            oldest
-        };
+            if idle.is_empty() {
+                return Some(one);
+            }
+            let oldest = idle.remove(0);
+            idle.push(one);
+            Some(oldest)
+        });
         // Closing a socket is a system call: outside the lock.
         drop(dropped);
     }

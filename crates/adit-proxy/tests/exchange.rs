@@ -147,6 +147,7 @@ fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr
         connections_max: 100,
         reuse_port: false,
         device: None,
+        lanes: None,
         connection: options(metrics),
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
@@ -476,6 +477,7 @@ async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
         connections_max: 10,
         reuse_port: false,
         device: None,
+        lanes: None,
         connection,
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();

@@ -1,7 +1,7 @@
 //! Request head + table → decision: who answers this request.
 //!
-//! There are three tables: [`router::RouterTable`] for HTTP routers in Traefik's rule language, [`tcp::TcpTable`] for
-//! connections, and [`Table`] for the ingress rules of tunnels. Each is built once from checked configuration and then
+//! There are four tables: [`router::RouterTable`] for HTTP routers in Traefik's rule language, [`tcp::TcpTable`] for
+//! connections, [`udp::UdpTable`] for datagrams, and [`Table`] for the ingress rules of tunnels. Each is built once from checked configuration and then
 //! only read, by every request of a process, behind an `Arc` that is swapped whole on reload. [`path`] brings a request's
 //! target into the one form that is both matched and sent.
 //!
@@ -27,6 +27,7 @@ pub mod router;
 pub mod rule;
 mod table;
 pub mod tcp;
+pub mod udp;
 
 pub use decide::{Decision, Head, Outcome, Refusal, Verdict};
 pub use go_regex::compile_go_regex;

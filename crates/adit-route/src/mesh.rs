@@ -28,28 +28,37 @@ pub struct MeshIdentity {
 /// A lookup asks one hash table for each prefix length that occurs, longest first: at most 162, in practice three.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct MeshPeers {
-    /// By prefix length, the longest first.
-    lengths: Vec<(u8, HashMap<IpNet, Arc<MeshIdentity>>)>,
+    networks: Networks<Arc<MeshIdentity>>,
     peers: HashSet<Box<str>>,
     groups: HashSet<Box<str>>,
+}
+
+/// Addresses that one peer has and another is to have: whoever speaks from there meanwhile may be either.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MovingAddresses {
+    /// Every network of before and after, and whether what is in no longer one of them moves.
+    networks: Networks<bool>,
+}
+
+/// Values by network; the longest that holds an address counts.
+#[derive(Debug, PartialEq, Eq)]
+struct Networks<T> {
+    /// By prefix length, the longest first.
+    lengths: Vec<(u8, HashMap<IpNet, T>)>,
 }
 
 impl MeshPeers {
     /// The peers of a checked configuration.
     pub fn new(mesh: &Mesh) -> Self {
-        let mut lengths: HashMap<u8, HashMap<IpNet, Arc<MeshIdentity>>> = HashMap::new();
-        for peer in &mesh.peers {
+        let of_peer = |peer: &MeshPeer| {
             let identity = Arc::new(MeshIdentity::of(peer));
-            for net in &peer.allowed_ips {
-                lengths.entry(net.prefix_len()).or_default().insert(net.trunc(), Arc::clone(&identity));
-            }
-        }
-        let mut lengths: Vec<_> = lengths.into_iter().collect();
-        lengths.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+            peer.allowed_ips.iter().map(move |net| (*net, Arc::clone(&identity))).collect::<Vec<_>>()
+        };
+        let networks = Networks::new(mesh.peers.iter().flat_map(of_peer));
         let peers = mesh.peers.iter().map(|peer| peer.name.as_str().into()).collect();
         let groups =
             mesh.peers.iter().flat_map(|peer| &peer.groups).map(|group| group.as_str().into()).collect();
-        Self { lengths, peers, groups }
+        Self { networks, peers, groups }
     }
 
     /// Whether there is a peer of this name.
@@ -64,8 +73,66 @@ impl MeshPeers {
 
     /// The peer that an address belongs to.
     pub fn identify(&self, address: IpAddr) -> Option<&Arc<MeshIdentity>> {
-        let address = address.to_canonical();
-        self.lengths.iter().find_map(|(length, nets)| nets.get(&IpNet::new(address, *length).ok()?.trunc()))
+        self.networks.find(address)
+    }
+
+    /// The addresses that have another owner, by key, in `after`; `None` if there are none.
+    pub fn moving(&self, after: &Self) -> Option<MovingAddresses> {
+        let moves = |net: &IpNet| match (self.networks.holder(net), after.networks.holder(net)) {
+            (Some(before), Some(after)) => before.key != after.key,
+            _ => false,
+        };
+        let all = self.networks.keys().chain(after.networks.keys());
+        let networks = Networks::new(all.map(|net| (*net, moves(net))));
+        let is_any = networks.values().any(|moves| *moves);
+        is_any.then_some(MovingAddresses { networks })
+    }
+}
+
+impl MovingAddresses {
+    /// Whether an address is one of them.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.networks.find(address).is_some_and(|moves| *moves)
+    }
+}
+
+impl<T> Networks<T> {
+    fn new(all: impl Iterator<Item = (IpNet, T)>) -> Self {
+        let mut lengths: HashMap<u8, HashMap<IpNet, T>> = HashMap::new();
+        for (net, value) in all {
+            lengths.entry(net.prefix_len()).or_default().insert(net.trunc(), value);
+        }
+        let mut lengths: Vec<_> = lengths.into_iter().collect();
+        lengths.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        Self { lengths }
+    }
+
+    fn find(&self, address: IpAddr) -> Option<&T> {
+        self.find_within(address.to_canonical(), u8::MAX)
+    }
+
+    /// What a network as a whole belongs to: longer networks inside it have their own.
+    fn holder(&self, net: &IpNet) -> Option<&T> {
+        self.find_within(net.network(), net.prefix_len())
+    }
+
+    fn find_within(&self, address: IpAddr, length_max: u8) -> Option<&T> {
+        let mut lengths = self.lengths.iter().filter(|(length, _)| *length <= length_max);
+        lengths.find_map(|(length, nets)| nets.get(&IpNet::new(address, *length).ok()?.trunc()))
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &IpNet> {
+        self.lengths.iter().flat_map(|(_, nets)| nets.keys())
+    }
+
+    fn values(&self) -> impl Iterator<Item = &T> {
+        self.lengths.iter().flat_map(|(_, nets)| nets.values())
+    }
+}
+
+impl<T> Default for Networks<T> {
+    fn default() -> Self {
+        Self { lengths: Vec::new() }
     }
 }
 
@@ -122,6 +189,40 @@ mod tests {
         assert_eq!(name(&peers, "fd00:8::1"), None);
         let host = peers.identify("10.9.0.2".parse().unwrap()).unwrap();
         assert!(host.is_in("of-host") && host.is_in("all") && !host.is_in("of-site"));
+    }
+
+    #[test]
+    fn only_what_goes_from_one_key_to_another_is_moving() {
+        let before = MeshPeers::new(&mesh(&[
+            ("alice", "10.9.0.2/32, 10.9.0.5/32"),
+            ("bob", "10.9.0.3/32"),
+            ("site", "192.168.0.0/16"),
+            ("gone", "10.9.0.9/32"),
+        ]));
+        let after = MeshPeers::new(&mesh(&[
+            ("alice", "10.9.0.2/32, 192.168.7.0/24"),
+            ("bob", "10.9.0.3/32, 10.9.0.5/32"),
+            ("site", "192.168.0.0/16, 10.9.0.4/32"),
+        ]));
+        let moving = before.moving(&after).unwrap();
+        for (address, moves) in [
+            ("10.9.0.2", false),
+            ("10.9.0.3", false),
+            ("10.9.0.5", true),
+            ("::ffff:10.9.0.5", true),
+            ("192.168.7.1", true),
+            ("192.168.8.1", false),
+            ("10.9.0.4", false),
+            ("10.9.0.9", false),
+        ] {
+            assert_eq!(moving.contains(address.parse().unwrap()), moves, "{address}");
+        }
+        assert_eq!(before.moving(&before), None);
+        // Back again the same addresses move.
+        let back = after.moving(&before).unwrap();
+        assert!(
+            back.contains("192.168.7.1".parse().unwrap()) && !back.contains("192.168.8.1".parse().unwrap())
+        );
     }
 
     proptest! {

@@ -13,7 +13,7 @@ mod suspicion;
 #[cfg(test)]
 mod tests;
 
-use std::{borrow::Cow, cell::OnceCell, collections::HashMap, net::IpAddr};
+use std::{borrow::Cow, cell::OnceCell, collections::BTreeMap, net::IpAddr};
 
 use http::{HeaderMap, Method};
 
@@ -41,7 +41,7 @@ pub struct HttpHead<'a> {
     /// Method.
     pub method: &'a Method,
     /// Headers, after the entry point has set its own.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a dyn RequestFields,
     /// Bytes of content, where the visitor said how many there are: stands for `Content-Length`, which is not among the
     /// headers. None for an empty content.
     pub content_length: Option<u64>,
@@ -49,6 +49,18 @@ pub struct HttpHead<'a> {
     pub peer: IpAddr,
     /// The mesh's peer that asks; absent on entry points that are not on the mesh.
     pub mesh: Option<&'a MeshIdentity>,
+}
+
+/// The headers of a request, which may not be a map before a rule asks for one.
+pub trait RequestFields: std::fmt::Debug {
+    /// All of them.
+    fn map(&self) -> &HeaderMap;
+}
+
+impl RequestFields for HeaderMap {
+    fn map(&self) -> &HeaderMap {
+        self
+    }
 }
 
 /// One router that may answer requests.
@@ -79,7 +91,7 @@ pub struct RouterTable<R> {
     /// In the order in which they are asked.
     routers: Vec<Router<R>>,
     /// By entry point: without TLS, with TLS.
-    entry_points: HashMap<String, [Index; 2]>,
+    entry_points: BTreeMap<String, [Index; 2]>,
 }
 
 impl<R> RouterTable<R> {
@@ -103,7 +115,7 @@ impl<R> RouterTable<R> {
 
 impl<R> Default for RouterTable<R> {
     fn default() -> Self {
-        Self { routers: Vec::new(), entry_points: HashMap::new() }
+        Self { routers: Vec::new(), entry_points: BTreeMap::new() }
     }
 }
 

@@ -56,6 +56,8 @@ pub const HTTP_MATCHERS: [&str; 13] = [
 ];
 /// Matchers of TCP routers: Traefik's, and two of our own for entry points on the mesh.
 pub const TCP_MATCHERS: [&str; 6] = ["ALPN", "ClientIP", "HostSNI", "HostSNIRegexp", "MeshGroup", "MeshPeer"];
+/// Matchers of UDP routers, whose rules are our own: datagrams say nothing of themselves but who sends them.
+pub const UDP_MATCHERS: [&str; 3] = ["ClientIP", "MeshGroup", "MeshPeer"];
 
 impl Expression {
     /// Reads a rule that may use the given matchers.

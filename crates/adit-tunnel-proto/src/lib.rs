@@ -21,6 +21,7 @@
 mod address;
 mod backoff;
 pub mod features;
+mod flat;
 mod framing;
 mod generated;
 mod head;

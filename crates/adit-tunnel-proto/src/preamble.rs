@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use thiserror::Error;
 
 use crate::{
+    flat::Flat,
     framing::{ChunkBuffer, FramingError, HEAD_LIMITS, frame_length},
     generated::quic_metadata_protocol_capnp as schema,
     head::{ConnectResponse, ConnectionType, RequestHead, ResponseHead},
@@ -209,20 +210,36 @@ fn take_message(buffer: &mut ChunkBuffer) -> Result<Option<Bytes>, PreambleError
 }
 
 fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
+    match Flat::read(message) {
+        Some(flat) => {
+            let dest = std::str::from_utf8(flat.text).map_err(|_| PreambleError::Malformed("dest"))?;
+            let kind = from_wire(flat.data.try_into())?;
+            read_request(message, (kind, dest), flat.len(), flat.entries().map(Ok))
+        }
+        None => decode_general_request(message),
+    }
+}
+
+fn decode_general_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
     let mut slice: &[u8] = message;
     let reader =
         read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
     let root: schema::connect_request::Reader<'_> = reader.get_root().map_err(broken)?;
     let dest = root.get_dest().map_err(broken)?.to_str().map_err(|_| PreambleError::Malformed("dest"))?;
-    let kind = match root.get_type() {
-        Ok(schema::ConnectionType::Http) => ConnectionType::Http,
-        Ok(schema::ConnectionType::Websocket) => ConnectionType::Websocket,
-        Ok(schema::ConnectionType::Tcp) => ConnectionType::Tcp,
-        Err(_) => return Err(PreambleError::Malformed("unknown connection type")),
-    };
+    let kind = from_wire(root.get_type())?;
+    let metadata = root.get_metadata().map_err(broken)?;
+    read_request(message, (kind, dest), metadata.len() as usize, pairs(metadata))
+}
+
+fn read_request<'a>(
+    message: &Bytes,
+    (kind, dest): (ConnectionType, &str),
+    count: usize,
+    pairs: impl Iterator<Item = Pair<'a>>,
+) -> Result<RequestHead, PreambleError> {
     let mut head = RequestHead::new(Method::GET, dest, "");
     head.kind = kind;
-    read_metadata(message, root.get_metadata().map_err(broken)?, &mut head.headers, |key, value| {
+    read_metadata(message, (count, pairs), &mut head.headers, |key, value| {
         match key {
             KEY_METHOD => {
                 head.method = Method::from_bytes(value).map_err(|_| PreambleError::BadMethod)?;
@@ -240,13 +257,30 @@ fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
 }
 
 fn decode_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
+    match Flat::read(message) {
+        Some(flat) => read_response(message, flat.text, flat.len(), flat.entries().map(Ok)),
+        None => decode_general_response(message),
+    }
+}
+
+fn decode_general_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
     let mut slice: &[u8] = message;
     let reader =
         read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
     let root: schema::connect_response::Reader<'_> = reader.get_root().map_err(broken)?;
     let error = root.get_error().map_err(broken)?.as_bytes();
+    let metadata = root.get_metadata().map_err(broken)?;
+    read_response(message, error, metadata.len() as usize, pairs(metadata))
+}
+
+fn read_response<'a>(
+    message: &Bytes,
+    error: &[u8],
+    count: usize,
+    pairs: impl Iterator<Item = Pair<'a>>,
+) -> Result<ConnectResponse, PreambleError> {
     let (mut headers, mut status, mut rate_limited) = (HeaderMap::new(), None, false);
-    read_metadata(message, root.get_metadata().map_err(broken)?, &mut headers, |key, value| {
+    read_metadata(message, (count, pairs), &mut headers, |key, value| {
         match key {
             KEY_STATUS => {
                 status = Some(StatusCode::from_bytes(value).map_err(|_| PreambleError::BadStatus)?);
@@ -266,36 +300,45 @@ fn decode_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
     })
 }
 
+/// Key and value of one metadata entry, in bytes of the message.
+type Pair<'a> = Result<(&'a [u8], &'a [u8]), PreambleError>;
+
+fn pairs<'a>(entries: struct_list::Reader<'a, schema::metadata::Owned>) -> impl Iterator<Item = Pair<'a>> {
+    entries.into_iter().map(|entry| {
+        let key = entry.get_key().map_err(broken)?.as_bytes();
+        Ok((key, entry.get_val().map_err(broken)?.as_bytes()))
+    })
+}
+
 /// Sorts metadata into `headers` and, through `plain`, everything else; values stay slices of `message`.
-fn read_metadata(
+fn read_metadata<'a>(
     message: &Bytes,
-    entries: struct_list::Reader<'_, schema::metadata::Owned>,
+    (count, pairs): (usize, impl Iterator<Item = Pair<'a>>),
     headers: &mut HeaderMap,
     mut plain: impl FnMut(&str, &[u8]) -> Result<(), PreambleError>,
 ) -> Result<(), PreambleError> {
-    let count = entries.len() as usize;
     if count > METADATA_ENTRIES_MAX {
         return Err(PreambleError::TooManyEntries);
     }
     headers.reserve(count);
     let mut bytes = 0;
-    for entry in entries {
-        let key = entry.get_key().map_err(broken)?.as_bytes();
-        let value = entry.get_val().map_err(broken)?.as_bytes();
+    for pair in pairs {
+        let (key, value) = pair?;
         bytes += key.len() + value.len();
         if bytes > METADATA_BYTES_MAX {
             return Err(PreambleError::TooLarge);
         }
-        let key = std::str::from_utf8(key).map_err(|_| PreambleError::BadHeader)?;
-        if let Some(name) = key.strip_prefix(HEADER_PREFIX) {
-            let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| PreambleError::BadHeader)?;
+        if let Some(name) = key.strip_prefix(HEADER_PREFIX.as_bytes()) {
+            let name = HeaderName::from_bytes(name).map_err(|_| PreambleError::BadHeader)?;
             headers.append(name, header_value(message, value)?);
-        } else if key.contains(HEADER_WORD) {
+            continue;
+        }
+        let key = std::str::from_utf8(key).map_err(|_| PreambleError::BadHeader)?;
+        if key.contains(HEADER_WORD) {
             // Neither one key with a colon nor a plain key: refused, as the reference does (§4.2).
             return Err(PreambleError::BadHeader);
-        } else {
-            plain(key, value)?;
         }
+        plain(key, value)?;
     }
     Ok(())
 }
@@ -327,6 +370,17 @@ fn reader_options(message: &Bytes) -> ReaderOptions {
 
 fn broken(_: capnp::Error) -> PreambleError {
     PreambleError::Malformed("not a valid message")
+}
+
+fn from_wire(
+    kind: Result<schema::ConnectionType, capnp::NotInSchema>,
+) -> Result<ConnectionType, PreambleError> {
+    match kind {
+        Ok(schema::ConnectionType::Http) => Ok(ConnectionType::Http),
+        Ok(schema::ConnectionType::Websocket) => Ok(ConnectionType::Websocket),
+        Ok(schema::ConnectionType::Tcp) => Ok(ConnectionType::Tcp),
+        Err(_) => Err(PreambleError::Malformed("unknown connection type")),
+    }
 }
 
 fn to_wire(kind: ConnectionType) -> schema::ConnectionType {

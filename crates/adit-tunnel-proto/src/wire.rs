@@ -4,7 +4,7 @@
 //! the size is known before the first byte, and a head costs one allocation (E7 asks for one write
 //! anyway). `preamble.rs` tests that the generated readers agree.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// A key in parts, so that `HttpHeader:` + canonical name needs no string of its own.
 #[derive(Clone, Copy, Debug)]
@@ -21,11 +21,11 @@ impl Key<'_> {
         }
     }
 
-    fn put(self, out: &mut BytesMut) {
+    fn put(self, out: &mut Vec<u8>) {
         match self {
-            Self::Plain(name) => out.put_slice(name.as_bytes()),
+            Self::Plain(name) => out.extend_from_slice(name.as_bytes()),
             Self::Header(name) => {
-                out.put_slice(HEADER_PREFIX.as_bytes());
+                out.extend_from_slice(HEADER_PREFIX.as_bytes());
                 put_canonical(name.as_str(), out);
             }
         }
@@ -82,33 +82,33 @@ pub(crate) fn encode(prefix: &[u8], root: Root<'_>, entries: Entries<'_>, measur
     let root_text_words = if root.text.is_empty() { 0 } else { words_of_text(root.text.len()) };
     // Root pointer, root struct (its data and two pointers), its text, list tag, list elements, texts.
     let words = 1 + data_words + 2 + root_text_words + 1 + 2 * count + measure.words;
-    let mut out = BytesMut::with_capacity(prefix.len() + 8 + words * 8);
-    out.put_slice(prefix);
-    out.put_u32_le(0);
-    out.put_u32_le(words as u32);
-    out.put_u64_le(struct_pointer(0, data_words, 2));
+    let mut out = Vec::with_capacity(prefix.len() + 8 + words * 8);
+    out.extend_from_slice(prefix);
+    // One segment of so many words.
+    put_word((words as u64) << 32, &mut out);
+    put_word(struct_pointer(0, data_words, 2), &mut out);
     if let Some(data) = root.data {
-        out.put_u64_le(data);
+        put_word(data, &mut out);
     }
     // The text starts right after the two pointers, the list right after the text.
-    out.put_u64_le(if root.text.is_empty() { 0 } else { text_pointer(1, root.text.len()) });
-    out.put_u64_le(composite_pointer(root_text_words, 2 * count));
+    put_word(if root.text.is_empty() { 0 } else { text_pointer(1, root.text.len()) }, &mut out);
+    put_word(composite_pointer(root_text_words, 2 * count), &mut out);
     if !root.text.is_empty() {
         put_text(root.text.as_bytes(), &mut out);
     }
-    out.put_u64_le(struct_pointer(count, 0, 2));
+    put_word(struct_pointer(count, 0, 2), &mut out);
     put_entries(count, entries, &mut out);
     debug_assert_eq!(out.len(), prefix.len() + 8 + words * 8, "measured and written sizes agree");
-    out.freeze()
+    out.into()
 }
 
-fn put_entries(count: usize, entries: Entries<'_>, out: &mut BytesMut) {
+fn put_entries(count: usize, entries: Entries<'_>, out: &mut Vec<u8>) {
     let mut pointers_left = 2 * count;
     let mut text_at = 0;
     for (key, value) in entries.iter() {
         for length in [key.length(), value.len()] {
             pointers_left -= 1;
-            out.put_u64_le(text_pointer(pointers_left + text_at, length));
+            put_word(text_pointer(pointers_left + text_at, length), out);
             text_at += words_of_text(length);
         }
     }
@@ -119,14 +119,18 @@ fn put_entries(count: usize, entries: Entries<'_>, out: &mut BytesMut) {
     }
 }
 
-fn put_text(text: &[u8], out: &mut BytesMut) {
-    out.put_slice(text);
+fn put_word(word: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(&word.to_le_bytes());
+}
+
+fn put_text(text: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(text);
     pad_text(text.len(), out);
 }
 
 /// The closing NUL and zeros up to the word.
-fn pad_text(length: usize, out: &mut BytesMut) {
-    out.put_bytes(0, words_of_text(length) * 8 - length);
+fn pad_text(length: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0; 8][..words_of_text(length) * 8 - length]);
 }
 
 fn words_of_text(length: usize) -> usize {
@@ -147,11 +151,15 @@ fn composite_pointer(offset: usize, words: usize) -> u64 {
 }
 
 /// Upper case after the start and each `-`, as Go writes names and stock connectors expect them.
-fn put_canonical(name: &str, out: &mut BytesMut) {
+fn put_canonical(name: &str, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(name.as_bytes());
     let mut upper = true;
-    for byte in name.bytes() {
-        out.put_u8(if upper { byte.to_ascii_uppercase() } else { byte });
-        upper = byte == b'-';
+    for byte in &mut out[start..] {
+        if upper {
+            byte.make_ascii_uppercase();
+        }
+        upper = *byte == b'-';
     }
 }
 

@@ -101,7 +101,7 @@ impl Edge {
         metrics.connections_max.set(i64::from(options.connections_max));
         let config = server_config(options.certificate)?;
         let listen = |source| EdgeError::Listen { address: options.listen, source };
-        let endpoint = transport::listening_endpoint(options.listen, config).map_err(listen)?;
+        let endpoint = transport::listening_endpoint(options.listen, config, &metrics.udp).map_err(listen)?;
         let shared = Shared {
             options: Limits {
                 registration_timeout: options.registration_timeout,

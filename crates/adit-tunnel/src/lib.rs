@@ -32,6 +32,7 @@ mod request;
 mod streams;
 mod tls;
 mod transport;
+mod udp;
 
 pub use adit_tunnel_proto::{Grant, Protocol};
 pub use connector::{

@@ -7,7 +7,10 @@ use prometheus::{
     Registry, core::Collector,
 };
 
-use crate::credit::{CreditMetrics, EXTRA_BYTES_MAX};
+use crate::{
+    credit::{CreditMetrics, EXTRA_BYTES_MAX},
+    udp::UdpMetrics,
+};
 
 /// What a connector counts.
 #[derive(Clone, Debug)]
@@ -25,6 +28,7 @@ pub(crate) struct ConnectorMetrics {
     pub(crate) failures: IntCounterVec,
     pub(crate) streams_refused: IntCounterVec,
     pub(crate) credit: CreditMetrics,
+    pub(crate) udp: UdpMetrics,
     pub(crate) quic: QuicMetrics,
 }
 
@@ -73,6 +77,7 @@ pub(crate) struct EdgeMetrics {
     pub(crate) hostnames_refused: IntCounterVec,
     pub(crate) rpc_streams: IntCounterVec,
     pub(crate) credit: CreditMetrics,
+    pub(crate) udp: UdpMetrics,
 }
 
 impl ConnectorMetrics {
@@ -137,6 +142,7 @@ impl ConnectorMetrics {
                 &["reason"],
             )?,
             credit: add.credit("connector")?,
+            udp: add.udp("connector")?,
             quic: QuicMetrics::register(&add)?,
         })
     }
@@ -285,6 +291,7 @@ impl EdgeMetrics {
                 reason,
             )?,
             credit: add.credit("edge")?,
+            udp: add.udp("edge")?,
         })
     }
 }
@@ -328,6 +335,22 @@ impl Adder<'_> {
             evicted: self.counter(
                 &format!("adit_{area}_slow_reader_streams_stopped_total"),
                 "Streams stopped because they were as good as not read while others needed the room.",
+            )?,
+        })
+    }
+
+    fn udp(&self, area: &str) -> Result<UdpMetrics, Error> {
+        let name = |what: &str| format!("adit_{area}_udp_{what}");
+        Ok(UdpMetrics {
+            sends: self.counter(&name("sends_total"), "System calls that sent QUIC datagrams.")?,
+            datagrams: self.counter(&name("datagrams_total"), "QUIC datagrams sent.")?,
+            blocked: self.counter(
+                &name("sends_blocked_total"),
+                "Sends that waited for room in the socket's buffer.",
+            )?,
+            plain_sockets: self.gauge(
+                &name("sockets_without_gso"),
+                "Sockets on which UDP segmentation offload does not work.",
             )?,
         })
     }

@@ -3,14 +3,17 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use prometheus::{IntCounter, IntGauge};
 use quinn::{Endpoint, ServerConfig, TransportConfig};
 
 use crate::transport;
+use crate::udp::{JUMBO_PAYLOAD_BYTES, TurnRuntime, UdpMetrics, payload_max_towards};
 
-/// Windows, congestion control and packet sizes of a registered connection; streams are for the caller to allow.
+/// Windows, congestion control and packet sizes of a registered connection, of a connector towards `remote` or of an edge;
+/// streams are for the caller to allow.
 #[must_use]
-pub fn transport() -> TransportConfig {
-    transport::registered()
+pub fn transport(remote: Option<SocketAddr>) -> TransportConfig {
+    transport::registered(remote.map_or(JUMBO_PAYLOAD_BYTES, payload_max_towards))
 }
 
 /// Socket of one connection towards `remote`.
@@ -18,7 +21,8 @@ pub fn transport() -> TransportConfig {
 /// # Errors
 /// What the kernel says.
 pub fn dial(remote: SocketAddr, bind: Option<IpAddr>) -> io::Result<Endpoint> {
-    transport::dialling_endpoint(remote, bind, None)
+    let runtime = TurnRuntime { metrics: uncounted()?, payload_max: payload_max_towards(remote) };
+    transport::dialling_endpoint(remote, bind, None, runtime)
 }
 
 /// Socket of an edge.
@@ -26,5 +30,16 @@ pub fn dial(remote: SocketAddr, bind: Option<IpAddr>) -> io::Result<Endpoint> {
 /// # Errors
 /// What the kernel says.
 pub fn listen(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
-    transport::listening_endpoint(address, config)
+    transport::listening_endpoint(address, config, &uncounted()?)
+}
+
+/// A bench serves no metrics.
+fn uncounted() -> io::Result<UdpMetrics> {
+    let counter = |name| IntCounter::new(name, name).map_err(io::Error::other);
+    Ok(UdpMetrics {
+        sends: counter("sends")?,
+        datagrams: counter("datagrams")?,
+        blocked: counter("blocked")?,
+        plain_sockets: IntGauge::new("plain", "plain").map_err(io::Error::other)?,
+    })
 }

@@ -2,39 +2,52 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
-    MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
     congestion::CubicConfig,
     crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
 };
-use socket2::{Domain, Socket, Type};
 
-/// Transport of a connector.
-pub(crate) fn client(
-    tls: rustls::ClientConfig,
+use crate::udp::{self, JUMBO_PAYLOAD_BYTES, TurnRuntime, UdpMetrics};
+
+/// Transport of a connector, for any edge.
+#[derive(Clone)]
+pub(crate) struct Dialler {
+    crypto: Arc<QuicClientConfig>,
     mtu_discovery: bool,
-) -> Result<ClientConfig, NoInitialCipherSuite> {
-    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS);
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS_MAX));
-    transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
-    transport.keep_alive_interval(Some(KEEP_ALIVE));
-    if !mtu_discovery {
-        transport.mtu_discovery_config(None);
+}
+
+impl Dialler {
+    pub(crate) fn new(tls: rustls::ClientConfig, mtu_discovery: bool) -> Result<Self, NoInitialCipherSuite> {
+        Ok(Self { crypto: Arc::new(QuicClientConfig::try_from(tls)?), mtu_discovery })
     }
-    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+
+    /// Transport of one connection over a path that may carry UDP payloads of `payload_max` bytes.
+    pub(crate) fn config(&self, payload_max: u16) -> ClientConfig {
+        let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
+        transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS_MAX));
+        transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+        transport.keep_alive_interval(Some(KEEP_ALIVE));
+        if !self.mtu_discovery {
+            transport.mtu_discovery_config(None);
+        }
+        let crypto = Arc::clone(&self.crypto);
+        let mut config = ClientConfig::new(crypto);
+        config.transport_config(Arc::new(transport));
+        config
+    }
 }
 
 /// Transport of an edge; connections begin with a small window (see [`admit`]).
 pub(crate) fn server(tls: rustls::ServerConfig) -> Result<ServerConfig, NoInitialCipherSuite> {
-    let mut transport = common(SERVER_IDLE_TIMEOUT_MS);
+    // What a connector announces bounds it further: its first link decides for both directions.
+    let mut transport = common(SERVER_IDLE_TIMEOUT_MS, JUMBO_PAYLOAD_BYTES);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(CONNECTOR_STREAMS_MAX));
     transport.receive_window(VarInt::from_u32(UNREGISTERED_WINDOW_BYTES));
     let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
@@ -56,40 +69,53 @@ pub(crate) fn dialling_endpoint(
     remote: SocketAddr,
     bind: Option<IpAddr>,
     port: Option<u16>,
+    runtime: TurnRuntime,
 ) -> io::Result<Endpoint> {
     let ip = bind.unwrap_or(match remote {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     });
-    let again = port.and_then(|port| bind_udp(SocketAddr::new(ip, port)).ok());
+    let again = port.and_then(|port| udp::bind(SocketAddr::new(ip, port)).ok());
     let socket = match again {
         Some(socket) => socket,
-        None => bind_udp(SocketAddr::new(ip, 0))?,
+        None => udp::bind(SocketAddr::new(ip, 0))?,
     };
-    let mut config = EndpointConfig::default();
+    let mut config = endpoint_config(&runtime);
     config.cid_generator(|| Box::new(ZeroLength));
-    Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+    Endpoint::new(config, None, socket, Arc::new(runtime))
 }
 
 /// The edge's UDP socket.
-pub(crate) fn listening_endpoint(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
-    let socket = bind_udp(address)?;
-    Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+pub(crate) fn listening_endpoint(
+    address: SocketAddr,
+    config: ServerConfig,
+    metrics: &UdpMetrics,
+) -> io::Result<Endpoint> {
+    let runtime = TurnRuntime { metrics: metrics.clone(), payload_max: JUMBO_PAYLOAD_BYTES };
+    let socket = udp::bind(address)?;
+    Endpoint::new(endpoint_config(&runtime), Some(config), socket, Arc::new(runtime))
 }
 
 /// What both ends of a registered connection have.
-pub(crate) fn registered() -> TransportConfig {
-    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS);
+pub(crate) fn registered(payload_max: u16) -> TransportConfig {
+    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
     transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
     transport
 }
 
-fn common(idle_timeout_ms: u32) -> TransportConfig {
+fn endpoint_config(runtime: &TurnRuntime) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    let set = config.max_udp_payload_size(runtime.payload_max);
+    debug_assert!(set.is_ok(), "every size in use is allowed");
+    config
+}
+
+fn common(idle_timeout_ms: u32, payload_max: u16) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut congestion = CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW_BYTES);
     let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_MAX);
+    mtu.upper_bound(payload_max);
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_timeout_ms))))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
@@ -99,24 +125,6 @@ fn common(idle_timeout_ms: u32) -> TransportConfig {
         .congestion_controller_factory(Arc::new(congestion))
         .mtu_discovery_config(Some(mtu));
     transport
-}
-
-fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
-    // Best effort: the kernel caps the size silently.
-    drop(socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES));
-    drop(socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
-    let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
-    if got < SOCKET_BUFFER_BYTES {
-        tracing::debug!(
-            wanted_bytes = SOCKET_BUFFER_BYTES,
-            got_bytes = got,
-            "UDP socket buffers are smaller than wanted; raise net.core.rmem_max and wmem_max"
-        );
-    }
-    socket.bind(&address.into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
 }
 
 /// Connection ids of no length: each connection has a socket of its own (§2.2).
@@ -168,10 +176,6 @@ const SEND_WINDOW_BYTES: u64 = 16 * 1024 * 1024;
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 /// 32 packets, as the stock connector begins (§10).
 const INITIAL_WINDOW_BYTES: u64 = 32 * 1232;
-/// Largest packet ever tried (§2.2).
-const MTU_MAX: u16 = 1452;
-/// A burst of 1 Gbit/s for 64 ms fits; the default of 208 KiB holds less than 2 ms.
-const SOCKET_BUFFER_BYTES: usize = 8 * 1024 * 1024;
 /// Handshakes not yet looked at.
 const INCOMING_MAX: usize = 1024;
 /// Bytes kept for each of them: a hybrid ClientHello has two packets (E2).

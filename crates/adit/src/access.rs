@@ -135,6 +135,7 @@ impl AccessGate {
             secure: true,
             tls: None,
             entry_point: "access".into(),
+            on_mesh: false,
             address: adit_proxy::message::AddressText::default(),
         };
         let request = Request {
@@ -142,7 +143,7 @@ impl AccessGate {
             uri: Uri::from_static(KEYS_PATH),
             version: http::Version::HTTP_11,
             host: self.host.clone(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             body: Body::empty(),
             upgrade: None,
             visitor: Arc::new(visitor),

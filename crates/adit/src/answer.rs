@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
+use adit_proxy::clock;
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::Attempt;
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use tokio::time::Instant;
 
 use crate::access_log::{AccessLog, Entry};
 use crate::gateway::Observed;
@@ -116,7 +118,7 @@ impl Exchange {
                 received: 0,
                 origin_bytes: 0,
                 headers: if log.wants_headers() {
-                    [request.headers.clone(), HeaderMap::new(), HeaderMap::new()]
+                    [HeaderMap::clone(&request.headers), HeaderMap::new(), HeaderMap::new()]
                 } else {
                     Default::default()
                 },
@@ -146,7 +148,7 @@ impl Exchange {
         });
         Self {
             entry,
-            began: Instant::now(),
+            began: clock::now(),
             log: log.cloned(),
             metrics: metrics.clone(),
             measured: None,
@@ -172,7 +174,7 @@ impl Exchange {
             replaced: Vec::new(),
         });
         let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(AccessLog::wants_headers);
-        self.probe = Some(Arc::new(Probe::new(request, wants_headers)));
+        self.probe = Some(Probe::new(request, wants_headers));
     }
 
     /// Watches the hop to the origin, if anyone wants to know.
@@ -282,7 +284,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         self.metrics.0.in_flight.dec();
-        let duration = self.began.elapsed();
+        let duration = clock::now() - self.began;
         self.metrics.0.duration.observe(duration.as_secs_f64());
         // The visitor left before there was an answer.
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };

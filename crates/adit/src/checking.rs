@@ -4,7 +4,7 @@
 
 mod places;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use adit_config::dynamic::{Dynamic, PemSource};
@@ -141,15 +141,15 @@ impl Check<'_> {
                 self.problem("udp.routers", name, ".service", &reason);
             }
         }
-        for (name, entry_point) in &self.config.entry_points {
-            if entry_point.transport == EntryPointTransport::Udp {
-                let (_, disabled) = services.route(&dynamic.udp, name, entry_point.as_default);
-                for (router, reason) in
-                    disabled.iter().filter(|(_, reason)| reason.starts_with("entry point "))
-                {
-                    self.problem("udp.routers", router, "", reason);
-                }
-            }
+        let udp = self.config.entry_points.iter().filter(|(_, entry_point)| is_udp(entry_point));
+        let faults = |(name, entry_point): (&String, &EntryPoint)| {
+            services.table(&dynamic.udp, name, entry_point.as_default).1
+        };
+        // A router on several entry points is at fault once; faults of services are told with these.
+        let faults: BTreeSet<_> = udp.flat_map(faults).collect();
+        for (router, reason) in faults.iter().filter(|(_, reason)| !reason.starts_with("service ")) {
+            let below = if reason.starts_with("rule ") { ".rule" } else { "" };
+            self.problem("udp.routers", router, below, reason);
         }
     }
 

@@ -117,7 +117,7 @@ impl ConnectorService {
             uri,
             version: http::Version::HTTP_11,
             host,
-            headers,
+            headers: headers.into(),
             body,
             upgrade: raw.then(|| "websocket".into()),
             visitor: Arc::clone(&self.visitor),
@@ -181,7 +181,7 @@ impl ConnectorService {
         if !raw && body.is_empty() && !is_head && may_have_content(status) {
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
-        let send = match reply.head(ResponseHead { status, headers }).await {
+        let send = match reply.head(ResponseHead { status, headers: headers.into_map() }).await {
             Ok(send) => send,
             Err(error) => {
                 self.metrics.failed();

@@ -189,7 +189,7 @@ impl EdgeService {
     /// The visitor's true address and the fields without what it may have forged.
     fn about_visitor(&self, request: &mut Request) -> (IpAddr, HeaderMap) {
         let remote = request.visitor.remote.ip().to_canonical();
-        let mut fields = std::mem::take(&mut request.headers);
+        let mut fields = std::mem::take(&mut *request.headers);
         let trust = self.entry_points.load();
         let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
         let trusted = |ip: IpAddr| {
@@ -257,20 +257,20 @@ fn into_response(
             set(&mut headers, header::UPGRADE, "websocket");
         }
         let source = TunnelSource::new(recv, Length::Raw, upload);
-        return Ok(Response { status, headers, body: Body::stream(source, Length::Raw) });
+        return Ok(Response { status, headers: headers.into(), body: Body::stream(source, Length::Raw) });
     }
     headers::remove_hop_by_hop(&mut headers);
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless {
         headers.remove(header::TRANSFER_ENCODING);
-        return Ok(Response { status, headers, body: Body::empty() });
+        return Ok(Response { status, headers: headers.into(), body: Body::empty() });
     }
     let length = take_length(&mut headers, true).map_err(|_| BAD_ANSWER)?;
     let body = match length {
         Length::Known(0) => Body::empty(),
         length => Body::stream(TunnelSource::new(recv, length, upload), length),
     };
-    Ok(Response { status, headers, body })
+    Ok(Response { status, headers: headers.into(), body })
 }
 
 /// RFC 6455 §4.1: 16 random bytes; the visitor never sees it.

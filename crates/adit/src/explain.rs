@@ -8,7 +8,6 @@ use std::sync::Arc;
 use adit_config::dynamic::{Middleware, ServiceKind};
 use adit_config::{Config, EntryPointTransport};
 use adit_proxy::body::Body;
-use adit_proxy::forwarded::set_mesh_claims;
 use adit_proxy::message::{Request, Visitor};
 
 use adit_route::router::{HttpHead, Router, RouterOutcome, RouterVerdict, length_of};
@@ -101,12 +100,13 @@ impl Asked {
         Ok(Self { method, uri, host, headers, from, secure })
     }
 
-    fn request(&self, entry_point: &str) -> Request {
+    fn request(&self, entry_point: &str, on_mesh: bool) -> Request {
         let visitor = Visitor {
             remote: SocketAddr::new(self.from, 0),
             local: SocketAddr::from(([0, 0, 0, 0], 0)),
             secure: self.secure,
             entry_point: Arc::from(entry_point),
+            on_mesh,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };
@@ -115,7 +115,7 @@ impl Asked {
             uri: self.uri.clone(),
             version: Version::HTTP_11,
             host: self.host.clone(),
-            headers: self.headers.clone(),
+            headers: self.headers.clone().into(),
             body: Body::empty(),
             upgrade: None,
             visitor: Arc::new(visitor),
@@ -127,7 +127,7 @@ impl Asked {
         let mut explained =
             json!({ "entryPoint": entry_point, "tls": self.secure, "router": null, "others": [] });
         let Some(entry) = generation.entry(entry_point) else { return explained };
-        let mut request = self.request(entry_point);
+        let mut request = self.request(entry_point, entry.is_on_mesh());
         if !entry.tidy_fields(&mut request) {
             explained["refused"] = json!("underscore_header");
             return explained;
@@ -145,7 +145,7 @@ impl Asked {
             return explained;
         };
         if let Some(peer) = mesh {
-            set_mesh_claims(&mut request.headers, peer, self.from);
+            entry.tell_peer(&mut request.headers, peer, self.from);
         }
         let head = HttpHead {
             entry_point,

@@ -14,8 +14,18 @@ use crate::gateway::Gateway;
 pub(crate) struct Front {
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) edge: Option<Arc<EdgeService>>,
-    /// Entry points whose visitors the edge serves, with whether TLS is spoken there; swapped on reload.
-    pub(crate) public: Arc<ArcSwap<Vec<(String, bool)>>>,
+    /// Entry points whose visitors the edge serves; swapped on reload.
+    pub(crate) public: Arc<ArcSwap<Vec<PublicEntry>>>,
+}
+
+/// An entry point whose visitors the edge serves.
+#[derive(Debug)]
+pub(crate) struct PublicEntry {
+    pub(crate) name: String,
+    /// Whether TLS is spoken there.
+    pub(crate) tls: bool,
+    /// Whether only peers of the mesh reach it.
+    pub(crate) on_mesh: bool,
 }
 
 impl Front {
@@ -23,8 +33,11 @@ impl Front {
     fn edge_of(&self, request: &Request) -> Option<&EdgeService> {
         let visitor = &request.visitor;
         let public = self.public.load();
-        let is_public =
-            public.iter().any(|(name, tls)| **name == *visitor.entry_point && *tls == visitor.secure);
+        let is_public = public.iter().any(|entry| {
+            *entry.name == *visitor.entry_point
+                && entry.tls == visitor.secure
+                && entry.on_mesh == visitor.on_mesh
+        });
         self.edge.as_deref().filter(|_| is_public)
     }
 }

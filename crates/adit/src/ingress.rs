@@ -142,17 +142,20 @@ impl IngressState {
         self.current.load()
     }
 
-    /// Takes rules from the configuration file. Rules that the edge pushed stay in force: they are newer.
+    /// Compiles rules to go in the place of those in force.
     ///
     /// # Errors
-    /// [`IngressError`]; the old rules stay.
-    pub(crate) fn apply_local(&self, ingress: &Ingress) -> Result<(), IngressError> {
+    /// [`IngressError`].
+    pub(crate) fn compile(&self, ingress: &Ingress) -> Result<Served, IngressError> {
+        Served::build(ingress, Some(&self.current.load()))
+    }
+
+    /// Takes rules from the configuration file. Rules that the edge pushed stay in force: they are newer.
+    pub(crate) fn apply_local(&self, served: Served) {
         let _one = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.remote.load().is_none() {
-            let served = Served::build(ingress, Some(&self.current.load()))?;
             self.current.store(Arc::new(served));
         }
-        Ok(())
     }
 
     /// Takes rules pushed by the edge.

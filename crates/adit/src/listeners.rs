@@ -9,16 +9,18 @@ use adit_config::{Config, EntryPoint, EntryPointNetwork, EntryPointTransport};
 use adit_mesh::netstack::Stack;
 use adit_proxy::drain::{self, DrainSignal};
 use adit_proxy::h1::server::Options;
-use adit_proxy::h3::listener::{H3Listener, H3Options};
+use adit_proxy::h3::listener::{H3Handle, H3Listener, H3Options};
+use adit_proxy::lanes::Lanes;
 use adit_proxy::listen::{ListenError, Listener, ListenerHandle, ListenerOptions, Switch};
 use adit_proxy::message::Service;
 use adit_proxy::metrics::Metrics;
 use adit_proxy::proxy_protocol::ProxyProtocolPolicy;
 use adit_proxy::tls::CertificateStore;
-use adit_proxy::udp::{UdpListener, UdpOptions, UdpRoute};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use adit_proxy::udp::{UdpHandle, UdpListener, UdpOptions, UdpRoutes};
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::mesh_entry;
@@ -28,19 +30,24 @@ use crate::mesh_entry;
 pub(crate) struct Listeners {
     /// By where they listen: a socket outlives changes of name and settings.
     running: BTreeMap<Place, Running>,
-    udp: BTreeMap<Place, RunningUdp>,
+    udp: BTreeMap<Place, RunningUdp<UdpHandle>>,
     /// The UDP sides of entry points with HTTP/3.
-    h3: BTreeMap<Place, RunningUdp>,
+    h3: BTreeMap<Place, RunningUdp<H3Handle>>,
     /// Those that a reload took away, still serving what they had.
     leaving: JoinSet<()>,
     /// The mesh's own network stack, if it has one: entry points on the mesh listen there.
     stack: Option<Stack>,
+    /// The threads that serve what the ingress alone answers.
+    lanes: Lanes,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
 }
 
 /// What an entry point does with a connection, if the ingress decides it.
 pub(crate) type Switches<'a> = dyn Fn(&str) -> Option<Arc<ArcSwap<Switch>>> + 'a;
+
+/// What a UDP entry point does with datagrams.
+pub(crate) type UdpCells<'a> = dyn Fn(&str) -> Option<Arc<ArcSwap<UdpRoutes>>> + 'a;
 
 /// A socket of an entry point, for people and the API.
 #[derive(Clone, Debug)]
@@ -85,9 +92,10 @@ impl Place {
 
 /// A UDP entry point, or the UDP side of one with HTTP/3.
 #[derive(Debug)]
-struct RunningUdp {
+struct RunningUdp<H> {
     name: String,
     address: SocketAddr,
+    handle: H,
     leave: Leave,
     drain: DrainSignal,
     task: JoinHandle<()>,
@@ -108,6 +116,8 @@ struct Running {
 struct Settings {
     entry_point: EntryPoint,
     limits: adit_config::Limits,
+    /// Its visitors may be for a tunnel: what carries that wakes any thread, so that nothing is gained by lanes.
+    is_edges: bool,
 }
 
 /// Why the entry points cannot be as configured.
@@ -119,25 +129,17 @@ pub(crate) enum ListenersError {
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
-    /// A UDP socket goes on under the name that it was opened for, and what is routed by that name may not be for its
-    /// visitors.
-    #[error("entry point {name} cannot take over the UDP socket of {was} at {address} in a running process")]
-    Renamed {
-        /// Its new name.
-        name: String,
-        /// Its old one.
-        was: String,
-        /// Where it listens.
-        address: SocketAddr,
-    },
+    /// The threads that serve visitors.
+    #[error("cannot start the threads that serve visitors")]
+    Threads(#[source] std::io::Error),
 }
 
 /// What is to listen, with the sockets that are new.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     wanted: BTreeMap<Place, (String, Settings, Option<Listener>)>,
-    udp: BTreeMap<Place, (String, Option<UdpListener>)>,
-    h3: BTreeMap<Place, (String, Leave, Option<H3Listener>)>,
+    udp: BTreeMap<Place, (UdpOptions, Option<UdpListener>)>,
+    h3: BTreeMap<Place, (H3Options, Leave, Option<H3Listener>)>,
 }
 
 /// How an entry point ends (`transport.lifeCycle`).
@@ -160,21 +162,11 @@ impl Leave {
     }
 }
 
-/// A socket that is kept keeps its name.
-fn kept_as(running: Option<&RunningUdp>, name: &str) -> Result<(), ListenersError> {
-    match running.filter(|running| running.name != name) {
-        None => Ok(()),
-        Some(RunningUdp { name: was, address, .. }) => {
-            Err(ListenersError::Renamed { name: name.to_owned(), was: was.clone(), address: *address })
-        }
-    }
-}
-
 impl Listeners {
     /// None yet.
     ///
     /// # Errors
-    /// If TLS cannot be set up.
+    /// If TLS cannot be set up, or there are no threads.
     pub(crate) fn new(store: &Arc<CertificateStore>, metrics: Arc<Metrics>) -> Result<Self, ListenersError> {
         Ok(Self {
             running: BTreeMap::new(),
@@ -182,6 +174,9 @@ impl Listeners {
             h3: BTreeMap::new(),
             leaving: JoinSet::new(),
             stack: None,
+            // As many as the runtime has: both obey `TOKIO_WORKER_THREADS`.
+            lanes: Lanes::start(Handle::current().metrics().num_workers())
+                .map_err(ListenersError::Threads)?,
             tls: store.server_config()?,
             metrics,
         })
@@ -207,8 +202,11 @@ impl Listeners {
                 if entry_point.transport == EntryPointTransport::Udp {
                     self.prepare_udp(name, entry_point, place, config, &mut prepared)?;
                 } else {
-                    let settings =
-                        Settings { entry_point: entry_point.clone(), limits: config.limits.clone() };
+                    let settings = Settings {
+                        entry_point: entry_point.clone(),
+                        limits: config.limits.clone(),
+                        is_edges: config.edge.iter().any(|edge| edge.public.contains(name)),
+                    };
                     self.prepare_tcp((name, settings), place, switches, &mut prepared)?;
                 }
             }
@@ -224,25 +222,19 @@ impl Listeners {
         config: &Config,
         prepared: &mut Prepared,
     ) -> Result<(), ListenersError> {
-        kept_as(self.udp.get(&place), name)?;
-        // A UDP socket keeps its timeout until a restart: two on one address would split the datagrams.
-        let listener = match self.udp.contains_key(&place) {
-            true => None,
-            false => {
-                let options = UdpOptions {
-                    name: name.to_owned(),
-                    idle_timeout: entry_point.udp_timeout,
-                    sessions_max: config.limits.connections_max as usize,
-                    device: place.device.clone(),
-                    metrics: Arc::clone(&self.metrics),
-                };
-                Some(match self.stack_of(&place) {
-                    Some(stack) => mesh_entry::bind_udp(stack, place.address, options)?,
-                    None => UdpListener::bind(place.address, options)?,
-                })
-            }
+        let options = UdpOptions {
+            name: name.to_owned(),
+            idle_timeout: entry_point.udp_timeout,
+            sessions_max: config.limits.connections_max as usize,
+            device: place.device.clone(),
+            metrics: Arc::clone(&self.metrics),
         };
-        prepared.udp.insert(place, (name.to_owned(), listener));
+        let listener = match (self.udp.contains_key(&place), self.stack_of(&place)) {
+            (true, _) => None,
+            (false, Some(stack)) => Some(mesh_entry::bind_udp(stack, place.address, options.clone())?),
+            (false, None) => Some(UdpListener::bind(place.address, options.clone())?),
+        };
+        prepared.udp.insert(place, (options, listener));
         Ok(())
     }
 
@@ -273,22 +265,19 @@ impl Listeners {
             // HTTP/3 has the port of its TCP side, also where the system chose that.
             let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
             let running = || self.running.get(&place).map(|running| running.address);
-            kept_as(self.h3.get(&place), name)?;
+            let options = H3Options {
+                name: name.to_owned(),
+                switch,
+                connections_max: settings.limits.connections_max as usize,
+                device: place.device.clone(),
+                connection: self.connection_options(&settings),
+            };
             let listener = match self.h3.contains_key(&place) {
                 true => None,
-                false => Some(H3Listener::bind(
-                    bound.or_else(running).unwrap_or(address),
-                    H3Options {
-                        name: name.to_owned(),
-                        switch,
-                        connections_max: settings.limits.connections_max as usize,
-                        device: place.device.clone(),
-                        connection: self.connection_options(&settings),
-                    },
-                )?),
+                false => Some(H3Listener::bind(bound.or_else(running).unwrap_or(address), options.clone())?),
             };
             let leave = Leave::of(&settings.entry_point);
-            prepared.h3.insert(place.clone(), (name.to_owned(), leave, listener));
+            prepared.h3.insert(place.clone(), (options, leave, listener));
         }
         prepared.wanted.insert(place, (name.to_owned(), settings, listener));
         Ok(())
@@ -300,7 +289,7 @@ impl Listeners {
         prepared: Prepared,
         service: &Arc<S>,
         switches: &Switches<'_>,
-        routes: &dyn Fn(&str) -> Option<Arc<ArcSwapOption<UdpRoute>>>,
+        routes: &UdpCells<'_>,
     ) {
         self.commit_udp(prepared.udp, routes);
         self.commit_h3(prepared.h3, service);
@@ -311,7 +300,8 @@ impl Listeners {
             self.leave(running);
         }
         for (place, (name, settings, listener)) in prepared.wanted {
-            let options = self.options(&name, &settings, switches);
+            let options =
+                ListenerOptions { device: place.device.clone(), ..self.options(&name, &settings, switches) };
             match (self.running.get_mut(&place), listener) {
                 (Some(running), _) => {
                     running.handle.set(options);
@@ -336,23 +326,32 @@ impl Listeners {
     /// The same for UDP entry points; `routes` tells where their sessions go.
     fn commit_udp(
         &mut self,
-        prepared: BTreeMap<Place, (String, Option<UdpListener>)>,
-        routes: &dyn Fn(&str) -> Option<Arc<ArcSwapOption<UdpRoute>>>,
+        prepared: BTreeMap<Place, (UdpOptions, Option<UdpListener>)>,
+        routes: &UdpCells<'_>,
     ) {
         let gone: Vec<Place> =
             self.udp.keys().filter(|place| !prepared.contains_key(place)).cloned().collect();
         for udp in gone.iter().filter_map(|place| self.udp.remove(place)).collect::<Vec<_>>() {
             self.leave_udp(udp);
         }
-        for (place, (name, listener)) in prepared {
-            let Some(listener) = listener else { continue };
-            let (Ok(address), Some(route)) = (listener.local_addr(), routes(&name)) else { continue };
-            let (drain, drained) = drain::channel();
-            tracing::info!(entry_point = %name, %address, transport = "udp", "entry point listens");
-            let task = tokio::spawn(listener.run(route, drained));
-            let leave = Leave { accept: Duration::ZERO, finish: FOREVER };
-            if let Some(old) = self.udp.insert(place, RunningUdp { name, address, leave, drain, task }) {
-                self.leave_udp(old);
+        for (place, (options, listener)) in prepared {
+            let (name, Some(routes)) = (options.name.clone(), routes(&options.name)) else { continue };
+            match (self.udp.get_mut(&place), listener) {
+                (Some(running), _) => {
+                    running.handle.set(options, routes);
+                    running.name = name;
+                }
+                (None, Some(listener)) => {
+                    let Ok(address) = listener.local_addr() else { continue };
+                    let handle = listener.handle();
+                    handle.set(options, routes);
+                    let (drain, drained) = drain::channel();
+                    tracing::info!(entry_point = %name, %address, transport = "udp", "entry point listens");
+                    let task = tokio::spawn(listener.run(drained));
+                    let leave = Leave { accept: Duration::ZERO, finish: FOREVER };
+                    self.udp.insert(place, RunningUdp { name, address, handle, leave, drain, task });
+                }
+                (None, None) => {}
             }
         }
     }
@@ -360,7 +359,7 @@ impl Listeners {
     /// The same for HTTP/3.
     fn commit_h3<S: Service>(
         &mut self,
-        prepared: BTreeMap<Place, (String, Leave, Option<H3Listener>)>,
+        prepared: BTreeMap<Place, (H3Options, Leave, Option<H3Listener>)>,
         service: &Arc<S>,
     ) {
         let gone: Vec<Place> =
@@ -368,19 +367,26 @@ impl Listeners {
         for h3 in gone.iter().filter_map(|place| self.h3.remove(place)).collect::<Vec<_>>() {
             self.leave_udp(h3);
         }
-        for (place, (name, leave, listener)) in prepared {
-            let Some(listener) = listener else { continue };
-            let address = listener.local_addr();
-            let (drain, drained) = drain::channel();
-            tracing::info!(entry_point = %name, %address, transport = "http3", "entry point listens");
-            let task = tokio::spawn(listener.run(Arc::clone(service), drained));
-            if let Some(old) = self.h3.insert(place, RunningUdp { name, address, leave, drain, task }) {
-                self.leave_udp(old);
+        for (place, (options, leave, listener)) in prepared {
+            let name = options.name.clone();
+            match (self.h3.get_mut(&place), listener) {
+                (Some(running), _) => {
+                    running.handle.set(options);
+                    (running.name, running.leave) = (name, leave);
+                }
+                (None, Some(listener)) => {
+                    let (address, handle) = (listener.local_addr(), listener.handle());
+                    let (drain, drained) = drain::channel();
+                    tracing::info!(entry_point = %name, %address, transport = "http3", "entry point listens");
+                    let task = tokio::spawn(listener.run(Arc::clone(service), drained));
+                    self.h3.insert(place, RunningUdp { name, address, handle, leave, drain, task });
+                }
+                (None, None) => {}
             }
         }
     }
 
-    fn leave_udp(&mut self, udp: RunningUdp) {
+    fn leave_udp<H>(&mut self, udp: RunningUdp<H>) {
         tracing::info!(entry_point = %udp.name, address = %udp.address, "entry point closed");
         self.leave_with(udp.leave.now(), udp.address, udp.drain, udp.task);
     }
@@ -392,13 +398,14 @@ impl Listeners {
             address: running.address,
             scheme: if running.settings.entry_point.tls { "https" } else { "http" },
         });
-        let with = |udp: &RunningUdp, scheme| Listening {
-            entry_point: udp.name.clone(),
-            address: udp.address,
+        let with = |(name, address): (&String, &SocketAddr), scheme| Listening {
+            entry_point: name.clone(),
+            address: *address,
             scheme,
         };
-        let h3 = self.h3.values().map(|h3| with(h3, "h3"));
-        tcp.chain(h3).chain(self.udp.values().map(|udp| with(udp, "udp"))).collect()
+        let h3 = self.h3.values().map(|h3| with((&h3.name, &h3.address), "h3"));
+        let udp = self.udp.values().map(|udp| with((&udp.name, &udp.address), "udp"));
+        tcp.chain(h3).chain(udp).collect()
     }
 
     /// Stops accepting and waits until every visitor has its answer; drop the future to cut the rest.
@@ -407,8 +414,11 @@ impl Listeners {
             let leave = Leave::of(&running.settings.entry_point);
             self.leave_with(leave, running.address, running.drain, running.task);
         }
-        for (_, udp) in std::mem::take(&mut self.udp).into_iter().chain(std::mem::take(&mut self.h3)) {
+        for (_, udp) in std::mem::take(&mut self.udp) {
             self.leave_with(udp.leave, udp.address, udp.drain, udp.task);
+        }
+        for (_, h3) in std::mem::take(&mut self.h3) {
+            self.leave_with(h3.leave, h3.address, h3.drain, h3.task);
         }
         while self.leaving.join_next().await.is_some() {}
     }
@@ -477,6 +487,7 @@ impl Listeners {
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
             device: None,
+            lanes: (!settings.is_edges).then(|| self.lanes.clone()),
             connection: self.connection_options(settings),
         }
     }

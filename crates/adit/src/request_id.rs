@@ -21,7 +21,9 @@ impl RequestIds {
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         // An odd multiplier permutes the 64-bit numbers: no two counts give the same id.
         let number = count.wrapping_mul(self.seed).rotate_left(29) ^ self.seed;
-        (0..16).rev().map(|digit| char::from(DIGITS[(number >> (4 * digit) & 15) as usize])).collect()
+        let digit = |place: usize| DIGITS[(number >> (60 - 4 * place) & 15) as usize];
+        let digits: [u8; 16] = std::array::from_fn(digit);
+        str::from_utf8(&digits).unwrap_or_default().to_owned()
     }
 }
 

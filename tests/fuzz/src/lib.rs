@@ -201,7 +201,7 @@ pub fn http1_head(data: &[u8]) {
         (&request.method, &request.host, request.framing.length()),
         "forwarded as {forwarded:?}"
     );
-    assert_eq!(again.headers, request.headers, "forwarded as {forwarded:?}");
+    assert_eq!(*again.headers, *request.headers, "forwarded as {forwarded:?}");
 }
 
 /// Chunked coding, whole and in pieces.

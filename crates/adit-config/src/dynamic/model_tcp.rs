@@ -173,6 +173,12 @@ pub struct UdpRouter {
     pub entry_points: Vec<String>,
     /// Service name as written; empty = the router is at fault.
     pub service: String,
+    /// Who it is for, in the rule language; empty = everybody.
+    pub rule: String,
+    /// 0 = the rule's length; larger goes first.
+    pub priority: i64,
+    /// Why it is not to be used, found before its parts are looked at.
+    pub fault: Option<String>,
 }
 
 /// One UDP service.

@@ -231,7 +231,10 @@ pub(super) fn read_udp(field: &Field<'_>) -> Option<UdpDynamic> {
             let mut router = UdpRouter::default();
             section.set("entryPoints", &mut router.entry_points, Field::strings);
             section.set("service", &mut router.service, Field::string);
+            section.set("rule", &mut router.rule, Field::string);
+            section.set("priority", &mut router.priority, Field::whole);
             section.finish();
+            router.fault = field.sink.take_fault();
             Some(router)
         })
     });

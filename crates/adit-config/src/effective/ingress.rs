@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::{address, duration, insert};
 use crate::{
     AccessLog, AccessLogFormat, AcmeChallenge, AcmeKeyType, CertificateResolver, DnsChallenge, DynamicFiles,
-    EntryPoint, EntryPointNetwork, EntryPointTransport, FieldMode, Metrics, Prometheus, Providers,
-    Redirection, UnderscoreHeaders,
+    EntryPoint, EntryPointNetwork, EntryPointTransport, FieldMode, Impersonation, Metrics, Prometheus,
+    Providers, Redirection, UnderscoreHeaders,
     dynamic::{EncodedCharacters, RouterTls},
 };
 
@@ -25,7 +25,11 @@ pub(super) fn entry_point(entry_point: &EntryPoint) -> Value {
     let mut fields = json!({
         "address": format!("{}{suffix}", address(entry_point.address)),
         "on": on,
-        "impersonate": entry_point.impersonate,
+        "impersonate": match entry_point.impersonate {
+            Impersonation::Nobody => "nobody",
+            Impersonation::Peer => "peer",
+            Impersonation::Visitor => "visitor",
+        },
         "asDefault": entry_point.as_default,
         "http": http(entry_point),
         "forwardedHeaders": {

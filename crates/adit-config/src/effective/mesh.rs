@@ -49,6 +49,7 @@ fn peer(peer: &MeshPeer) -> Value {
     insert(&mut fields, "endpoint", peer.endpoint.as_ref().map(|endpoint| json!(endpoint.to_string())));
     let keepalive = peer.persistent_keepalive.map_or_else(|| "off".to_owned(), duration);
     fields.insert("persistent-keepalive".into(), json!(keepalive));
+    insert(&mut fields, "mtu", peer.mtu.map(|mtu| json!(mtu)));
     fields.insert("groups".into(), json!(peer.groups));
     fields.into()
 }

@@ -35,6 +35,7 @@ pub(super) struct PeerDraft {
     pub(super) accept: Vec<IpNet>,
     pub(super) endpoint: Option<MeshEndpoint>,
     pub(super) persistent_keepalive: Option<Duration>,
+    pub(super) mtu: Option<u16>,
     pub(super) groups: Vec<String>,
 }
 
@@ -116,6 +117,7 @@ impl PeerDraft {
             accept: Vec::new(),
             endpoint: None,
             persistent_keepalive: None,
+            mtu: None,
             groups: Vec::new(),
         }
     }
@@ -165,6 +167,7 @@ impl PeerDraft {
             accept: self.accept,
             endpoint: self.endpoint,
             persistent_keepalive: self.persistent_keepalive,
+            mtu: self.mtu,
             groups: self.groups,
         }
     }

@@ -78,6 +78,8 @@ pub struct MeshPeer {
     pub endpoint: Option<MeshEndpoint>,
     /// How often something is sent to it at least; absent = only when there is something to say.
     pub persistent_keepalive: Option<Duration>,
+    /// Largest packet inside the tunnel to it, at most [`Mesh::mtu`]; absent = that.
+    pub mtu: Option<u16>,
     /// Groups that rules and routers know it by.
     pub groups: Vec<String>,
 }

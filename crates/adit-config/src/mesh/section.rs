@@ -36,7 +36,7 @@ pub(crate) fn read_mesh(field: &Field<'_>, loader: &Loader<'_>) -> Option<Mesh> 
     let dns = section.optional("dns", read_dns).unwrap_or_default();
     let networks = section.optional("networks", |field| Some(read_named_networks(field))).unwrap_or_default();
     let peers: Vec<MeshPeer> = std::mem::take(&mut draft.peers).into_iter().map(PeerDraft::finish).collect();
-    check_peers(&peers, &section);
+    check_peers(&peers, draft.mtu.unwrap_or(MTU_DEFAULT), &section);
     let policy = section.optional("policy", |field| read_policy(field, &Names::new(&peers, &networks)));
     let parts = Parts { mode, interface, advertise, endpoint, dns };
     let mesh = finish(draft, parts, &section)?;
@@ -161,6 +161,7 @@ fn read_peers(field: &Field<'_>, draft: &mut Draft, loader: &Loader<'_>) {
         peer.read(&mut section, &INLINE, loader);
         section.set("accept", &mut peer.accept, values::read_networks);
         section.set("groups", &mut peer.groups, read_groups);
+        peer.mtu = section.optional("mtu", values::read_mtu);
         section.finish();
     }
 }
@@ -177,13 +178,17 @@ fn check_name(name: &str, field: &Field<'_>) -> Option<String> {
 }
 
 /// WireGuard gives a network that two peers claim to the last one; here that is a mistake.
-fn check_peers(peers: &[MeshPeer], section: &Section<'_>) {
+fn check_peers(peers: &[MeshPeer], mtu: u16, section: &Section<'_>) {
     let (mut names, mut networks) = (HashSet::new(), HashMap::new());
     let itself = section.itself();
     for peer in peers {
         let key = format!("{}.peers.{}", itself.path, peer.name);
         if !names.insert(peer.name.as_str()) {
             itself.sink.reject_at(&key, &peer.name, "another peer has this name");
+        }
+        if let Some(own) = peer.mtu.filter(|own| *own > mtu) {
+            let reason = format!("expected at most the mesh's own, {mtu}");
+            itself.sink.reject_at(&format!("{key}.mtu"), &own.to_string(), reason);
         }
         for network in &peer.allowed_ips {
             if let Some(other) = networks.insert(network, peer.name.as_str()) {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -257,6 +258,22 @@ impl Device for Netstack {
             self.shared.drops.count(reason);
         }
         Ok(())
+    }
+
+    fn forget_others(&mut self, owner: &dyn Fn(IpAddr) -> Option<PeerId>) {
+        let is_others = |tuple: &FourTuple, entry: &Entry| {
+            entry.peer().is_some_and(|peer| owner(tuple.remote.ip()) != Some(peer))
+        };
+        let gone: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(tuple, entry)| is_others(tuple, entry))
+            .map(|(t, _)| *t)
+            .collect();
+        for tuple in gone {
+            self.shared.drops.count(StackDrop::PeerChanged);
+            self.fail(&tuple, io::ErrorKind::ConnectionReset);
+        }
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

@@ -34,7 +34,7 @@ stack_drops! {
     NotOurs = "not_ours",
     /// Neither TCP, UDP nor ICMP, or behind extension headers.
     Protocol = "protocol",
-    /// Of a connection that another peer began: its address has changed hands.
+    /// A connection that another peer began, or a packet of one: its address has changed hands.
     PeerChanged = "peer_changed",
     /// TCP to a port where nobody listens, or of a connection that is over: reset.
     PortClosed = "port_closed",

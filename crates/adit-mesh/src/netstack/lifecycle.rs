@@ -76,6 +76,11 @@ impl Entry {
         }
     }
 
+    /// Whose packets it takes, if it has taken any.
+    pub(super) fn peer(&self) -> Option<PeerId> {
+        self.peer
+    }
+
     /// A connection that is over on both sides gives way to a new one between the same ports (RFC 9293 §3.6.1). What
     /// is late from the old one WireGuard has dropped as a replay.
     pub(super) fn may_be_replaced(&self) -> bool {

@@ -26,6 +26,7 @@ pub(crate) struct Wire {
 pub(crate) struct Pair {
     pub(crate) stacks: [Stack; 2],
     pub(crate) lost: Arc<AtomicU64>,
+    disown: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -50,7 +51,7 @@ impl Pair {
             nodes.push(Node { mesh, stack, inbound: VecDeque::new(), held_back: None });
             stacks.push(handle);
         }
-        let stop = Arc::new(AtomicBool::new(false));
+        let (disown, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
         let lost = Arc::new(AtomicU64::new(0));
         let world = World {
@@ -58,12 +59,19 @@ impl Pair {
             wire,
             random: 0x9e37_79b9_7f4a_7c15,
             lost: Arc::clone(&lost),
+            disown: Arc::clone(&disown),
             buffer: vec![0; 70_000],
             wake: Arc::clone(&wake),
         };
         let stopping = Arc::clone(&stop);
         let thread = std::thread::spawn(move || world.run(&stopping));
-        Self { stacks: stacks.try_into().ok().unwrap(), lost, stop, wake, thread: Some(thread) }
+        Self { stacks: stacks.try_into().ok().unwrap(), lost, disown, stop, wake, thread: Some(thread) }
+    }
+
+    /// Tells the first node's stack that no address belongs to anybody any more.
+    pub(crate) fn disown(&self) {
+        self.disown.store(true, Ordering::SeqCst);
+        rustix::io::write(&self.wake, &1_u64.to_ne_bytes()).unwrap();
     }
 }
 
@@ -80,6 +88,7 @@ struct World {
     wire: Wire,
     random: u64,
     lost: Arc<AtomicU64>,
+    disown: Arc<AtomicBool>,
     buffer: Vec<u8>,
     wake: Arc<OwnedFd>,
 }
@@ -89,6 +98,9 @@ impl World {
         while !stop.load(Ordering::SeqCst) {
             let now = Instant::now();
             let mut busy = false;
+            if self.disown.swap(false, Ordering::SeqCst) {
+                self.nodes[0].stack.forget_others(&|_| None);
+            }
             for number in 0..2 {
                 busy |= self.turn(number, now);
             }

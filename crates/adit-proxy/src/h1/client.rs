@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,6 +19,7 @@ use super::framing::Framing;
 use super::head::{self, HeadError, HeadScanner, ResponseHead};
 use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
+use crate::fields::Fields;
 use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
@@ -30,6 +31,8 @@ use crate::write::Stall;
 pub struct OriginConnection {
     reader: Reader,
     writer: WriteIo,
+    /// Empty; room for the next request.
+    room: Batch,
 }
 
 /// A request as the origin is to get it; the fields that frame it are added here.
@@ -42,7 +45,7 @@ pub struct Outgoing<'a> {
     /// The `Host` field.
     pub host: &'a str,
     /// End-to-end fields.
-    pub headers: &'a HeaderMap,
+    pub headers: &'a Fields,
     /// The protocol to switch to, if the visitor asked.
     pub upgrade: Option<&'a str>,
 }
@@ -82,13 +85,12 @@ impl OriginConnection {
     /// Takes a fresh connection.
     pub fn new(io: Io) -> Self {
         let (read, writer) = io.into_split();
-        Self { reader: Reader::new(read, BytesMut::new()), writer }
+        Self { reader: Reader::new(read, BytesMut::new()), writer, room: Batch::new() }
     }
 
     /// True unless the origin has closed the connection or sent something unasked.
     pub fn is_fresh(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.reader.buffer.is_empty() && self.reader.poll_fill(&mut cx).is_pending()
+        self.reader.buffer.is_empty() && self.reader.is_silent()
     }
 
     /// Sends a request and returns the response once its head is there.
@@ -106,8 +108,10 @@ impl OriginConnection {
         home: Home,
     ) -> Result<Response, ExchangeError> {
         let length = body.length();
+        let mut out = self.room;
+        out.push_back(encode_head(request, length));
         let mut upload = Upload {
-            out: [encode_head(request, length)].into(),
+            out,
             chunked: length == Length::Unknown,
             raw: length == Length::Raw,
             body,
@@ -187,6 +191,12 @@ enum UploadState {
 }
 
 impl Upload {
+    /// The connection for the next exchange.
+    fn finished(self, reader: Reader) -> OriginConnection {
+        let room = if self.out.capacity() <= ROOM_MAX { self.out } else { Batch::new() };
+        OriginConnection { reader, writer: self.writer, room }
+    }
+
     /// Moves as much as both sides allow. Ready when there is nothing left to do.
     ///
     /// # Errors
@@ -293,7 +303,7 @@ impl OriginSource {
             (self.reader.take(), self.upload.take(), self.home.take())
             && upload.state == UploadState::Done
         {
-            home.put(OriginConnection { reader, writer: upload.writer });
+            home.put(upload.finished(reader));
         }
     }
 }
@@ -348,7 +358,7 @@ fn return_home(home: Option<Home>, reader: Reader, upload: Upload) {
     if let Some(home) = home
         && upload.state == UploadState::Done
     {
-        home.put(OriginConnection { reader, writer: upload.writer });
+        home.put(upload.finished(reader));
     }
 }
 
@@ -392,3 +402,6 @@ fn encode_head(request: &Outgoing<'_>, length: Length) -> Bytes {
     out.put_slice(b"\r\n");
     out.freeze()
 }
+
+/// Chunks for which an idle connection keeps room, so that a small request allocates none: 256 bytes.
+const ROOM_MAX: usize = 8;

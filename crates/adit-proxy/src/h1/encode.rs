@@ -3,24 +3,26 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri};
 
 use crate::body::{Batch, Length};
+use crate::fields::Fields;
 
 /// Appends a request head.
 ///
-/// `host` is written first, then the fields, then the framing that `length` asks for. Field names are written in
-/// canonical case (`Content-Type`): some old devices compare them with case.
-pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &HeaderMap) {
-    out.reserve(HEAD_BYTES_GUESS);
-    out.put_slice(method.as_str().as_bytes());
+/// `host` is written first, then the fields; framing is for the caller to add. Names of fields that were in a map are
+/// written in canonical case (`Content-Type`): some old devices compare them with case.
+pub fn request_head(out: &mut BytesMut, method: &Method, uri: &Uri, host: &str, headers: &Fields) {
+    let (method, target) = (method.as_str(), target(uri));
+    out.reserve(method.len() + target.len() + host.len() + headers.bytes() + LINES_BYTES);
+    out.put_slice(method.as_bytes());
     out.put_u8(b' ');
-    out.put_slice(target(uri).as_bytes());
+    out.put_slice(target.as_bytes());
     out.put_slice(b" HTTP/1.1\r\nHost: ");
     out.put_slice(host.as_bytes());
     out.put_slice(b"\r\n");
-    fields(out, headers);
+    headers.write(out);
 }
 
 /// The origin form of a request target (RFC 9112 §3.2.1): an absolute form without a path asks for `/`.
@@ -33,14 +35,14 @@ pub fn target(uri: &Uri) -> Cow<'_, str> {
 }
 
 /// Appends a status line and fields.
-pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &HeaderMap) {
-    out.reserve(HEAD_BYTES_GUESS);
+pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &Fields) {
+    out.reserve(headers.bytes() + LINES_BYTES);
     out.put_slice(b"HTTP/1.1 ");
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
     out.put_slice(b"\r\n");
-    fields(out, headers);
+    headers.write(out);
 }
 
 /// Appends one field of ours.
@@ -86,48 +88,33 @@ pub fn last_chunk(trailers: Option<&HeaderMap>) -> Bytes {
         Some(trailers) => {
             let mut out = BytesMut::with_capacity(256);
             out.put_slice(b"0\r\n");
-            fields(&mut out, trailers);
+            trailers.iter().for_each(|(name, value)| line(&mut out, name, value));
             out.put_slice(b"\r\n");
             out.freeze()
         }
     }
 }
 
-fn fields(out: &mut BytesMut, headers: &HeaderMap) {
-    // One look at the room for all of them, with what framing adds behind.
-    let bytes = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
-    out.reserve(bytes + FRAMING_BYTES_GUESS);
-    for (name, value) in headers {
-        put_name(out, name);
-        out.put_slice(b": ");
-        out.put_slice(value.as_bytes());
-        out.put_slice(b"\r\n");
-    }
+/// Appends one field, its name in canonical case.
+pub(crate) fn line(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
+    put_name(out, name.as_str());
+    out.put_slice(b": ");
+    out.put_slice(value.as_bytes());
+    out.put_slice(b"\r\n");
 }
 
-fn put_name(out: &mut BytesMut, name: &HeaderName) {
-    if let Some(rest) = name.as_str().strip_prefix("sec-websocket-") {
-        // RFC 6455's own spelling: there are servers that compare it with case.
-        out.put_slice(b"Sec-WebSocket-");
-        put_words(out, rest);
-    } else {
-        put_words(out, name.as_str());
-    }
-}
-
-fn put_words(out: &mut BytesMut, name: &str) {
+fn put_name(out: &mut BytesMut, name: &str) {
     let start = out.len();
     out.put_slice(name.as_bytes());
     let written = &mut out[start..];
-    if let Some(first) = written.first_mut() {
-        first.make_ascii_uppercase();
+    let mut begins = true;
+    for letter in &mut *written {
+        *letter = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+        begins = *letter == b'-';
     }
-    let mut at = 0;
-    while let Some(dash) = memchr::memchr(b'-', &written[at..]) {
-        at += dash + 1;
-        if let Some(letter) = written.get_mut(at) {
-            letter.make_ascii_uppercase();
-        }
+    if written.starts_with(WEBSOCKET) {
+        // RFC 6455's own spelling: there are servers that compare it with case.
+        written[WEBSOCKET_S] = b'S';
     }
 }
 
@@ -145,10 +132,11 @@ fn format_hex(value: usize) -> ([u8; 16], usize) {
     }
 }
 
-/// Most heads fit, so one allocation holds them.
-const HEAD_BYTES_GUESS: usize = 512;
-/// `Connection`, `Content-Length` and the empty line.
-const FRAMING_BYTES_GUESS: usize = 64;
+/// The start of the names of a WebSocket's handshake, and where it has a capital within a word.
+const WEBSOCKET: &[u8] = b"Sec-Websocket-";
+const WEBSOCKET_S: usize = 7;
+/// First line, `Host`, `Date`, framing, `Connection` and the empty line, as far as it is not known how long they are.
+const LINES_BYTES: usize = 192;
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +149,7 @@ mod tests {
         headers.append("x-a", "1".parse().unwrap());
         headers.append("x-a", "2".parse().unwrap());
         let mut out = BytesMut::new();
-        request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers);
+        request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers.into());
         assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
     }
 

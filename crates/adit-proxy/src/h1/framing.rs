@@ -88,11 +88,16 @@ pub fn of_response(
         true => coding(headers, version)?,
         false => length(headers, true)?,
     };
+    Ok(of_content(declared, status, method))
+}
+
+/// The framing of a response to `method` whose fields have declared this.
+pub(super) fn of_content(declared: Option<Framing>, status: StatusCode, method: &Method) -> Framing {
     let bodiless = *method == Method::HEAD
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED;
-    Ok(if bodiless { Framing::Empty } else { declared.unwrap_or(Framing::UntilClose) })
+    if bodiless { Framing::Empty } else { declared.unwrap_or(Framing::UntilClose) }
 }
 
 /// Removes the fields that frame a message: the next hop gets its own.
@@ -126,7 +131,13 @@ fn length(headers: &HeaderMap, may_repeat: bool) -> Result<Option<Framing>, Fram
     if lengths.any(|other| !may_repeat || other != length) {
         return Err(FramingError::Length);
     }
-    match parse_length(length).ok_or(FramingError::Length)? {
+    of_length(Some(length.as_bytes()))
+}
+
+/// The framing that a `Content-Length` declares, if there is one.
+pub(super) fn of_length(value: Option<&[u8]>) -> Result<Option<Framing>, FramingError> {
+    let Some(value) = value else { return Ok(None) };
+    match length_in(value).ok_or(FramingError::Length)? {
         0 => Ok(Some(Framing::Empty)),
         bytes => Ok(Some(Framing::Length(bytes))),
     }
@@ -134,7 +145,10 @@ fn length(headers: &HeaderMap, may_repeat: bool) -> Result<Option<Framing>, Fram
 
 /// A `Content-Length` value: digits only (RFC 9110 §8.6).
 pub fn parse_length(value: &HeaderValue) -> Option<u64> {
-    let digits = value.as_bytes();
+    length_in(value.as_bytes())
+}
+
+fn length_in(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

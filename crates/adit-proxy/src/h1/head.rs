@@ -1,13 +1,17 @@
 //! Heads of requests and responses: strict parsing out of a growing buffer.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version};
+use memchr::memmem::Finder;
 use thiserror::Error;
 
 use super::framing::{self, Framing, FramingError};
+use super::plain;
+use crate::fields::{Fields, Kinds, Side};
 
 /// A request head that passed every check.
 #[derive(Debug)]
@@ -21,7 +25,7 @@ pub struct RequestHead {
     /// The authority: of the absolute form, else of `Host`.
     pub host: String,
     /// Fields without `Host` and without those that frame the message.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// How the content is delimited.
     pub framing: Framing,
     /// The connection stays open after this exchange as far as the visitor is concerned.
@@ -38,7 +42,7 @@ pub struct ResponseHead {
     /// Status, 1xx included.
     pub status: StatusCode,
     /// Fields without those that frame the message.
-    pub headers: HeaderMap,
+    pub headers: Fields,
     /// How the content is delimited.
     pub framing: Framing,
     /// The origin keeps the connection open after this exchange.
@@ -129,19 +133,27 @@ impl HeadScanner {
     /// # Errors
     /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
     pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
-        for offset in memchr::memchr_iter(b'\n', &buffer[self.scanned..]) {
-            let lf = self.scanned + offset;
-            if lf == 0 || buffer[lf - 1] != b'\r' {
-                return Err(HeadError::BareLf);
-            }
-            if lf >= 3 && buffer[lf - 3..lf] == *b"\r\n\r" {
-                self.scanned = 0;
-                return if lf < bytes_max { Ok(Some(lf + 1)) } else { Err(HeadError::TooLarge) };
-            }
+        // What was looked at before may be the beginning of the end.
+        let from = self.scanned.saturating_sub(END.len() - 1);
+        let end = END_FINDER.find(&buffer[from..]).map(|at| from + at + END.len());
+        let head = &buffer[..end.unwrap_or(buffer.len())];
+        if has_bare_lf(head, self.scanned) {
+            return Err(HeadError::BareLf);
         }
-        self.scanned = buffer.len();
-        if buffer.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(None) }
+        self.scanned = if end.is_some() { 0 } else { buffer.len() };
+        if head.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(end) }
     }
+}
+
+/// Whether a line ends in LF without CR, from `from` on. Pairs of bytes without a branch, so that many are compared at once.
+fn has_bare_lf(head: &[u8], from: usize) -> bool {
+    let fresh = &head[from.saturating_sub(1)..];
+    let (Some(before), Some(after)) = (fresh.get(..fresh.len().saturating_sub(1)), fresh.get(1..)) else {
+        return false;
+    };
+    let is_bare = |before: u8, byte: u8| u8::from(byte == b'\n') & u8::from(before != b'\r');
+    let bare = before.iter().zip(after).fold(0, |bare, (before, byte)| bare | is_bare(*before, *byte));
+    bare != 0 || (from == 0 && fresh.first() == Some(&b'\n'))
 }
 
 /// Removes the empty lines that may stand before a request (RFC 9112 §2.2), a few of them.
@@ -158,6 +170,11 @@ pub fn skip_empty_lines(buffer: &mut BytesMut) {
 /// # Errors
 /// Anything that two parsers could read in two ways is refused; see [`HeadError`].
 pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
+    if let Some((method, uri, fields)) = plain::request(head)
+        && fields.lack(ODD_REQUEST)
+    {
+        return plain_request(method, uri, fields);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut fields) {
@@ -170,8 +187,12 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers, FIELDS_ADDED)?;
     let uri = parse_target(head, &method, target)?;
+    let fields = Fields::of_head(head, parsed.headers, Side::Visitor)?;
+    if version == Version::HTTP_11 && fields.lack(ODD_REQUEST) {
+        return plain_request(method, uri, fields);
+    }
+    let mut headers = fields.into_map();
     let host = take_host(&mut headers, &uri, version)?;
     let framing = framing::of_request(&headers, version)?;
     let options = ConnectionOptions::read(&headers);
@@ -183,6 +204,7 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
     };
     let keep_alive = options.keep_alive(version);
     framing::strip(&mut headers);
+    let headers = headers.into();
     Ok(RequestHead { method, uri, version, host, headers, framing, keep_alive, expect_continue, upgrade })
 }
 
@@ -191,6 +213,12 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
 /// # Errors
 /// As [`parse_request`].
 pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, HeadError> {
+    if let Some((status, fields)) = plain::response(head)
+        && status.as_u16() >= 200
+        && fields.lack(ODD)
+    {
+        return plain_response(fields, status, method);
+    }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
     let mut parser = httparse::ParserConfig::default();
@@ -209,7 +237,68 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     };
     let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = StatusCode::from_u16(code).map_err(|_| HeadError::Malformed)?;
-    let mut headers = collect(head, parsed.headers, 1)?;
+    let has_folds = parsed.headers.iter().any(|field| memchr::memchr(b'\n', field.value).is_some());
+    if has_folds {
+        return odd_response(collect(head, parsed.headers)?, status, method, version);
+    }
+    let fields = Fields::of_head(head, parsed.headers, Side::Origin)?;
+    let is_odd = version != Version::HTTP_11 || status.as_u16() < 200 || !fields.lack(ODD);
+    match is_odd {
+        true => odd_response(fields.into_map(), status, method, version),
+        false => plain_response(fields, status, method),
+    }
+}
+
+/// A request whose fields can be read in one way only, and that asks for nothing out of the ordinary.
+fn plain_request(method: Method, uri: Uri, mut headers: Fields) -> Result<RequestHead, HeadError> {
+    let host = match uri.authority() {
+        // RFC 9112 §3.2.2: the absolute form wins over Host, which has to be there all the same.
+        Some(authority) => headers.line(Kinds::HOST).map(|_| authority.as_str()),
+        None => headers.line(Kinds::HOST).and_then(|host| str::from_utf8(host).ok()),
+    };
+    let host = host.filter(|host| is_host(host)).ok_or(HeadError::Host)?.to_owned();
+    let framing = framing::of_length(headers.line(Kinds::LENGTH))?.unwrap_or(Framing::Empty);
+    let keep_alive = !headers.ask_to_close();
+    headers.drop_lines(Kinds::FRAMING);
+    Ok(RequestHead {
+        method,
+        uri,
+        version: Version::HTTP_11,
+        host,
+        headers,
+        framing,
+        keep_alive,
+        expect_continue: false,
+        upgrade: None,
+    })
+}
+
+/// A response whose fields can be read in one way only.
+fn plain_response(
+    mut headers: Fields,
+    status: StatusCode,
+    method: &Method,
+) -> Result<ResponseHead, HeadError> {
+    let (length, coding) = (headers.line(Kinds::LENGTH), headers.line(Kinds::CODING));
+    let declared = match (length, coding) {
+        (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Some(Framing::Chunked),
+        (length, None) => framing::of_length(length)?,
+        _ => return odd_response(headers.into_map(), status, method, Version::HTTP_11),
+    };
+    let framing = framing::of_content(declared, status, method);
+    let keep_alive = !headers.ask_to_close() && framing != Framing::UntilClose;
+    // The length of a HEAD or 304 answer describes a representation, it frames nothing: it is kept.
+    headers.drop_lines(if framing == Framing::Empty { Kinds::CODING } else { Kinds::LENGTH | Kinds::CODING });
+    Ok(ResponseHead { status, headers, framing, keep_alive })
+}
+
+/// A response that takes a closer look.
+fn odd_response(
+    mut headers: HeaderMap,
+    status: StatusCode,
+    method: &Method,
+    version: Version,
+) -> Result<ResponseHead, HeadError> {
     let framing = framing::of_response(&headers, status, method, version)?;
     let is_contradictory =
         headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH);
@@ -222,7 +311,7 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
     } else {
         framing::strip(&mut headers);
     }
-    Ok(ResponseHead { status, headers, framing, keep_alive })
+    Ok(ResponseHead { status, headers: headers.into(), framing, keep_alive })
 }
 
 /// Whether the sender of a request waits for `100 Continue` before it sends content.
@@ -345,14 +434,13 @@ pub fn is_host(host: &str) -> bool {
         Some(literal) => {
             literal.is_some_and(|l| l.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')))
         }
-        None => name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&b)),
+        None => name.bytes().all(|b| IN_NAMES[usize::from(b)]),
     };
     name_ok && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Leaves room for some fields to be added without the map being built anew.
-fn collect(head: &Bytes, fields: &[httparse::Header<'_>], spare: usize) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::with_capacity(fields.len() + spare);
+fn collect(head: &Bytes, fields: &[httparse::Header<'_>]) -> Result<HeaderMap, HeadError> {
+    let mut headers = HeaderMap::with_capacity(fields.len());
     for field in fields {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| HeadError::Malformed)?;
         // The value stays a slice of the head: no copy per field, unless it was folded.
@@ -395,8 +483,26 @@ fn fold_or_malformed(head: &[u8]) -> HeadError {
     if folded { HeadError::ObsFold } else { HeadError::Malformed }
 }
 
-/// What an entry point says about its visitor: `X-Forwarded-*`, `X-Real-Ip`.
-const FIELDS_ADDED: usize = 6;
+/// The characters of `reg-name` (RFC 3986 §3.2.2).
+const IN_NAMES: [bool; 256] = {
+    let (mut table, mut byte, marks) = ([false; 256], 0, b"-._~%!$&'()*+,;=");
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut mark = 0;
+    while mark < marks.len() {
+        table[marks[mark] as usize] = true;
+        mark += 1;
+    }
+    table
+};
+/// The end of the last line of a head, and the empty line behind it.
+const END: &[u8] = b"\r\n\r\n";
+static END_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(END));
+/// Fields that take a closer look than at themselves.
+const ODD: Kinds = Kinds::HOP.and(Kinds::REPEATED);
+const ODD_REQUEST: Kinds = ODD.and(Kinds::CODING).and(Kinds::EXPECT);
 /// Most fields of one head; 128 × 2 pointers of stack while parsing.
 pub const FIELDS_MAX: usize = 128;
 

@@ -8,5 +8,6 @@ pub mod client;
 pub mod encode;
 pub mod framing;
 pub mod head;
+mod plain;
 pub mod server;
 pub mod source;

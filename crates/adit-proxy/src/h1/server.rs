@@ -22,6 +22,7 @@ use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
 use crate::drain::Drain;
+use crate::fields::Kinds;
 use crate::headers;
 use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
@@ -70,6 +71,8 @@ pub async fn serve<S: Service>(
         options,
         drain,
         stall: Stall::new(options.write_idle_timeout),
+        idle: Idle::new(options.keep_alive_timeout),
+        draining: Some(Box::pin(drain.settled())),
         raw: false,
     };
     while let Some(head) = connection.next_head().await {
@@ -87,6 +90,10 @@ struct Connection<'a> {
     options: &'a Options,
     drain: &'a Drain,
     stall: Stall,
+    /// Time for the next head, and between heads; one timer for all requests.
+    idle: Idle,
+    /// [`Drain::settled`], asked once for all requests; none once it has answered.
+    draining: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     /// The connection was upgraded: its end is content, not an abort.
     raw: bool,
 }
@@ -118,20 +125,22 @@ impl Connection<'_> {
         let reader = self.reader.as_mut()?;
         let mut scanner = HeadScanner::default();
         let options = self.options;
-        let mut idle = Idle::new(options.keep_alive_timeout);
+        let (idle, draining) = (&mut self.idle, &mut self.draining);
+        idle.restart(options.keep_alive_timeout);
         let mut started = false;
-        let scanned = tokio::select! {
-            biased;
-            scanned = poll_fn(|cx| poll_head(reader, &mut scanner, &mut idle, &mut started, options, cx)) => scanned,
-            // An idle connection is closed at once on shutdown; one that has begun a request gets its answer.
-            () = self.drain.started() => {
-                if self.reader.as_ref().is_none_or(|r| r.buffer.is_empty()) {
-                    return None;
-                }
-                let reader = self.reader.as_mut()?;
-                poll_fn(|cx| poll_head(reader, &mut scanner, &mut idle, &mut started, options, cx)).await
+        let scanned = poll_fn(|cx| {
+            let head = poll_head(reader, &mut scanner, idle, &mut started, options, cx);
+            if head.is_ready() {
+                return head;
             }
-        };
+            if draining.as_mut().is_some_and(|draining| draining.as_mut().poll(cx).is_ready()) {
+                *draining = None;
+            }
+            // An idle connection is closed at once on shutdown; one that has begun a request gets its answer.
+            let is_over = draining.is_none() && reader.buffer.is_empty();
+            if is_over { Poll::Ready(Ok(None)) } else { Poll::Pending }
+        })
+        .await;
         let error = match scanned {
             Ok(Some(length)) => {
                 let bytes = self.reader.as_mut()?.buffer.split_to(length).freeze();
@@ -425,10 +434,13 @@ fn start_answer(
 ) -> Sending {
     let mut out = BytesMut::new();
     let status = response.status;
-    let described = response.headers.remove(header::CONTENT_LENGTH);
+    let described = match response.headers.lack(Kinds::LENGTH) {
+        true => None,
+        false => response.headers.remove(header::CONTENT_LENGTH),
+    };
     remove_own_fields(&mut response, version, raw);
     encode::response_head(&mut out, status, &response.headers);
-    if !response.headers.contains_key(header::DATE) {
+    if !response.headers.has_date() {
         date::with_now(|now| encode::field(&mut out, "Date", now));
     }
     let bodiless =
@@ -465,7 +477,15 @@ fn start_answer(
         encode::field(&mut out, "Connection", b"keep-alive");
     }
     out.put_slice(b"\r\n");
-    Sending { out: [out.freeze()].into(), body, encoding, done: false }
+    // One buffer is written for less than two.
+    let done = match body.take_little(MERGED_BYTES_MAX).filter(|_| encoding == Encoding::Plain) {
+        Some(content) => {
+            out.put_slice(&content);
+            true
+        }
+        None => false,
+    };
+    Sending { out: [out.freeze()].into(), body, encoding, done }
 }
 
 /// Takes off what this side of the connection alone says (RFC 9112 §6.1, §9.6): a middleware may have put it there, and a
@@ -588,6 +608,8 @@ fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
     handback.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Content copied behind its head.
+const MERGED_BYTES_MAX: usize = 4 * 1024;
 /// Requests sent ahead of an answer that are read to notice a closed connection.
 const PIPELINED_BYTES_MAX: usize = 64 * 1024;
 /// Input thrown away before a refused upload's connection is closed.

@@ -306,7 +306,7 @@ async fn exchange(
     } else {
         Body::stream(Exchange { incoming: Incoming::new(stream, None), upload, _count: count }, length)
     };
-    Ok(Response { status: parts.status, headers, body })
+    Ok(Response { status: parts.status, headers: headers.into(), body })
 }
 
 fn into_head(request: Request, secure: bool) -> Result<(http::Request<()>, Body), H2Error> {
@@ -318,7 +318,7 @@ fn into_head(request: Request, secure: bool) -> Result<(http::Request<()>, Body)
     let mut head = http::Request::new(());
     *head.method_mut() = request.method;
     *head.uri_mut() = uri;
-    *head.headers_mut() = request.headers;
+    *head.headers_mut() = request.headers.into_map();
     headers::keep_te_trailers(head.headers_mut());
     if let Length::Known(bytes) = request.body.length()
         && bytes > 0

@@ -90,7 +90,7 @@ pub(crate) fn write(response: Response, is_head: bool) -> (http::Response<()>, B
     }
     let mut head = http::Response::new(());
     *head.status_mut() = status;
-    *head.headers_mut() = headers;
+    *head.headers_mut() = headers.into_map();
     (head, if bodiless { Body::empty() } else { body })
 }
 

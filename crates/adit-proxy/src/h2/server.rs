@@ -18,6 +18,7 @@ use super::fields::{self, Refused};
 use super::stream::{Incoming, Outgoing, SendFailure};
 use super::websocket;
 use crate::body::{Body, Length};
+use crate::clock;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::idle::Deadline;
@@ -83,7 +84,7 @@ pub async fn serve<S: Service>(
         match accepted {
             Some(Ok((request, respond))) => {
                 look = Instant::now() + if draining { GOAWAY_TIME } else { options.keep_alive_timeout };
-                tokio::spawn(answer(request, respond, Arc::clone(&exchange)));
+                tokio::spawn(clock::ticking(answer(request, respond, Arc::clone(&exchange))));
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, reason = "h2_connection", "connection ended");
@@ -205,7 +206,7 @@ fn translate<S>(
         uri,
         version: http::Version::HTTP_2,
         host,
-        headers,
+        headers: headers.into(),
         body,
         upgrade: is_websocket.then(|| websocket::PROTOCOL.into()),
         visitor: Arc::clone(&exchange.visitor),
@@ -295,6 +296,7 @@ mod tests {
                 local: address,
                 secure: false,
                 entry_point: "web".into(),
+                on_mesh: false,
                 tls: None,
                 address: crate::message::AddressText::default(),
             };

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::listen::{ListenError, Switch, bind_device, canonical};
+use crate::mesh::Admitted;
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 use crate::tls::options::{DEFAULT_OPTIONS, Stamp};
@@ -28,10 +29,33 @@ use crate::tls::options::{DEFAULT_OPTIONS, Stamp};
 pub struct H3Listener {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
-    options: H3Options,
+    active: Arc<ArcSwap<H3Options>>,
     permits: Arc<Semaphore>,
-    /// The configuration in use and the TLS options it was made of.
-    current: Mutex<Option<(Arc<ServerConfig>, Arc<quinn::ServerConfig>)>>,
+    /// The configuration in use.
+    current: Mutex<Option<Made>>,
+}
+
+/// Changes the settings of a running listener; its socket and its connections stay.
+#[derive(Clone, Debug)]
+pub struct H3Handle {
+    active: Arc<ArcSwap<H3Options>>,
+}
+
+/// A configuration and what it was made of.
+#[derive(Clone, Debug)]
+struct Made {
+    of: Arc<ServerConfig>,
+    options: Arc<H3Options>,
+    config: Arc<quinn::ServerConfig>,
+}
+
+impl H3Handle {
+    /// Takes new settings for connections accepted from now on; all but the device, for which it was bound, and the number
+    /// of connections.
+    pub fn set(&self, options: H3Options) {
+        let device = self.active.load().device.clone();
+        self.active.store(Arc::new(H3Options { device, ..options }));
+    }
 }
 
 /// What an HTTP/3 entry point is set up with.
@@ -43,7 +67,8 @@ pub struct H3Options {
     pub switch: Arc<ArcSwap<Switch>>,
     /// Connections at once; further ones are refused.
     pub connections_max: usize,
-    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`).
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`): that of the mesh, whose peers are known by
+    /// their addresses.
     pub device: Option<String>,
     /// Limits of each connection.
     pub connection: Options,
@@ -64,13 +89,18 @@ impl H3Listener {
             .options
             .find(DEFAULT_OPTIONS)
             .and_then(|default| quic_config(&options, default))
-            .map(|(_, config)| quinn::ServerConfig::clone(&config))
             .map_err(|reason| fail(io::Error::other(reason)))?;
         let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime)
             .map_err(fail)?;
         let address = endpoint.local_addr().map_err(fail)?;
         let permits = Arc::new(Semaphore::new(options.connections_max));
-        Ok(Self { endpoint, address, options, permits, current: Mutex::new(None) })
+        let active = Arc::new(ArcSwap::from_pointee(options));
+        Ok(Self { endpoint, address, active, permits, current: Mutex::new(None) })
+    }
+
+    /// For later changes of settings.
+    pub fn handle(&self) -> H3Handle {
+        H3Handle { active: Arc::clone(&self.active) }
     }
 
     /// The bound address, with the port that the system chose for port 0.
@@ -90,7 +120,8 @@ impl H3Listener {
                 Some(_) = connections.join_next() => continue,
             };
             let Some(incoming) = incoming else { break };
-            let metrics = &self.options.connection.metrics;
+            let options = self.active.load_full();
+            let metrics = &options.connection.metrics;
             let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
                 metrics.refused("h3_connections_full");
                 incoming.refuse();
@@ -102,7 +133,16 @@ impl H3Listener {
                 let _ = incoming.retry();
                 continue;
             }
-            let (config, stamp) = match self.config() {
+            let peer = match admit(&options, incoming.remote_address()) {
+                Ok(peer) => peer,
+                Err(reason) => {
+                    tracing::debug!(reason, "HTTP/3 connection refused");
+                    metrics.refused(reason);
+                    incoming.refuse();
+                    continue;
+                }
+            };
+            let (config, stamp) = match self.config(&options) {
                 Ok(config) => config,
                 Err(reason) => {
                     tracing::debug!(%reason, reason = "h3_tls", "HTTP/3 connection refused");
@@ -113,16 +153,17 @@ impl H3Listener {
             };
             let Ok(connecting) = incoming.accept_with(config) else { continue };
             let accepted = Accepted {
-                entry_point: self.options.name.as_str().into(),
+                entry_point: options.name.as_str().into(),
                 local: self.address,
+                on_mesh: options.device.is_some(),
                 stamp,
-                options: self.options.connection.clone(),
+                options: options.connection.clone(),
                 drain: drain.clone(),
             };
             let service = Arc::clone(&service);
             connections.spawn(async move {
                 let _permit = permit;
-                accepted.serve(connecting, service).await;
+                accepted.serve_while(peer, connecting, service).await;
             });
         }
         while connections.join_next().await.is_some() {}
@@ -130,25 +171,40 @@ impl H3Listener {
     }
 
     /// The configuration of this moment; made anew only when the TLS options have changed.
-    fn config(&self) -> Result<(Arc<quinn::ServerConfig>, Stamp), String> {
+    fn config(&self, options: &Arc<H3Options>) -> Result<(Arc<quinn::ServerConfig>, Stamp), String> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let switch = self.options.switch.load();
+        let switch = options.switch.load();
         let default = switch.options.find(DEFAULT_OPTIONS)?;
         let stamp = switch.options.stamp(DEFAULT_OPTIONS).unwrap_or_default();
-        if let Some((made_of, config)) = &*current
-            && Arc::ptr_eq(made_of, default)
+        if let Some(made) = &*current
+            && Arc::ptr_eq(&made.of, default)
+            && Arc::ptr_eq(&made.options, options)
         {
-            return Ok((Arc::clone(config), stamp));
+            return Ok((Arc::clone(&made.config), stamp));
         }
-        let (made_of, config) = quic_config(&self.options, default)?;
-        *current = Some((made_of, Arc::clone(&config)));
+        let config = Arc::new(quic_config(options, default)?);
+        *current =
+            Some(Made { of: Arc::clone(default), options: Arc::clone(options), config: Arc::clone(&config) });
         Ok((config, stamp))
+    }
+}
+
+/// The peer of the mesh that asks, where only those may; the error is the refusal's name.
+fn admit(options: &H3Options, remote: SocketAddr) -> Result<Option<Admitted>, &'static str> {
+    let switch = options.switch.load();
+    match (&switch.mesh, &options.device) {
+        (None, None) => Ok(None),
+        (Some(visitors), Some(_)) => {
+            visitors.admit(canonical(remote).ip()).map(Some).ok_or("mesh_peer_unknown")
+        }
+        _ => Err("entry_point_moved"),
     }
 }
 
 struct Accepted {
     entry_point: Arc<str>,
     local: SocketAddr,
+    on_mesh: bool,
     /// Of the TLS options that the handshake is made under.
     stamp: Stamp,
     options: Options,
@@ -156,6 +212,25 @@ struct Accepted {
 }
 
 impl Accepted {
+    /// Serves a peer of the mesh for as long as it is this peer that speaks from its address.
+    async fn serve_while<S: Service>(
+        self,
+        peer: Option<Admitted>,
+        connecting: quinn::Connecting,
+        service: Arc<S>,
+    ) {
+        let Some(mut admitted) = peer else { return self.serve(connecting, service).await };
+        let metrics = Arc::clone(&self.options.metrics);
+        tokio::select! {
+            biased;
+            () = admitted.changed() => {
+                tracing::debug!(peer = %admitted.identity.name, reason = "mesh_peer_changed", "connection closed");
+                metrics.refused("mesh_peer_changed");
+            }
+            () = self.serve(connecting, service) => {}
+        }
+    }
+
     async fn serve<S: Service>(self, connecting: quinn::Connecting, service: Arc<S>) {
         let metrics = &self.options.metrics;
         let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
@@ -172,6 +247,7 @@ impl Accepted {
             local: self.local,
             secure: true,
             entry_point: Arc::clone(&self.entry_point),
+            on_mesh: self.on_mesh,
             tls: Some(Arc::new(TlsInfo { options: self.stamp, ..tls_info(&connection) })),
             address: crate::message::AddressText::default(),
         };
@@ -196,10 +272,7 @@ fn tls_info(connection: &quinn::Connection) -> TlsInfo {
 }
 
 /// QUIC over the TLS options named `default`: the only ones that can be chosen before a name is known.
-fn quic_config(
-    options: &H3Options,
-    default: &Arc<ServerConfig>,
-) -> Result<(Arc<ServerConfig>, Arc<quinn::ServerConfig>), String> {
+fn quic_config(options: &H3Options, default: &Arc<ServerConfig>) -> Result<quinn::ServerConfig, String> {
     let mut tls = ServerConfig::clone(default);
     tls.alpn_protocols = vec![b"h3".to_vec()];
     // 0-RTT could be replayed, and a resumed session would never be asked which certificate it may see.
@@ -215,7 +288,9 @@ fn quic_config(
     config.transport_config(Arc::new(transport(&options.connection)));
     config.max_incoming(INCOMING_MAX).incoming_buffer_size(INCOMING_BYTES_MAX);
     config.incoming_buffer_size_total(INCOMING_BYTES_MAX * INCOMING_MAX as u64 / 16);
-    Ok((Arc::clone(default), Arc::new(config)))
+    // A peer of the mesh is known by the address that its connection began with.
+    config.migration(options.device.is_none());
+    Ok(config)
 }
 
 fn transport(options: &Options) -> quinn::TransportConfig {

@@ -9,6 +9,7 @@ use adit_route::tcp::TcpHead;
 use bytes::BytesMut;
 use rustls::{ProtocolVersion, ServerConfig};
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
@@ -20,6 +21,7 @@ use super::switch::{Switch, TlsDecision};
 use crate::drain::Drain;
 use crate::inlet::{self, Arrival, Inlet};
 use crate::io::Io;
+use crate::mesh::MeshVisitors;
 use crate::message::{Service, Visitor};
 use crate::middleware::TlsInfo;
 
@@ -52,11 +54,8 @@ impl Ends {
             }
             inlet::Accepted::Kernel(stream, remote) => {
                 let local = stream.local_addr().ok()?;
-                stream.set_nodelay(true).ok()?;
-                let keep_alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
-                // A socket that cannot do it is served all the same.
-                let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive);
-                (Inlet::Tcp(stream), remote, local)
+                // Here and not where it was accepted: from now on it wakes this thread.
+                (Inlet::Tcp(TcpStream::from_std(stream).ok()?), remote, local)
             }
         };
         // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
@@ -75,7 +74,14 @@ impl Accepted {
         match (&self.shared.switch, &self.shared.tls) {
             (Some(switch), _) => {
                 let switch = switch.load_full();
-                self.switched(start, ends, &switch, &service).await;
+                match (&switch.mesh, self.shared.on_mesh) {
+                    (None, false) => self.switched(start, ends, (&switch, None), &service).await,
+                    (Some(visitors), true) => {
+                        Box::pin(self.of_mesh(start, ends, (&switch, visitors), &service)).await;
+                    }
+                    // Its entry point is elsewhere by now, and what is routed there is not for its visitors.
+                    _ => self.shared.options.metrics.refused("entry_point_moved"),
+                }
             }
             (None, Some(config)) => {
                 if let Some(io) = Box::pin(self.end_tls(start, config)).await {
@@ -111,13 +117,40 @@ impl Accepted {
         }
     }
 
-    async fn switched<S: Service>(&self, mut start: Start, ends: Ends, switch: &Switch, service: &Arc<S>) {
+    /// Serves a peer of the mesh for as long as it is this peer that speaks from its address.
+    async fn of_mesh<S: Service>(
+        &self,
+        start: Start,
+        ends: Ends,
+        (switch, visitors): (&Switch, &MeshVisitors),
+        service: &Arc<S>,
+    ) {
         let peer = ends.remote.ip().to_canonical();
-        let mesh = switch.mesh.as_ref().and_then(|peers| peers.identify(peer)).map(|identity| &**identity);
-        if switch.mesh.is_some() && mesh.is_none() {
-            tracing::debug!(%peer, reason = "mesh_peer_unknown", entry_point = %self.shared.name, "connection refused");
-            return self.shared.options.metrics.refused("mesh_peer_unknown");
+        let (entry_point, metrics) = (&self.shared.name, &self.shared.options.metrics);
+        let Some(mut admitted) = visitors.admit(peer) else {
+            tracing::debug!(%peer, reason = "mesh_peer_unknown", %entry_point, "connection refused");
+            return metrics.refused("mesh_peer_unknown");
+        };
+        let identity = Arc::clone(&admitted.identity);
+        tokio::select! {
+            // First of all: what lies in the socket's buffer may be somebody else's.
+            biased;
+            () = admitted.changed() => {
+                tracing::debug!(peer = %identity.name, reason = "mesh_peer_changed", %entry_point, "connection closed");
+                metrics.refused("mesh_peer_changed");
+            }
+            () = self.switched(start, ends, (switch, Some(&identity)), service) => {}
         }
+    }
+
+    async fn switched<S: Service>(
+        &self,
+        mut start: Start,
+        ends: Ends,
+        (switch, mesh): (&Switch, Option<&MeshIdentity>),
+        service: &Arc<S>,
+    ) {
+        let peer = ends.remote.ip().to_canonical();
         let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
             return self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await;
@@ -127,7 +160,7 @@ impl Accepted {
             biased;
             // What has been sent before a drain began is still answered.
             first = timeout(self.shared.options.header_timeout, start.protocol(may_be_postgres)) => first,
-            () = self.drain.started() => return,
+            () = self.drain.settled() => return,
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
@@ -293,6 +326,7 @@ impl Accepted {
             local: ends.local,
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
+            on_mesh: self.shared.on_mesh,
             tls,
             address: crate::message::AddressText::default(),
         });
@@ -338,7 +372,7 @@ impl Accepted {
             biased;
             // What has been sent before a drain began is still answered.
             read = timeout(self.shared.options.header_timeout, reading) => read.ok()??,
-            () = self.drain.started() => return None,
+            () = self.drain.settled() => return None,
         };
         Some((is_h2, start))
     }
@@ -374,5 +408,3 @@ const ALERT_UNRECOGNIZED_NAME: &[u8] = &[0x15, 3, 3, 0, 2, 2, 112];
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a PROXY protocol header; balancers send it in their first packet.
 const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Traefik's interval: finds visitors that vanished, even from a relay that knows no idle limit.
-const KEEP_ALIVE: Duration = Duration::from_secs(180);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use adit_route::mesh::MeshPeers;
 use adit_route::tcp::{TcpHead, TcpTable};
 use rustls::ServerConfig;
 
+use crate::mesh::MeshVisitors;
 use crate::tcp::route::TcpRoute;
 use crate::tls::hosts::TlsHosts;
 use crate::tls::options::{DEFAULT_OPTIONS, Stamp, TlsOptionSets};
@@ -24,7 +24,7 @@ pub struct Switch {
     /// Answers `acme-tls/1` handshakes (RFC 8737), if this process gets certificates itself.
     pub challenges: Option<Arc<dyn TlsChallenges>>,
     /// Peers that may come here, on an entry point of the mesh; whoever is none of them is turned away.
-    pub mesh: Option<Arc<MeshPeers>>,
+    pub mesh: Option<MeshVisitors>,
 }
 
 /// Challenges of tls-alpn-01 that wait for the CA's look.

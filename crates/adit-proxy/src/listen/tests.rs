@@ -113,6 +113,7 @@ fn start(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>) -> (Socket
         connections_max: 16,
         reuse_port: false,
         device: None,
+        lanes: None,
         connection: options(),
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();

@@ -59,7 +59,7 @@ impl Errors {
                         headers.append(name, value.clone());
                     }
                 }
-                headers
+                headers.into()
             }
         };
         Ok(Request {

@@ -28,6 +28,7 @@ pub(super) fn request_with(target: &str, fields: &[(&str, &str)]) -> Request {
         local: address,
         secure: false,
         entry_point: "web".into(),
+        on_mesh: false,
         tls: None,
         address: crate::message::AddressText::default(),
     };
@@ -36,7 +37,7 @@ pub(super) fn request_with(target: &str, fields: &[(&str, &str)]) -> Request {
         uri: target.parse().unwrap(),
         version: Version::HTTP_11,
         host: "example.com".to_owned(),
-        headers: field_map(fields),
+        headers: field_map(fields).into(),
         body: Body::empty(),
         upgrade: None,
         visitor: Arc::new(visitor),
@@ -157,7 +158,7 @@ impl Target for Echo {
             ctx.outcome = outcome;
             Response {
                 status: StatusCode::from_u16(status).unwrap(),
-                headers: self.headers.clone(),
+                headers: self.headers.clone().into(),
                 body: self.body(index),
             }
         })

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use adit_config::dynamic::BalancerStrategy;
-use http::HeaderMap;
 use smallvec::SmallVec;
 
 use super::schedule::Schedule;
 use super::sticky::Sticky;
+use crate::fields::Fields;
 
 /// Something that can be chosen.
 pub(super) trait Member {
@@ -85,12 +85,7 @@ impl<M: Member> Balancer<M> {
     }
 
     /// Chooses for a request; `except` was tried already. `None` if nobody is up.
-    pub(super) fn choose(
-        &self,
-        headers: &HeaderMap,
-        client: IpAddr,
-        except: Option<usize>,
-    ) -> Option<Choice> {
+    pub(super) fn choose(&self, headers: &Fields, client: IpAddr, except: Option<usize>) -> Option<Choice> {
         let usable = |index: usize| except != Some(index) && self.members[index].is_up();
         if let Some(remembered) = self.sticky.as_ref().and_then(|sticky| sticky.find(headers))
             && usable(remembered.index)
@@ -216,7 +211,7 @@ mod tests {
     }
 
     fn choose(balancer: &Balancer<Fake>) -> Option<&'static str> {
-        let choice = balancer.choose(&HeaderMap::new(), CLIENT, None)?;
+        let choice = balancer.choose(&Fields::new(), CLIENT, None)?;
         Some(balancer.members()[choice.index].name)
     }
 
@@ -251,7 +246,7 @@ mod tests {
         assert!((0..10).all(|_| choose(&group) == first));
         let heavy = (0..=255u8)
             .flat_map(|a| (0..4u8).map(move |b| IpAddr::from([10, 0, a, b])))
-            .filter(|ip| group.choose(&HeaderMap::new(), *ip, None).is_some_and(|c| c.index == 1))
+            .filter(|ip| group.choose(&Fields::new(), *ip, None).is_some_and(|c| c.index == 1))
             .count();
         assert!((650..890).contains(&heavy), "{heavy} of 1024 with a share of 3 in 4");
     }
@@ -271,11 +266,11 @@ mod tests {
     fn a_second_choice_is_another_one() {
         let group = balancer(vec![fake("a"), fake("b")], BalancerStrategy::Wrr);
         for _ in 0..4 {
-            let choice = group.choose(&HeaderMap::new(), CLIENT, Some(0)).unwrap();
+            let choice = group.choose(&Fields::new(), CLIENT, Some(0)).unwrap();
             assert_eq!(choice.index, 1);
         }
         assert_eq!(
-            balancer(vec![fake("a")], BalancerStrategy::Wrr).choose(&HeaderMap::new(), CLIENT, Some(0)),
+            balancer(vec![fake("a")], BalancerStrategy::Wrr).choose(&Fields::new(), CLIENT, Some(0)),
             None
         );
     }

@@ -2,12 +2,13 @@
 
 use std::io;
 
+use http::StatusCode;
 use http::header::{self, HeaderValue};
-use http::{HeaderMap, StatusCode};
 use rustls::Error as TlsError;
 
 use crate::body::{Body, BodyError};
 use crate::connect::ConnectError;
+use crate::fields::Fields;
 use crate::h1::client::ExchangeError;
 use crate::h2::client::H2Error;
 use crate::message::Response;
@@ -21,7 +22,7 @@ pub(super) fn response(error: &ForwardError) -> Response {
         CLIENT_CLOSED => "Client Closed Request",
         _ => status.canonical_reason().unwrap_or_default(),
     };
-    Response { status, headers: HeaderMap::new(), body: Body::full(text) }
+    Response { status, headers: Fields::new(), body: Body::full(text) }
 }
 
 /// The answer of a balancer in which nobody is up.

@@ -187,6 +187,7 @@ fn probe_request(method: Method, uri: Uri, host: &str, headers: HeaderMap) -> Re
         local: nobody,
         secure: false,
         entry_point: "health-check".into(),
+        on_mesh: false,
         tls: None,
         address: crate::message::AddressText::default(),
     };
@@ -195,7 +196,7 @@ fn probe_request(method: Method, uri: Uri, host: &str, headers: HeaderMap) -> Re
         uri,
         version: Version::HTTP_11,
         host: host.to_owned(),
-        headers,
+        headers: headers.into(),
         body: Body::empty(),
         upgrade: None,
         visitor: Arc::new(visitor),

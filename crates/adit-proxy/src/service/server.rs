@@ -1,7 +1,6 @@
 //! One server of a load balancer: what a request becomes for it, and what is noted of the answer.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use adit_config::dynamic::{PassiveHealthCheck, Server as Settings};
 use base64::Engine;
@@ -12,6 +11,7 @@ use http::{HeaderMap, Method};
 use super::balancer::Member;
 use super::state::ServerState;
 use super::url::ServerUrl;
+use crate::clock;
 use crate::forwarded;
 use crate::h2::websocket;
 use crate::headers::{self, X_FORWARDED_FOR};
@@ -96,14 +96,14 @@ impl Server {
         // Also what holds if the visitor goes away while this runs.
         ctx.outcome = Outcome::Failed;
         let load = self.rules.counts_load.then(|| self.state.enter());
-        let began = Instant::now();
+        let began = clock::now();
         let key = websocket::key_to_verify(request);
         let result = self.origin.send_once(request).await;
         let result = result.and_then(|response| match key {
             Some(key) if !websocket::is_accepted(&response, &key) => Err(ForwardError::WebSocketAccept),
             _ => Ok(response),
         });
-        let elapsed = began.elapsed();
+        let elapsed = clock::now() - began;
         ctx.log.origin_duration = Some(elapsed);
         let failed = match &result {
             Ok(response) => {
@@ -160,11 +160,14 @@ impl Addressed {
 /// Lets only announced trailers through (RFC 9110 §6.6.2): there are servers that treat them as headers, and nobody looks
 /// at them on the way. gRPC announces nothing.
 fn limit_trailers(request: &mut Request) {
+    if request.body.is_replayable() {
+        return;
+    }
     let is_grpc = request
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if request.body.is_replayable() || is_grpc {
+    if is_grpc {
         return;
     }
     let names = headers::list(&request.headers, &header::TRAILER);

@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use adit_route::mesh::MeshIdentity;
+use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 
-use super::service::UdpRoute;
-use super::session::{self, DATAGRAM_BYTES_MAX, Session};
+use super::service::{UdpRoute, UdpRoutes};
+use super::session::{self, Admission, DATAGRAM_BYTES_MAX, Opening, Session};
 use crate::drain::Drain;
 use crate::inlet::{DatagramSource, Datagrams};
 use crate::listen::{ListenError, bind_device};
@@ -22,7 +23,48 @@ use crate::metrics::Metrics;
 #[derive(Debug)]
 pub struct UdpListener {
     socket: Arc<DatagramSource>,
+    active: Arc<ArcSwap<Active>>,
+}
+
+/// Changes the settings of a running entry point; its socket and its sessions stay.
+#[derive(Clone, Debug)]
+pub struct UdpHandle {
+    active: Arc<ArcSwap<Active>>,
+}
+
+/// What sessions are opened with from now on.
+#[derive(Debug)]
+pub(super) struct Active {
     options: UdpOptions,
+    pub(super) routes: Arc<ArcSwap<UdpRoutes>>,
+}
+
+impl Active {
+    /// A socket bound to the interface of the mesh.
+    pub(super) fn is_on_mesh(&self) -> bool {
+        self.options.device.is_some()
+    }
+
+    /// As [`UdpRoutes::admit`], for routes made for such a socket as this one.
+    pub(super) fn admit<'r>(
+        &self,
+        routes: &'r UdpRoutes,
+        address: IpAddr,
+    ) -> Result<(&'r UdpRoute, Option<&'r Arc<MeshIdentity>>), &'static str> {
+        match self.is_on_mesh() == routes.mesh.is_some() {
+            true => routes.admit(address),
+            false => Err("entry_point_moved"),
+        }
+    }
+}
+
+impl UdpHandle {
+    /// Takes another name, other settings and routes; all but the device, for which it was bound. Sessions stay with their
+    /// server.
+    pub fn set(&self, options: UdpOptions, routes: Arc<ArcSwap<UdpRoutes>>) {
+        let device = self.active.load().options.device.clone();
+        self.active.store(Arc::new(Active { options: UdpOptions { device, ..options }, routes }));
+    }
 }
 
 /// What a UDP entry point is set up with.
@@ -34,7 +76,8 @@ pub struct UdpOptions {
     pub idle_timeout: Duration,
     /// Sessions at once; each is a socket and a task of some KiB. Datagrams of further visitors are dropped.
     pub sessions_max: usize,
-    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`).
+    /// Takes only what arrives through this interface (`SO_BINDTODEVICE`): that of the mesh, whose peers are known by
+    /// their addresses.
     pub device: Option<String>,
     /// Where drops are counted.
     pub metrics: Arc<Metrics>,
@@ -49,12 +92,22 @@ impl UdpListener {
         let name = options.name.clone();
         let device = options.device.as_deref();
         let socket = bind(address, device).map_err(|source| ListenError { name, address, source })?;
-        Ok(Self { socket: Arc::new(DatagramSource::Kernel(socket)), options })
+        Ok(Self::from_source(DatagramSource::Kernel(socket), options))
     }
 
     /// Takes datagrams of somebody else than the kernel; `local` is what [`Self::local_addr`] says.
     pub fn over(datagrams: Box<dyn Datagrams>, local: SocketAddr, options: UdpOptions) -> Self {
-        Self { socket: Arc::new(DatagramSource::Other { datagrams, local }), options }
+        Self::from_source(DatagramSource::Other { datagrams, local }, options)
+    }
+
+    fn from_source(source: DatagramSource, options: UdpOptions) -> Self {
+        let active = Active { options, routes: Arc::default() };
+        Self { socket: Arc::new(source), active: Arc::new(ArcSwap::from_pointee(active)) }
+    }
+
+    /// For routes, without which nobody is served, and for later changes.
+    pub fn handle(&self) -> UdpHandle {
+        UdpHandle { active: Arc::clone(&self.active) }
     }
 
     /// The bound address, with the port that the system chose for port 0.
@@ -67,8 +120,8 @@ impl UdpListener {
 
     /// Serves until `drain` begins, and then the sessions that are open until they are silent.
     ///
-    /// `route` may be swapped at any time: sessions stay with their server, new ones follow the new route.
-    pub async fn run(self, route: Arc<ArcSwapOption<UdpRoute>>, drain: Drain) {
+    /// Routes may be swapped at any time: sessions stay with their server, new ones follow the new routes.
+    pub async fn run(self, drain: Drain) {
         let mut sessions =
             Sessions { listener: self, open: HashMap::new(), workers: JoinSet::new(), next: 0 };
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
@@ -80,8 +133,7 @@ impl UdpListener {
             tokio::select! {
                 received = socket.recv_from(&mut buffer) => match received {
                     Ok((length, visitor)) => {
-                        let is_draining = drain.is_started();
-                        sessions.take(&buffer[..length], visitor, route.load().as_deref().filter(|_| !is_draining));
+                        sessions.take(&buffer[..length], visitor, drain.is_started());
                     }
                     // Its network stack has ended, and will not say anything else.
                     Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
@@ -104,12 +156,18 @@ struct Sessions {
 }
 
 impl Sessions {
-    fn take(&mut self, datagram: &[u8], visitor: SocketAddr, route: Option<&UdpRoute>) {
-        let metrics = Arc::clone(&self.listener.options.metrics);
-        if !self.open.contains_key(&visitor)
-            && let Err(reason) = self.start(visitor, route)
-        {
-            return metrics.refused(reason);
+    fn take(&mut self, datagram: &[u8], visitor: SocketAddr, is_draining: bool) {
+        let active = self.listener.active.load_full();
+        let metrics = &active.options.metrics;
+        if self.open.get(&visitor).is_some_and(|session| !session.holds()) {
+            // Its other side ends when it is silent or has something to say.
+            self.open.remove(&visitor);
+        }
+        if !self.open.contains_key(&visitor) {
+            let started = if is_draining { Err("udp_no_route") } else { self.start(visitor, &active) };
+            if let Err(reason) = started {
+                return metrics.refused(reason);
+            }
         }
         if let Some(session) = self.open.get(&visitor)
             && let Err(reason) = session.forward(datagram)
@@ -118,9 +176,10 @@ impl Sessions {
         }
     }
 
-    fn start(&mut self, visitor: SocketAddr, route: Option<&UdpRoute>) -> Result<(), &'static str> {
-        let route = route.ok_or("udp_no_route")?;
-        let options = &self.listener.options;
+    fn start(&mut self, visitor: SocketAddr, active: &Active) -> Result<(), &'static str> {
+        let options = &active.options;
+        let routes = active.routes.load();
+        let (route, peer) = active.admit(&routes, visitor.ip())?;
         if self.open.len() >= options.sessions_max {
             return Err("udp_sessions_full");
         }
@@ -128,9 +187,17 @@ impl Sessions {
         self.next += 1;
         let listener = Arc::clone(&self.listener.socket);
         let metrics = Arc::clone(&options.metrics);
-        tracing::debug!(router = %route.name, %server, "UDP session");
-        let (session, worker) =
-            session::open(self.next, listener, visitor, server, options.idle_timeout, metrics);
+        let name = peer.map(|peer| &*peer.name);
+        tracing::debug!(router = %route.name, %server, peer = name, "UDP session");
+        let admission = Admission {
+            active: Arc::clone(&self.listener.active),
+            address: visitor.ip(),
+            router: Arc::clone(&route.name),
+            peer: peer.cloned(),
+        };
+        let idle = options.idle_timeout;
+        let opening = Opening { id: self.next, visitor, server, idle, admission };
+        let (session, worker) = session::open(opening, listener, metrics);
         let id = session.id;
         let open = options.metrics.udp_session(&options.name);
         self.workers.spawn(async move {
@@ -166,7 +233,12 @@ mod tests {
     use adit_config::dynamic::{UdpDynamic, UdpService};
 
     use super::*;
+    use adit_route::mesh::MeshPeers;
+    use adit_route::udp::{UdpRouterSpec, UdpTable};
+
     use crate::drain;
+    use crate::mesh::tests::peers;
+    use crate::mesh::{MeshGate, MeshVisitors};
     use crate::udp::service::UdpServices;
 
     async fn echo() -> SocketAddr {
@@ -179,6 +251,13 @@ mod tests {
             }
         });
         address
+    }
+
+    /// One router, for whom `rule` says.
+    fn routes(server: SocketAddr, rule: &str, mesh: Option<MeshVisitors>) -> UdpRoutes {
+        let spec =
+            UdpRouterSpec { name: "r".to_owned(), rule: rule.to_owned(), priority: 0, target: route(server) };
+        UdpRoutes { table: UdpTable::build([spec]).0, mesh }
     }
 
     fn route(server: SocketAddr) -> UdpRoute {
@@ -203,8 +282,8 @@ mod tests {
         let listener = UdpListener::bind("127.0.0.1:0".parse().unwrap(), options(2)).unwrap();
         let address = listener.local_addr().unwrap();
         let (start, drained) = drain::channel();
-        let route = Arc::new(ArcSwapOption::from_pointee(route(echo().await)));
-        let running = tokio::spawn(listener.run(route, drained));
+        listener.handle().set(options(2), Arc::new(ArcSwap::from_pointee(routes(echo().await, "", None))));
+        let running = tokio::spawn(listener.run(drained));
         for round in 0..3u8 {
             for _ in 0..2 {
                 let visitor = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -224,5 +303,62 @@ mod tests {
         }
         start.start();
         running.await.unwrap();
+    }
+
+    /// What comes back for one datagram within a moment.
+    async fn ask(visitor: &UdpSocket) -> Option<Vec<u8>> {
+        let mut answer = [0; 16];
+        visitor.send(b"ask").await.unwrap();
+        let received = tokio::time::timeout(Duration::from_millis(300), visitor.recv(&mut answer)).await;
+        received.ok()?.ok().map(|length| answer[..length].to_vec())
+    }
+
+    #[tokio::test]
+    async fn on_the_mesh_only_peers_that_a_router_is_for_are_served_and_only_while_they_are() {
+        let of = |mesh: &Arc<MeshPeers>, gate: &Arc<MeshGate>| {
+            Some(MeshVisitors::new(Arc::clone(mesh), Arc::clone(gate)))
+        };
+        let admins = peers(&[("laptop", 1, "127.0.0.1", "admins"), ("site", 2, "127.9.0.0/16", "")]);
+        let gate = Arc::new(MeshGate::default());
+        gate.open(Arc::clone(&admins));
+        let server = echo().await;
+        let settings = UdpOptions { idle_timeout: Duration::from_secs(60), ..options(8) };
+        let listener = UdpListener::bind("127.0.0.1:0".parse().unwrap(), settings.clone()).unwrap();
+        let address = listener.local_addr().unwrap();
+        // As if it were bound to the interface, which takes a privilege.
+        let on_mesh = UdpOptions { device: Some("lo".to_owned()), ..settings };
+        let cell = Arc::new(ArcSwap::from_pointee(routes(server, "MeshGroup(`admins`)", of(&admins, &gate))));
+        listener.active.store(Arc::new(Active { options: on_mesh, routes: Arc::clone(&cell) }));
+        let metrics = Arc::clone(&listener.active.load().options.metrics);
+        let (_start, drained) = drain::channel();
+        tokio::spawn(listener.run(drained));
+        let from = async |source: &str| {
+            let visitor = UdpSocket::bind(SocketAddr::new(source.parse().unwrap(), 0)).await.unwrap();
+            visitor.connect(address).await.unwrap();
+            visitor
+        };
+        let (laptop, site, nobody) =
+            (from("127.0.0.1").await, from("127.9.0.1").await, from("127.8.0.1").await);
+        assert_eq!(ask(&laptop).await.as_deref(), Some(&b"ask"[..]));
+        assert_eq!(ask(&site).await, None, "a peer that no router is for");
+        assert_eq!(ask(&nobody).await, None);
+        let refused = |reason: &str| metrics.refusals(reason);
+        assert_eq!((refused("udp_no_route"), refused("mesh_peer_unknown")), (1, 1));
+        // Another has the address now: the session is not his, nor are the answers that are still to come.
+        let moved = peers(&[("thief", 3, "127.0.0.1", "admins")]);
+        gate.hold(&moved);
+        assert_eq!(ask(&laptop).await, None);
+        cell.store(Arc::new(routes(server, "MeshGroup(`admins`)", of(&moved, &gate))));
+        gate.open(Arc::clone(&moved));
+        assert_eq!(ask(&laptop).await.as_deref(), Some(&b"ask"[..]), "as a session of his own");
+        let revoked = peers(&[("thief", 3, "127.0.0.1", "")]);
+        gate.hold(&revoked);
+        cell.store(Arc::new(routes(server, "MeshGroup(`admins`)", of(&revoked, &gate))));
+        gate.open(revoked);
+        assert_eq!(ask(&laptop).await, None, "who has left the group is not served any longer");
+        // A name that has become one of the public: nobody of the mesh goes along.
+        cell.store(Arc::new(routes(server, "", None)));
+        assert_eq!(ask(&laptop).await, None);
+        assert_eq!(refused("entry_point_moved"), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! UDP routers: one service per entry point, one session per visitor address (ingress-features.md §1.4).
+//! UDP routers: who goes to which service, one session per visitor address (ingress-features.md §1.4).
 //!
 //! A session is a socket of its own towards the server, so that answers find their visitor; it ends after a silence.
 //!
@@ -8,5 +8,5 @@ mod listener;
 mod service;
 mod session;
 
-pub use listener::{UdpListener, UdpOptions};
-pub use service::{UdpNode, UdpRoute, UdpServices};
+pub use listener::{UdpHandle, UdpListener, UdpOptions};
+pub use service::{UdpNode, UdpRoute, UdpRoutes, UdpServices};

@@ -1,10 +1,14 @@
 //! UDP services: which server a session goes to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use adit_config::dynamic::{UdpDynamic, UdpService};
+use adit_config::dynamic::{UdpDynamic, UdpRouter, UdpService};
+use adit_route::mesh::MeshIdentity;
+use adit_route::udp::{UdpHead, UdpRouterSpec, UdpTable};
 
+use crate::mesh::MeshVisitors;
 use crate::tcp::service::WeightedTurn;
 use crate::tcp::transport::ServerAddress;
 
@@ -28,7 +32,16 @@ enum Kind {
     Weighted(Vec<Arc<UdpNode>>),
 }
 
-/// What an entry point does with datagrams.
+/// What an entry point does with datagrams; built whole and swapped whole on every reload.
+#[derive(Debug, Default)]
+pub struct UdpRoutes {
+    /// Its routers.
+    pub table: UdpTable<UdpRoute>,
+    /// Peers that may come here, on an entry point of the mesh; whoever is none of them is turned away.
+    pub mesh: Option<MeshVisitors>,
+}
+
+/// One router at work.
 #[derive(Clone, Debug)]
 pub struct UdpRoute {
     /// The router's name.
@@ -60,16 +73,16 @@ impl UdpServices {
         }
     }
 
-    /// The route of an entry point, and the routers at fault or passed over: only one can have an entry point, the first
-    /// by name.
-    pub fn route(
+    /// The routers of an entry point, and those at fault or passed over: of those without a rule only one can have an
+    /// entry point, the first by name.
+    pub fn table(
         &self,
         dynamic: &UdpDynamic,
         entry_point: &str,
         is_default: bool,
-    ) -> (Option<UdpRoute>, Vec<(String, String)>) {
-        let mut route: Option<UdpRoute> = None;
+    ) -> (UdpTable<UdpRoute>, Vec<(String, String)>) {
         let mut disabled = Vec::new();
+        let mut specs = Vec::new();
         for (name, router) in &dynamic.routers {
             let here = match router.entry_points.is_empty() {
                 true => is_default,
@@ -78,17 +91,30 @@ impl UdpServices {
             if !here {
                 continue;
             }
-            match (&route, self.find(&router.service)) {
-                (None, Ok(service)) => route = Some(UdpRoute { name: name.as_str().into(), service }),
-                (Some(first), Ok(_)) => {
-                    let reason =
-                        format!("entry point {entry_point} belongs to UDP router {} already", first.name);
-                    disabled.push((name.clone(), reason));
-                }
-                (_, Err(reason)) => disabled.push((name.clone(), reason)),
+            match self.spec(name, router) {
+                Ok(spec) => specs.push(spec),
+                Err(reason) => disabled.push((name.clone(), reason)),
             }
         }
-        (route, disabled)
+        let (table, faults) = UdpTable::build(specs);
+        let told = |reason: String| match reason.starts_with("UDP router ") {
+            true => format!("entry point {entry_point}: {reason}"),
+            false => reason,
+        };
+        disabled.extend(faults.into_iter().map(|fault| (fault.name, told(fault.reason))));
+        (table, disabled)
+    }
+
+    fn spec(&self, name: &str, router: &UdpRouter) -> Result<UdpRouterSpec<UdpRoute>, String> {
+        if let Some(fault) = &router.fault {
+            return Err(fault.clone());
+        }
+        Ok(UdpRouterSpec {
+            name: name.to_owned(),
+            rule: router.rule.clone(),
+            priority: router.priority,
+            target: UdpRoute { name: name.into(), service: self.find(&router.service)? },
+        })
     }
 
     /// Names and reasons of those at fault.
@@ -146,6 +172,25 @@ impl Kind {
             }
             _ => false,
         }
+    }
+}
+
+impl UdpRoutes {
+    /// Which router takes the datagrams of an address, and which peer of the mesh sends them.
+    ///
+    /// # Errors
+    /// The refusal's name.
+    pub(super) fn admit(
+        &self,
+        address: IpAddr,
+    ) -> Result<(&UdpRoute, Option<&Arc<MeshIdentity>>), &'static str> {
+        let address = address.to_canonical();
+        let peer = match &self.mesh {
+            None => None,
+            Some(visitors) => Some(visitors.identify(address).ok_or("mesh_peer_unknown")?),
+        };
+        let head = UdpHead { peer: address, mesh: peer.map(|peer| &**peer) };
+        Ok((self.table.decide(&head).ok_or("udp_no_route")?, peer))
     }
 }
 
@@ -210,14 +255,26 @@ mod tests {
     fn one_router_has_an_entry_point_and_the_others_are_told_why_not() {
         let mut dynamic = dynamic(&[("s", servers(&["127.0.0.1:1"])), ("bad", servers(&["nowhere"]))]);
         for (name, service) in [("a", "bad"), ("b", "s"), ("c", "s")] {
-            let router = UdpRouter { entry_points: vec!["dns".to_owned()], service: service.to_owned() };
+            let router = UdpRouter {
+                entry_points: vec!["dns".to_owned()],
+                service: service.to_owned(),
+                ..UdpRouter::default()
+            };
             dynamic.routers.insert(name.to_owned(), router);
         }
         let services = UdpServices::compile(&dynamic, None);
-        let (route, disabled) = services.route(&dynamic, "dns", false);
-        assert_eq!(&*route.unwrap().name, "b");
-        let names: Vec<&str> = disabled.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a", "c"]);
-        assert!(services.route(&dynamic, "other", true).0.is_none());
+        let (table, disabled) = services.table(&dynamic, "dns", false);
+        let routes = |table| UdpRoutes { table, mesh: None };
+        let visitor = [192, 0, 2, 1].into();
+        assert_eq!(&*routes(table).admit(visitor).unwrap().0.name, "b");
+        assert_eq!(
+            disabled,
+            [
+                ("a".to_owned(), services.find("bad").unwrap_err()),
+                ("c".to_owned(), "entry point dns: UDP router b takes everybody there already".to_owned()),
+            ]
+        );
+        let (none, _) = services.table(&dynamic, "other", true);
+        assert_eq!(routes(none).admit(visitor).unwrap_err(), "udp_no_route");
     }
 }

@@ -1,16 +1,19 @@
 //! One visitor's session: a socket towards its server, and the way back.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use adit_route::mesh::MeshIdentity;
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::listener::Active;
 use crate::connect;
 use crate::inlet::{DatagramLink, DatagramSource};
 use crate::metrics::Metrics;
@@ -24,13 +27,49 @@ pub(super) struct Session {
     early: mpsc::Sender<Bytes>,
 }
 
+/// As whom a visitor was let in, and where that can be seen to be true still.
+#[derive(Debug)]
+pub(super) struct Admission {
+    pub(super) active: Arc<ArcSwap<Active>>,
+    pub(super) address: IpAddr,
+    pub(super) router: Arc<str>,
+    /// On the mesh.
+    pub(super) peer: Option<Arc<MeshIdentity>>,
+}
+
+/// What a session is opened with.
+pub(super) struct Opening {
+    pub(super) id: u64,
+    pub(super) visitor: SocketAddr,
+    /// `host:port`.
+    pub(super) server: String,
+    pub(super) idle: Duration,
+    pub(super) admission: Admission,
+}
+
 /// What both sides of a session share.
 #[derive(Debug)]
 struct Link {
+    admission: Admission,
     server: OnceLock<DatagramLink>,
     started: Instant,
     /// Last datagram in either direction, in ms since `started`.
     active_ms: AtomicU64,
+}
+
+impl Admission {
+    /// Elsewhere sessions stay with their server; on the mesh they last as long as their peer would be let in again: its
+    /// address may have become another's.
+    fn holds(&self) -> bool {
+        let active = self.active.load();
+        if self.peer.is_none() && !active.is_on_mesh() {
+            return true;
+        }
+        let routes = active.routes.load();
+        active.admit(&routes, self.address).is_ok_and(|(route, peer)| {
+            *route.name == *self.router && peer.map(|peer| &**peer) == self.peer.as_deref()
+        })
+    }
 }
 
 impl Link {
@@ -56,23 +95,30 @@ pub(super) struct Worker {
     metrics: Arc<Metrics>,
 }
 
-/// Both sides of a new session towards `server` (`host:port`).
+/// Both sides of a new session.
 pub(super) fn open(
-    id: u64,
+    opening: Opening,
     listener: Arc<DatagramSource>,
-    visitor: SocketAddr,
-    server: String,
-    idle: Duration,
     metrics: Arc<Metrics>,
 ) -> (Session, Worker) {
+    let Opening { id, visitor, server, idle, admission } = opening;
     let (sender, receiver) = mpsc::channel(EARLY_DATAGRAMS_MAX);
-    let link =
-        Arc::new(Link { server: OnceLock::new(), started: Instant::now(), active_ms: AtomicU64::new(0) });
+    let link = Arc::new(Link {
+        admission,
+        server: OnceLock::new(),
+        started: Instant::now(),
+        active_ms: AtomicU64::new(0),
+    });
     let session = Session { id, link: Arc::clone(&link), early: sender };
     (session, Worker { link, early: receiver, visitor, listener, server, idle, metrics })
 }
 
 impl Session {
+    /// Whether its visitor is still who it was, and still let in.
+    pub(super) fn holds(&self) -> bool {
+        self.link.admission.holds()
+    }
+
     /// Passes a datagram on, or says why it is dropped: nothing ever waits.
     pub(super) fn forward(&self, datagram: &[u8]) -> Result<(), &'static str> {
         self.link.touch();
@@ -128,6 +174,10 @@ impl Worker {
             buffer.clear();
             match server.try_recv_buf(&mut buffer) {
                 Ok(_) => {
+                    if !self.link.admission.holds() {
+                        self.metrics.refused("mesh_peer_changed");
+                        return Err(io::ErrorKind::PermissionDenied.into());
+                    }
                     self.link.touch();
                     let _ = self.listener.send_to(&buffer, self.visitor).await;
                 }

@@ -181,6 +181,7 @@ pub fn request(path: &str) -> Request {
         local: nobody,
         secure: false,
         entry_point: "web".into(),
+        on_mesh: false,
         tls: None,
         address: adit_proxy::message::AddressText::default(),
     };
@@ -189,7 +190,7 @@ pub fn request(path: &str) -> Request {
         uri: path.parse().unwrap(),
         version: Version::HTTP_11,
         host: "pub.test".to_owned(),
-        headers: HeaderMap::new(),
+        headers: HeaderMap::new().into(),
         body: Body::empty(),
         upgrade: None,
         visitor: Arc::new(visitor),
@@ -215,7 +216,7 @@ pub async fn ask(services: &Services, name: &str, request: Request) -> Answer {
     let mut ctx = ctx();
     let Response { status, headers, body } = node.call(request, &mut ctx).await;
     let (body, trailers) = read(body).await;
-    Answer { status, headers, body, trailers, ctx }
+    Answer { status, headers: headers.into_map(), body, trailers, ctx }
 }
 
 pub async fn get(services: &Services, name: &str) -> Answer {

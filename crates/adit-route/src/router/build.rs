@@ -1,6 +1,6 @@
 //! From routers as configured to a table; a router that is at fault is left out alone.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::{Index, Matcher, Router, RouterTable, matcher::HttpLeaf, suspicion::suspicions};
 use crate::rule::{Expression, HTTP_MATCHERS};
@@ -57,7 +57,7 @@ impl<R> RouterTable<R> {
             by_priority.then(left_provider.cmp(right_provider)).then_with(|| left.name.cmp(&right.name))
         });
         let routers: Vec<Router<R>> = compiled.into_iter().map(|(_, router)| router).collect();
-        let mut entry_points: HashMap<String, [Index; 2]> = HashMap::new();
+        let mut entry_points: BTreeMap<String, [Index; 2]> = BTreeMap::new();
         for (position, router) in routers.iter().enumerate() {
             // More than four thousand million routers do not fit into any configuration that is read.
             let position = u32::try_from(position).unwrap_or(u32::MAX);

@@ -114,7 +114,7 @@ fn has_line(request: &Request<'_>, name: Option<&HeaderName>, is_it: impl Fn(&He
         Some(name) if *name == header::CONTENT_LENGTH => {
             request.head.content_length.is_some_and(|length| is_it(&HeaderValue::from(length)))
         }
-        Some(name) => request.head.headers.get_all(name).iter().any(is_it),
+        Some(name) => request.head.headers.map().get_all(name).iter().any(is_it),
         None => false,
     }
 }

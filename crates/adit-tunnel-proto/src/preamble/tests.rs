@@ -202,3 +202,58 @@ proptest! {
         let _ = decode_answer(bytes.into());
     }
 }
+
+#[test]
+fn our_own_heads_and_the_stock_connectors_lie_flat() {
+    let request = encode_request(&sample()).unwrap();
+    assert!(Flat::read(&request[DATA_PREFIX.len()..]).is_some());
+    let stock = hex("0000000006000000 0000000001000200 0200000000000000 050000007a000000 \
+                     0000000000000000 3132372e302e302e 313a393030320000");
+    assert!(Flat::read(&stock).is_some());
+}
+
+#[test]
+fn pointers_that_all_lead_to_the_same_text_are_not_followed_without_end() {
+    let long = [b'x'; 4000];
+    let entries: Vec<_> = (0..60).map(|at| ("a", (at == 0).then_some(&long[..]).or(Some(b"")))).collect();
+    let bytes = encode_unchecked(Entries { plain: &entries, headers: None });
+    let mut message = bytes[DATA_PREFIX.len()..].to_vec();
+    // Table, root pointer, data, two pointers, list tag; then each entry's key and value.
+    let first = 8 * 7;
+    let word: [u8; 8] = message[first..first + 8].try_into().unwrap();
+    let word = u64::from_le_bytes(word);
+    for at in 1..60 {
+        let moved = word - ((2 * at) << 2);
+        message[first + 16 * at as usize..][..8].copy_from_slice(&moved.to_le_bytes());
+    }
+    let message = Bytes::from(message);
+    assert!(Flat::read(&message).is_none());
+    assert_eq!(decode_request(&message), Err(PreambleError::Malformed("not a valid message")));
+}
+
+proptest! {
+    #[test]
+    fn what_lies_flat_means_what_the_general_reader_says(
+        headers in any_headers(),
+        damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..3),
+    ) {
+        let head = RequestHead { headers, ..sample() };
+        let mut request = encode_request(&head).unwrap()[DATA_PREFIX.len()..].to_vec();
+        let response = ResponseHead { status: StatusCode::OK, headers: head.headers };
+        let mut response = encode_response(&ConnectResponse::Head(response)).unwrap()[DATA_PREFIX.len()..].to_vec();
+        for (at, value) in damage {
+            // Not in the frame's table, which has been checked by then.
+            for message in [&mut request, &mut response] {
+                let at = 8 + at % (message.len() - 8);
+                message[at] = value;
+            }
+        }
+        let (request, response) = (Bytes::from(request), Bytes::from(response));
+        if Flat::read(&request).is_some() {
+            prop_assert_eq!(decode_request(&request), decode_general_request(&request));
+        }
+        if Flat::read(&response).is_some() {
+            prop_assert_eq!(decode_response(&response), decode_general_response(&response));
+        }
+    }
+}

@@ -1,14 +1,17 @@
 //! One QUIC connection of a connector, from dial to close (tunnel-protocol.md §2.2, §3.6).
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use adit_tunnel_proto::{Failure, Protocol};
 use bytes::Bytes;
-use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval, timeout},
@@ -28,6 +31,7 @@ use crate::{
     streams::{Loss, RecvHalf, SendHalf},
     tls::QUIC_SERVER_NAME,
     transport,
+    udp::{TurnRuntime, payload_max_towards},
 };
 
 /// Dials, registers and serves; why it ended.
@@ -37,7 +41,10 @@ pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dia
         Err(failure) => return failure,
     };
     shared.status.dialled(dial.slot, peer);
-    let endpoint = match transport::dialling_endpoint(peer, shared.options.bind_address, dial.port.last()) {
+    let (bind, port) = (shared.options.bind_address, dial.port.last());
+    let payload_max = payload_max_towards(peer);
+    let runtime = TurnRuntime { metrics: shared.metrics.udp.clone(), payload_max };
+    let endpoint = match transport::dialling_endpoint(peer, bind, port, runtime) {
         Ok(endpoint) => endpoint,
         Err(error) => {
             tracing::warn!(connIndex = dial.slot, %error, "cannot open a UDP socket");
@@ -52,7 +59,7 @@ pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dia
         dial.port.remember(local.port());
     }
     shared.metrics.quic.total_connections.inc();
-    let failure = connect_and_serve(&shared, &mut dial, &endpoint, peer).await;
+    let failure = connect_and_serve(&shared, &mut dial, &endpoint, (peer, payload_max)).await;
     shared.metrics.quic.closed_connections.inc();
     endpoint.close(CLOSE_CODE, b"");
     // The close is sent, and the port freed for the next attempt (C15).
@@ -64,10 +71,10 @@ async fn connect_and_serve<H: RequestHandler>(
     shared: &Arc<Shared<H>>,
     dial: &mut Dial,
     endpoint: &Endpoint,
-    peer: SocketAddr,
+    (peer, payload_max): (SocketAddr, u16),
 ) -> Failure {
     let connection = tokio::select! {
-        connection = connect(shared, endpoint, peer, dial.slot) => match connection {
+        connection = connect(endpoint, shared.quic.config(payload_max), peer, dial.slot) => match connection {
             Ok(connection) => connection,
             Err(failure) => return failure,
         },
@@ -94,13 +101,13 @@ async fn connect_and_serve<H: RequestHandler>(
     failure
 }
 
-async fn connect<H: RequestHandler>(
-    shared: &Shared<H>,
+async fn connect(
     endpoint: &Endpoint,
+    config: quinn::ClientConfig,
     peer: SocketAddr,
     slot: u8,
 ) -> Result<Connection, Failure> {
-    let connecting = endpoint.connect_with(shared.quic.clone(), peer, QUIC_SERVER_NAME).map_err(|error| {
+    let connecting = endpoint.connect_with(config, peer, QUIC_SERVER_NAME).map_err(|error| {
         tracing::warn!(connIndex = slot, %error, "cannot dial the edge");
         Failure::Dial
     })?;
@@ -151,15 +158,9 @@ impl<H: RequestHandler> Serving<'_, H> {
         loop {
             tokio::select! {
                 stream = self.connection.accept_bi() => match stream {
-                    Ok((send, recv)) => {
-                        let shared = Arc::clone(self.shared);
-                        let readers = Arc::clone(self.credit.readers());
-                        let label = self.label.clone();
-                        self.requests.spawn(stream::serve(shared, label, readers, (send, recv)));
-                    }
+                    Ok(stream) => self.serve(stream).await,
                     Err(error) => return self.ended(&error),
                 },
-                Some(done) = self.requests.join_next() => report_panic(done),
                 () = self.control.drive(self.shared) => {}
                 _ = local_configuration.changed(), if self.control.pushes() => {
                     let json = local_configuration.borrow_and_update().clone();
@@ -176,6 +177,7 @@ impl<H: RequestHandler> Serving<'_, H> {
                     Order::Close => return Failure::Lost,
                 },
                 now = look.tick() => {
+                    self.reap();
                     let stats = self.connection.stats();
                     if liveness.observe(stats.udp_rx.datagrams, now.into()) >= DEAD {
                         tracing::warn!(connIndex = self.label.index, reason = "connection_silent", "edge is silent");
@@ -187,6 +189,31 @@ impl<H: RequestHandler> Serving<'_, H> {
                     self.shared.metrics.quic.observe(&index, &stats, min_rtt, &mut counted);
                 }
             }
+        }
+    }
+
+    /// Begins to serve a stream, and those that have come with it.
+    async fn serve(&mut self, first: (SendStream, RecvStream)) {
+        self.reap();
+        let mut next = Some(first);
+        while let Some(stream) = next.take() {
+            let shared = Arc::clone(self.shared);
+            let readers = Arc::clone(self.credit.readers());
+            // Boxed, because a task is moved several times before it runs.
+            self.requests.spawn(Box::pin(stream::serve(shared, self.label.clone(), readers, stream)));
+            next = poll_fn(|cx| match pin!(self.connection.accept_bi()).poll(cx) {
+                Poll::Ready(stream) => Poll::Ready(stream.ok()),
+                // An error comes again to whoever accepts next.
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await;
+        }
+    }
+
+    /// Lets go of the tasks that have ended: nobody waits for them, so that they wake nobody.
+    fn reap(&mut self) {
+        while let Some(done) = self.requests.try_join_next() {
+            report_panic(done);
         }
     }
 

@@ -85,7 +85,7 @@ pub(super) struct Shared<H> {
     /// For origins that read uploads slowly.
     pub(super) budget: Arc<Budget>,
     pub(super) client: Client,
-    pub(super) quic: quinn::ClientConfig,
+    pub(super) quic: transport::Dialler,
     pub(super) tcp: Arc<rustls::ClientConfig>,
     pub(super) status: Board,
     pub(super) configuration: Configuration,
@@ -106,7 +106,7 @@ impl<H> Shared<H> {
         let quic = client_config(roots.clone(), TlsTransport::Quic, pq)?;
         let tcp = client_config(roots, TlsTransport::Tcp, pq)?;
         // The suites offered include the one that QUIC's first packets need.
-        let quic = transport::client(quic, !options.disable_pmtu_discovery)
+        let quic = transport::Dialler::new(quic, !options.disable_pmtu_discovery)
             .map_err(|error| TlsError::Settings(rustls::Error::General(error.to_string())))?;
         let client = Client {
             id: Uuid::new_v4(),

@@ -9,6 +9,7 @@ use crate::{
     reader::{QuicBody, SLOW_PERIOD},
     tls::{QUIC_SERVER_NAME, TlsTransport, client_config, server_config},
     transport,
+    udp::{ETHERNET_PAYLOAD_BYTES, TurnRuntime, UdpMetrics},
 };
 
 fn metrics() -> CreditMetrics {
@@ -25,10 +26,13 @@ async fn pair() -> (quinn::Connection, quinn::Connection, [quinn::Endpoint; 2]) 
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let server = transport::server(server_config(vec![cert.clone()], key.into()).unwrap()).unwrap();
     let client = client_config(vec![cert], TlsTransport::Quic, false).unwrap();
-    let client = transport::client(client, true).unwrap();
-    let listening = transport::listening_endpoint("127.0.0.1:0".parse().unwrap(), server).unwrap();
+    let client = transport::Dialler::new(client, true).unwrap().config(ETHERNET_PAYLOAD_BYTES);
+    let metrics = UdpMetrics::unregistered();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let listening = transport::listening_endpoint(listen, server, &metrics).unwrap();
     let address = listening.local_addr().unwrap();
-    let dialling = transport::dialling_endpoint(address, None, None).unwrap();
+    let runtime = TurnRuntime { metrics, payload_max: ETHERNET_PAYLOAD_BYTES };
+    let dialling = transport::dialling_endpoint(address, None, None, runtime).unwrap();
     let accept = async { listening.accept().await.unwrap().await.unwrap() };
     let dial = dialling.connect_with(client, address, QUIC_SERVER_NAME).unwrap();
     let (near, far) = tokio::join!(accept, dial);

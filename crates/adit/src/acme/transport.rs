@@ -85,7 +85,7 @@ async fn exchange(
         }
     }
     let mut answer = http::Response::new(Bytes::from(content));
-    (*answer.status_mut(), *answer.headers_mut()) = (response.status, response.headers);
+    (*answer.status_mut(), *answer.headers_mut()) = (response.status, response.headers.into_map());
     Ok(answer)
 }
 
@@ -105,7 +105,7 @@ fn message(request: http::Request<Bytes>) -> Option<Request> {
         uri: Uri::from(path),
         version: Version::HTTP_11,
         host,
-        headers,
+        headers: headers.into(),
         upgrade: None,
         visitor: Arc::new(Visitor {
             remote: unspecified,
@@ -113,6 +113,7 @@ fn message(request: http::Request<Bytes>) -> Option<Request> {
             secure: true,
             tls: None,
             entry_point: "acme".into(),
+            on_mesh: false,
             address: AddressText::default(),
         }),
     })

@@ -20,7 +20,22 @@ use crate::cloudflared_metrics::ProxyMetrics;
 use crate::connector_service::ConnectorService;
 use crate::gateway::Gateway;
 use crate::hello::Hello;
-use crate::ingress::{IngressState, chain};
+use crate::ingress::{IngressState, Served, chain};
+
+/// A connector that could be set up: nothing of it runs yet.
+pub(super) struct NewConnector {
+    connector: Connector<ConnectorService>,
+    stop: watch::Receiver<bool>,
+    running: RunningConnector,
+}
+
+/// What a reload makes of the connector; nothing of it is in force yet.
+pub(super) enum ConnectorChange {
+    /// Everything that is not a rule stays.
+    Rules(Box<Served>),
+    /// There is to be none, or another in its place.
+    Replace(Option<Box<NewConnector>>),
+}
 
 /// A running connector.
 pub(super) struct RunningConnector {
@@ -31,13 +46,26 @@ pub(super) struct RunningConnector {
     task: Option<JoinHandle<Result<(), adit_tunnel::ConnectorError>>>,
 }
 
+impl NewConnector {
+    /// Lets it dial.
+    pub(super) fn start(self) -> RunningConnector {
+        let Self { connector, stop, mut running } = self;
+        running.task = Some(tokio::spawn(connector.run(stop)));
+        running
+    }
+}
+
 impl RunningConnector {
-    pub(super) fn start(
+    /// Sets a connector up.
+    ///
+    /// # Errors
+    /// Rules that cannot be served, and what [`Connector::new`] refuses.
+    pub(super) fn prepare(
         tunnel: &Tunnel,
         reach: Reach,
         grace: Duration,
         gateway: Option<Arc<Gateway>>,
-    ) -> Result<Self, DaemonError> {
+    ) -> Result<NewConnector, DaemonError> {
         // Of its own: a connector that replaces another after a reload starts its counters afresh.
         let registry = Registry::new();
         let options = options(tunnel, &reach, grace);
@@ -52,6 +80,7 @@ impl RunningConnector {
             secure: false,
             tls: None,
             entry_point: "tunnel".into(),
+            on_mesh: false,
             address: adit_proxy::message::AddressText::default(),
         };
         let service = Arc::new(ConnectorService {
@@ -73,8 +102,8 @@ impl RunningConnector {
             stopped: ArcSwapOption::empty(),
         });
         let (shutdown, stop) = watch::channel(false);
-        let task = Some(tokio::spawn(connector.run(stop)));
-        Ok(Self { settings: tunnel.clone(), reach, view, shutdown, task })
+        let running = Self { settings: tunnel.clone(), reach, view, shutdown, task: None };
+        Ok(NewConnector { connector, stop, running })
     }
 
     pub(super) fn view(&self) -> Arc<ConnectorView> {
@@ -91,12 +120,19 @@ impl RunningConnector {
         rules_aside == *tunnel && self.reach == *reach && self.task.is_some()
     }
 
-    /// Takes the rules of a new configuration and tells the edge.
-    pub(super) fn reload(&mut self, tunnel: &Tunnel) -> Result<(), DaemonError> {
-        self.view.ingress.apply_local(&tunnel.ingress)?;
+    /// The rules of a new configuration, compiled.
+    ///
+    /// # Errors
+    /// Rules that cannot be served.
+    pub(super) fn plan(&self, tunnel: &Tunnel) -> Result<Served, DaemonError> {
+        Ok(self.view.ingress.compile(&tunnel.ingress)?)
+    }
+
+    /// Takes what [`Self::plan`] has made of `tunnel` and tells the edge.
+    pub(super) fn reload(&mut self, rules: Served, tunnel: &Tunnel) {
+        self.view.ingress.apply_local(rules);
         self.view.handle.set_local_configuration(push(tunnel));
         self.settings = tunnel.clone();
-        Ok(())
     }
 
     pub(super) fn sweep(&self) {

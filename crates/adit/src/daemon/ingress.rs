@@ -8,14 +8,16 @@ use adit_acme::Acme;
 use adit_config::dynamic::{Dynamic, TlsDynamic};
 use adit_config::{Config, DynamicFiles, EntryPointNetwork, EntryPointTransport, Ingress, Tunnel};
 use adit_proxy::listen::Switch;
+use adit_proxy::mesh::MeshVisitors;
 use adit_proxy::tcp::layer::TcpLayers;
 use adit_proxy::tcp::service::TcpServices;
 use adit_proxy::tcp::table::{TcpParts, TcpRouters};
 use adit_proxy::tls::options::TlsOptionSets;
 use adit_proxy::tls::{CertificateStore, Certificates};
-use adit_proxy::udp::{UdpRoute, UdpServices};
+use adit_proxy::udp::{UdpRoute, UdpRoutes, UdpServices};
 use adit_route::mesh::MeshPeers;
-use arc_swap::{ArcSwap, ArcSwapOption};
+use adit_route::udp::UdpTable;
+use arc_swap::ArcSwap;
 
 use crate::acme::{self, AcmeViews, TcpHosts};
 use crate::gateway::files::{Files, Look, Place};
@@ -33,7 +35,7 @@ pub(super) struct RunningIngress {
     /// By entry point; listeners hold the same.
     switches: HashMap<String, Arc<ArcSwap<Switch>>>,
     /// By UDP entry point; its listener holds the same.
-    udp_routes: HashMap<String, Arc<ArcSwapOption<UdpRoute>>>,
+    udp_routes: HashMap<String, Arc<ArcSwap<UdpRoutes>>>,
     streams: Streams,
     watched: Vec<PathBuf>,
     internal: Internal,
@@ -60,7 +62,7 @@ struct Streams {
 #[derive(Default)]
 struct Routes {
     tcp: HashMap<String, TcpRouters>,
-    udp: HashMap<String, UdpRoute>,
+    udp: HashMap<String, UdpTable<UdpRoute>>,
 }
 
 impl RunningIngress {
@@ -88,6 +90,7 @@ impl RunningIngress {
             acme,
         };
         ingress.take(config, planned.inputs, planned.certificates, options);
+        ingress.open_gate();
         ingress
     }
 
@@ -118,11 +121,24 @@ impl RunningIngress {
         }
     }
 
+    /// Keeps everybody from the addresses of the mesh that will be another's when `config` is in force; to be done before
+    /// the mesh changes.
+    pub(super) fn hold_gate(&self, config: &Config) {
+        let after = config.mesh.as_ref().map(MeshPeers::new).unwrap_or_default();
+        self.gateway.gate().hold(&after);
+    }
+
+    /// All that decides who is who is in force: the mesh, [`Self::reload`] and the entry points.
+    pub(super) fn open_gate(&self) {
+        self.gateway.gate().open(self.gateway.load().inputs.mesh.clone().unwrap_or_default());
+    }
+
     pub(super) fn watched(&self) -> &[PathBuf] {
         &self.watched
     }
 
-    /// Takes configuration and files as they are now; what is wrong in them is disabled alone.
+    /// Takes configuration and files as they are now; what is wrong in them is disabled alone. [`Self::open_gate`] is to
+    /// follow.
     pub(super) fn reload(&mut self, config: &Config) {
         let planned = plan(config, &mut self.files, &self.store, Some(&self.options));
         self.watched = planned.watched;
@@ -147,12 +163,7 @@ impl RunningIngress {
         generation.verdicts.warnings.extend(wanted.warnings.iter().map(ToString::to_string));
         report(&generation);
         self.set_switches(config, &generation, &mut routes);
-        for (name, entry_point) in &config.entry_points {
-            if entry_point.transport == EntryPointTransport::Udp {
-                let cell = self.udp_routes.entry(name.clone()).or_default();
-                cell.store(routes.udp.remove(name).map(Arc::new));
-            }
-        }
+        self.set_udp_routes(config, &generation, routes.udp);
         self.gateway.store(generation);
         self.acme.apply(&config.tls.resolvers, &wanted.list);
     }
@@ -176,7 +187,7 @@ impl RunningIngress {
                 plain: tcp.plain,
                 secure: tcp.secure,
                 hosts: generation.tls_hosts(name),
-                mesh: generation.inputs.mesh.clone().filter(|_| is_on_mesh(config, name)),
+                mesh: self.mesh_of(config, &generation.inputs, name),
                 challenges: Some(self.gateway.acme().tls_challenges()),
                 ..Switch::http(Arc::clone(&self.options))
             };
@@ -189,10 +200,39 @@ impl RunningIngress {
             };
             self.switches.insert(name.clone(), cell);
         }
+        // Who comes late to an entry point of the mesh that is no more is not decided about by what nobody keeps true.
+        for cell in held.into_values().filter(|cell| cell.load().mesh.is_some()) {
+            cell.store(Arc::new(Switch::http(Arc::clone(&self.options))));
+        }
+    }
+
+    /// Where the datagrams of each UDP entry point go.
+    fn set_udp_routes(
+        &mut self,
+        config: &Config,
+        generation: &Generation,
+        mut tables: HashMap<String, UdpTable<UdpRoute>>,
+    ) {
+        for name in tables.keys() {
+            self.udp_routes.entry(name.clone()).or_default();
+        }
+        for (name, cell) in &self.udp_routes {
+            let routes = tables
+                .remove(name)
+                .map(|table| UdpRoutes { table, mesh: self.mesh_of(config, &generation.inputs, name) });
+            cell.store(Arc::new(routes.unwrap_or_default()));
+        }
+    }
+
+    /// Who may come to an entry point, if it is on the mesh.
+    fn mesh_of(&self, config: &Config, inputs: &Inputs, entry_point: &str) -> Option<MeshVisitors> {
+        let is_here = is_on_mesh(config, entry_point);
+        let peers = is_here.then(|| inputs.mesh.clone().unwrap_or_default())?;
+        Some(MeshVisitors::new(peers, Arc::clone(self.gateway.gate())))
     }
 
     /// Where a UDP entry point's sessions go.
-    pub(super) fn udp_route(&self, entry_point: &str) -> Option<Arc<ArcSwapOption<UdpRoute>>> {
+    pub(super) fn udp_routes(&self, entry_point: &str) -> Option<Arc<ArcSwap<UdpRoutes>>> {
         self.udp_routes.get(entry_point).cloned()
     }
 }
@@ -277,9 +317,9 @@ impl Streams {
         let (mut tcp_faults, mut udp_faults) = (BTreeMap::new(), BTreeMap::new());
         for (name, entry_point) in &config.entry_points {
             if entry_point.transport == EntryPointTransport::Udp {
-                let (route, disabled) = self.udp.route(&dynamic.udp, name, entry_point.as_default);
+                let (table, disabled) = self.udp.table(&dynamic.udp, name, entry_point.as_default);
                 udp_faults.extend(disabled);
-                routes.udp.extend(route.map(|route| (name.clone(), route)));
+                routes.udp.insert(name.clone(), table);
             } else {
                 let routers = TcpRouters::compile(&dynamic.tcp, name, entry_point.as_default, parts);
                 tcp_faults.extend(routers.disabled.iter().map(|d| (d.name.clone(), d.reason.clone())));

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_config::{Config, DynamicFiles, FileProvider, Problems};
+use adit_config::{Config, DynamicFiles, EntryPointNetwork, FileProvider, Problems};
 use adit_mesh::NodeError;
 use adit_proxy::drain;
 use adit_proxy::h1::server::Options;
@@ -23,7 +23,7 @@ use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use self::connector::{Reach, RunningConnector};
+use self::connector::{ConnectorChange, Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
 use self::ingress::{RunningIngress, has_switches, serves_tunnel};
 use self::mesh::RunningMesh;
@@ -33,7 +33,7 @@ use crate::acme::AcmeViews;
 use crate::admin::Admin;
 use crate::answer::RequestMetrics;
 use crate::certificates::IdentityError;
-use crate::front::Front;
+use crate::front::{Front, PublicEntry};
 use crate::gateway::Gateway;
 use crate::ingress::{IngressError, chain};
 use crate::listeners::{Listeners, ListenersError, Prepared};
@@ -142,7 +142,7 @@ impl Daemon {
         });
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
         let prepared = listeners.prepare(&config, &switches)?;
-        listeners.commit(prepared, &front, &switches, &|name| ingress.udp_route(name));
+        listeners.commit(prepared, &front, &switches, &|name| ingress.udp_routes(name));
         let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
@@ -285,37 +285,27 @@ impl Daemon {
     /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
     async fn try_reload(&mut self) -> Result<(), DaemonError> {
         let config = self.source.load().map_err(DaemonError::Config)?;
-        stays_where_it_is(&self.config, &config)?;
-        let mut plan = match (&self.edge, &config.edge) {
+        let plan = match (&self.edge, &config.edge) {
             (Some(edge), Some(settings)) => Some(edge.plan(&config, settings)?),
             _ => None,
         };
         self.ingress.reserve(&config);
-        let before = self.mesh.change(&config)?;
-        self.listeners.reach(self.mesh.stack());
-        let planned = self.prepare(&config, plan.as_ref());
-        let (prepared, replacement) = match planned {
-            Ok(planned) => planned,
+        self.ingress.hold_gate(&config);
+        let (prepared, replacement) = match self.change(&config, plan) {
+            Ok(changed) => changed,
             Err(error) => {
-                self.mesh.restore(before);
-                self.listeners.reach(self.mesh.stack());
+                self.front.gateway.gate().reopen();
                 return Err(error);
             }
         };
-        if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan.take())
-            && let Err(error) = edge.apply(plan, &config, settings)
-        {
-            self.mesh.restore(before);
-            self.listeners.reach(self.mesh.stack());
-            return Err(error);
-        }
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
-        self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_route(name));
+        self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_routes(name));
+        self.ingress.open_gate();
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
         self.mesh.commit(&config);
-        self.commit_connector(replacement, &config)?;
+        self.commit_connector(replacement, &config);
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
         if !waiting.is_empty() {
@@ -328,59 +318,79 @@ impl Daemon {
         Ok(())
     }
 
+    /// Changes the mesh, on which entry points are to be bound, and the edge's certificate, which may be refused; the rest
+    /// as [`Self::prepare`]. What fails leaves everything as it was.
+    fn change(
+        &mut self,
+        config: &Config,
+        plan: Option<Plan>,
+    ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
+        let before = self.mesh.change(config)?;
+        self.listeners.reach(self.mesh.stack());
+        let changed = self.prepare(config, plan.as_ref()).and_then(|prepared| {
+            if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan) {
+                edge.apply(plan, config, settings)?;
+            }
+            Ok(prepared)
+        });
+        if changed.is_err() {
+            self.mesh.restore(before);
+            self.listeners.reach(self.mesh.stack());
+        }
+        changed
+    }
+
     /// Entry points and connector as `config` wants them, not in force yet.
     fn prepare(
         &self,
         config: &Config,
         plan: Option<&Plan>,
-    ) -> Result<(Prepared, Option<Option<RunningConnector>>), DaemonError> {
+    ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(config));
         let prepared = self.listeners.prepare(config, &switches)?;
         Ok((prepared, self.plan_connector(config, plan)?))
     }
 
-    /// What becomes of the connector: the outer `None` keeps it, `Some(None)` ends it.
+    /// What becomes of the connector, if there is or will be one.
     fn plan_connector(
         &self,
         config: &Config,
         plan: Option<&Plan>,
-    ) -> Result<Option<Option<RunningConnector>>, DaemonError> {
-        let Some(tunnel) = &config.tunnel else { return Ok(self.connector.is_some().then_some(None)) };
+    ) -> Result<Option<ConnectorChange>, DaemonError> {
+        let Some(tunnel) = &config.tunnel else {
+            return Ok(self.connector.is_some().then_some(ConnectorChange::Replace(None)));
+        };
         let grants = match (plan, &self.edge) {
             (Some(plan), _) => plan.grants.clone(),
             (None, Some(edge)) => edge.grants(),
             (None, None) => Vec::new(),
         };
         let reach = Reach::of(tunnel, self.edge.as_ref(), &grants)?;
-        if self.connector.as_ref().is_some_and(|running| running.serves(tunnel, &reach)) {
-            crate::ingress::Served::build(&tunnel.ingress, None)?;
-            return Ok(None);
+        if let Some(running) = self.connector.as_ref().filter(|running| running.serves(tunnel, &reach)) {
+            return Ok(Some(ConnectorChange::Rules(Box::new(running.plan(tunnel)?))));
         }
-        // Started before the old one is let go: if it cannot start, nothing has changed.
         let gateway = gateway_of(config, &self.ingress);
-        Ok(Some(Some(RunningConnector::start(tunnel, reach, grace(&self.source, config), gateway)?)))
+        let new = RunningConnector::prepare(tunnel, reach, grace(&self.source, config), gateway)?;
+        Ok(Some(ConnectorChange::Replace(Some(Box::new(new)))))
     }
 
-    fn commit_connector(
-        &mut self,
-        replacement: Option<Option<RunningConnector>>,
-        config: &Config,
-    ) -> Result<(), DaemonError> {
+    fn commit_connector(&mut self, change: Option<ConnectorChange>, config: &Config) {
         while self.leaving.try_join_next().is_some() {}
-        match replacement {
-            Some(replacement) => {
-                if let Some(old) = std::mem::replace(&mut self.connector, replacement) {
+        match change {
+            Some(ConnectorChange::Replace(new)) => {
+                let new = new.map(|new| new.start());
+                if let Some(old) = std::mem::replace(&mut self.connector, new) {
                     self.leaving.spawn(old.drain());
                 }
                 self.admin.connector.store(self.connector.as_ref().map(RunningConnector::view));
             }
-            None => {
+            Some(ConnectorChange::Rules(rules)) => {
                 if let (Some(running), Some(tunnel)) = (&mut self.connector, &config.tunnel) {
-                    running.reload(tunnel)?;
+                    running.reload(*rules, tunnel);
                 }
             }
+            None => {}
         }
-        Ok(())
     }
 
     /// Lets visitors finish, then tells the edge or the connectors, then cuts what remains after the grace period.
@@ -423,10 +433,15 @@ impl Daemon {
     }
 }
 
-/// Entry points of the edge, with whether TLS is spoken there.
-fn public(config: &Config) -> Vec<(String, bool)> {
+/// Entry points of the edge.
+fn public(config: &Config) -> Vec<PublicEntry> {
     let names = config.edge.iter().flat_map(|edge| &edge.public);
-    names.filter_map(|name| Some((name.clone(), config.entry_points.get(name)?.tls))).collect()
+    let entry = |name: &String| {
+        let entry_point = config.entry_points.get(name)?;
+        let on_mesh = entry_point.on == EntryPointNetwork::Mesh;
+        Some(PublicEntry { name: name.clone(), tls: entry_point.tls, on_mesh })
+    };
+    names.filter_map(entry).collect()
 }
 
 /// The routers answer what comes through a tunnel that has no rules of its own.
@@ -442,7 +457,7 @@ fn start_connector(
 ) -> Result<Option<RunningConnector>, DaemonError> {
     let Some(tunnel) = &config.tunnel else { return Ok(None) };
     let (reach, gateway) = (reach(tunnel, edge)?, gateway_of(config, ingress));
-    Ok(Some(RunningConnector::start(tunnel, reach, grace(source, config), gateway)?))
+    Ok(Some(RunningConnector::prepare(tunnel, reach, grace(source, config), gateway)?.start()))
 }
 
 /// What the tunnel of a starting process dials.
@@ -494,21 +509,6 @@ fn register_reloads(registry: &Registry) -> prometheus::Result<IntCounterVec> {
     Ok(reloads)
 }
 
-/// An entry point of the mesh keeps connections under its name as they end; nobody who came in over another network may be
-/// among them.
-fn stays_where_it_is(old: &Config, new: &Config) -> Result<(), DaemonError> {
-    let moved = new
-        .entry_points
-        .iter()
-        .find(|(name, settings)| old.entry_points.get(*name).is_some_and(|before| before.on != settings.on));
-    match moved {
-        None => Ok(()),
-        Some((name, _)) => Err(DaemonError::Wiring(format!(
-            "entryPoints.{name}.on: a change takes a restart, or another name"
-        ))),
-    }
-}
-
 /// From the signal to the cut: cloudflared's flag in its mode, else `shutdown`.
 fn grace(source: &Source, config: &Config) -> Duration {
     let whole = config.shutdown.grace_period;
@@ -553,6 +553,7 @@ fn start_admin(
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
             device: None,
+            lanes: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(60),

@@ -1,14 +1,14 @@
 //! One generation of the ingress: everything compiled, ready to be swapped in.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use adit_config::dynamic::{ClientAuthType, Dynamic, Router};
-use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, UnderscoreHeaders};
+use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, Impersonation, UnderscoreHeaders};
 use adit_proxy::body::Body;
-use adit_proxy::forwarded::ForwardedPolicy;
+use adit_proxy::forwarded::{ForwardedPolicy, remove_impersonation, set_impersonation, set_mesh_claims};
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
@@ -17,8 +17,8 @@ use adit_proxy::tls::options::{DEFAULT_OPTIONS, Stamp};
 use adit_route::mesh::{MeshIdentity, MeshPeers};
 use adit_route::path;
 use adit_route::router::{HttpHead, Router as Compiled, RouterSpec, RouterTable, canonical_host};
-use http::Uri;
 use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Uri};
 
 use super::internal::Internal;
 use super::redirect::Redirect;
@@ -79,7 +79,8 @@ impl Inputs {
 /// Everything that answers requests, compiled.
 pub(crate) struct Generation {
     pub(crate) inputs: Inputs,
-    entries: HashMap<Arc<str>, Entry>,
+    /// Few: found by comparing names, without hashing one.
+    entries: BTreeMap<Arc<str>, Entry>,
     pub(crate) table: RouterTable<Served>,
     pub(crate) services: Services,
     layers: Layers,
@@ -269,10 +270,17 @@ impl Generation {
             .redirect
             .as_ref()
             .is_some_and(|redirect| !redirect.spares(cleaned.path(&seen)) && !redirect.is_done(&seen));
-        redirects || self.decide(&seen, &cleaned).is_some()
+        let mesh = entry.identify(self, seen.visitor.remote.ip()).ok().flatten();
+        redirects || self.decide(&seen, &cleaned, mesh.map(|peer| &**peer)).is_some()
     }
 
-    pub(crate) fn decide(&self, request: &Request, cleaned: &Cleaned) -> Option<&Compiled<Served>> {
+    /// The router that answers; `peer` is who asks on an entry point of the mesh.
+    pub(crate) fn decide(
+        &self,
+        request: &Request,
+        cleaned: &Cleaned,
+        peer: Option<&MeshIdentity>,
+    ) -> Option<&Compiled<Served>> {
         self.table.decide(&HttpHead {
             entry_point: &request.visitor.entry_point,
             tls: request.visitor.secure,
@@ -283,11 +291,7 @@ impl Generation {
             headers: &request.headers,
             content_length: request.content_length(),
             peer: request.visitor.remote.ip().to_canonical(),
-            mesh: self
-                .identify(&request.visitor.entry_point, request.visitor.remote.ip())
-                .ok()
-                .flatten()
-                .map(|peer| &**peer),
+            mesh: peer,
         })
     }
 
@@ -298,13 +302,7 @@ impl Generation {
         entry_point: &str,
         address: IpAddr,
     ) -> Result<Option<&Arc<MeshIdentity>>, UnknownPeer> {
-        let is_on_mesh =
-            self.entry(entry_point).is_some_and(|entry| entry.settings.on == EntryPointNetwork::Mesh);
-        if !is_on_mesh {
-            return Ok(None);
-        }
-        let identity = self.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
-        identity.map(Some).ok_or(UnknownPeer)
+        self.entry(entry_point).map_or(Ok(None), |entry| entry.identify(self, address))
     }
 }
 
@@ -315,6 +313,19 @@ impl std::fmt::Debug for Generation {
 }
 
 impl Entry {
+    /// As [`Generation::identify`], on this entry point.
+    pub(crate) fn identify<'a>(
+        &self,
+        generation: &'a Generation,
+        address: IpAddr,
+    ) -> Result<Option<&'a Arc<MeshIdentity>>, UnknownPeer> {
+        if !self.is_on_mesh() {
+            return Ok(None);
+        }
+        let identity = generation.inputs.mesh.as_ref().and_then(|peers| peers.identify(address));
+        identity.map(Some).ok_or(UnknownPeer)
+    }
+
     /// Puts the target into the form that is forwarded; returns the forms that rules compare.
     pub(crate) fn clean(&self, request: &mut Request) -> Result<Cleaned, &'static str> {
         let raw = request.uri.path();
@@ -352,9 +363,20 @@ impl Entry {
         tls.options != if is_chosen { router.target.stamp } else { self.default_stamp }
     }
 
-    /// Whether servers are asked to act for the mesh's peer.
-    pub(crate) fn impersonates(&self) -> bool {
-        self.settings.impersonate
+    /// Whether only peers of the mesh reach it.
+    pub(crate) fn is_on_mesh(&self) -> bool {
+        self.settings.on == EntryPointNetwork::Mesh
+    }
+
+    /// Tells servers which peer of the mesh asks, and for whom they are to act.
+    pub(crate) fn tell_peer(&self, headers: &mut HeaderMap, peer: &MeshIdentity, address: IpAddr) {
+        set_mesh_claims(headers, peer, address);
+        if self.settings.impersonate != Impersonation::Visitor {
+            remove_impersonation(headers);
+        }
+        if self.settings.impersonate == Impersonation::Peer {
+            set_impersonation(headers, peer);
+        }
     }
 
     /// For requests that no router answers.
@@ -401,7 +423,7 @@ struct Compiler<'a> {
 
 impl Compiler<'_> {
     /// Entry points, the routers that are served, and those refused because of their TLS options.
-    fn entries(&mut self) -> (HashMap<Arc<str>, Entry>, Specs, Vec<RouterSpec<Served>>) {
+    fn entries(&mut self) -> (BTreeMap<Arc<str>, Entry>, Specs, Vec<RouterSpec<Served>>) {
         for (name, router) in &self.inputs.dynamic.http.routers {
             match self.check(name, router) {
                 Err(why) => drop(self.verdicts.routers.insert(name.clone(), why)),
@@ -410,7 +432,7 @@ impl Compiler<'_> {
                 }
             }
         }
-        let (mut entries, mut specs, mut refused) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut entries, mut specs, mut refused) = (BTreeMap::new(), Vec::new(), Vec::new());
         for (name, settings) in &self.inputs.entry_points {
             self.add_routers(name, settings, &mut specs, &mut refused);
             let entry = Entry {

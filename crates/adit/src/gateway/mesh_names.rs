@@ -2,7 +2,7 @@
 
 use adit_config::dynamic::Dynamic;
 use adit_route::mesh::MeshPeers;
-use adit_route::rule::{Call, Expression, HTTP_MATCHERS, TCP_MATCHERS};
+use adit_route::rule::{Call, Expression, HTTP_MATCHERS, TCP_MATCHERS, UDP_MATCHERS};
 
 use super::generation::Inputs;
 
@@ -12,7 +12,9 @@ pub(crate) fn disable_open(dynamic: &mut Dynamic, peers: Option<&MeshPeers>) {
     let http = http.map(|(rule, fault)| (rule, fault, &HTTP_MATCHERS[..]));
     let tcp = dynamic.tcp.routers.values_mut().map(|router| (&router.rule, &mut router.fault));
     let tcp = tcp.map(|(rule, fault)| (rule, fault, &TCP_MATCHERS[..]));
-    for (rule, fault, matchers) in http.chain(tcp) {
+    let udp = dynamic.udp.routers.values_mut().map(|router| (&router.rule, &mut router.fault));
+    let udp = udp.map(|(rule, fault)| (rule, fault, &UDP_MATCHERS[..]));
+    for (rule, fault, matchers) in http.chain(tcp).chain(udp) {
         let open = unknown(rule, matchers, peers).into_iter().find(|(_, is_positive)| !is_positive);
         if let Some((name, _)) = open.filter(|_| fault.is_none()) {
             *fault = Some(format!("rule `{rule}`: {name}, and what is not in it is everybody"));
@@ -22,14 +24,16 @@ pub(crate) fn disable_open(dynamic: &mut Dynamic, peers: Option<&MeshPeers>) {
 
 /// A line for every name that no rule can match.
 pub(super) fn warnings(inputs: &Inputs) -> Vec<String> {
-    let (http, tcp) = (&inputs.dynamic.http.routers, &inputs.dynamic.tcp.routers);
+    let Dynamic { http, tcp, udp, .. } = &inputs.dynamic;
+    let (http, tcp, udp) = (&http.routers, &tcp.routers, &udp.routers);
     let http = http.iter().map(|(name, router)| (name, &router.rule, &HTTP_MATCHERS[..]));
     let tcp = tcp.iter().map(|(name, router)| (name, &router.rule, &TCP_MATCHERS[..]));
+    let udp = udp.iter().map(|(name, router)| (name, &router.rule, &UDP_MATCHERS[..]));
     let of_router = |(router, rule, matchers): (&String, &String, &[&'static str])| {
         let found = unknown(rule, matchers, inputs.mesh.as_deref()).into_iter();
         found.map(|(name, _)| format!("router {router}: {name}")).collect::<Vec<_>>()
     };
-    http.chain(tcp).flat_map(of_router).collect()
+    http.chain(tcp).chain(udp).flat_map(of_router).collect()
 }
 
 /// Names that stand for nobody, with whether they are not negated.

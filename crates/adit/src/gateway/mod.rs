@@ -13,10 +13,12 @@ pub(crate) mod view_streams;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use adit_proxy::forwarded::{ForwardedPolicy, set_impersonation, set_mesh_claims};
+use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::headers;
+use adit_proxy::mesh::MeshGate;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
+use adit_route::mesh::MeshIdentity;
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
@@ -40,6 +42,8 @@ pub(crate) struct Gateway {
     access_log: Option<AccessLog>,
     traefik: Option<Arc<TraefikMetrics>>,
     acme: AcmeViews,
+    /// Who of the mesh may speak at this moment.
+    gate: Arc<MeshGate>,
 }
 
 impl Gateway {
@@ -51,7 +55,12 @@ impl Gateway {
         acme: AcmeViews,
     ) -> Self {
         let current = ArcSwap::from_pointee(first);
-        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme }
+        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme, gate: Arc::default() }
+    }
+
+    /// The gate of all entry points on the mesh.
+    pub(crate) fn gate(&self) -> &Arc<MeshGate> {
+        &self.gate
     }
 
     /// Certificates by ACME and their challenges.
@@ -117,7 +126,8 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        let (trusted, cleaned) = match admit(generation, entry, &mut request, exchange) {
+        let Admitted { trusted, cleaned, peer } = match self.admit(generation, entry, &mut request, exchange)
+        {
             Ok(admitted) => admitted,
             Err((reason, status)) => {
                 exchange.failed(reason);
@@ -125,7 +135,7 @@ impl Gateway {
                 return plain(status);
             }
         };
-        let found = generation.decide(&request, &cleaned);
+        let found = generation.decide(&request, &cleaned, peer);
         if let Some(redirect) = &entry.redirect
             && !redirect.spares(cleaned.path(&request))
             && !redirect.is_done(&request)
@@ -157,11 +167,47 @@ impl Gateway {
         ctx.tls.clone_from(&visitor.tls);
         ctx.append_forwarded_for = entry.policy.appends(trusted);
         let probe = exchange.probe();
-        let probed = probe.as_deref().map(|probe| Probed { target: &*served.target, probe });
+        let probed = probe.as_ref().map(|probe| Probed { target: &*served.target, probe });
         let target: &dyn Target = probed.as_ref().map_or(&*served.target as &dyn Target, |probed| probed);
         let response = middleware::run(&served.chain, target, request, &mut ctx).await;
         exchange.passed(&ctx);
         response
+    }
+
+    /// Brings a request into the form that rules and servers see. The error is the refusal's name and status.
+    fn admit<'a>(
+        &self,
+        generation: &'a Generation,
+        entry: &Entry,
+        request: &mut Request,
+        exchange: &mut Exchange,
+    ) -> Result<Admitted<'a>, (&'static str, StatusCode)> {
+        if !entry.tidy_fields(request) {
+            return Err(("underscore_header", StatusCode::BAD_REQUEST));
+        }
+        let trusted = entry.policy.apply(request);
+        let address = request.visitor.remote.ip();
+        if request.visitor.on_mesh != entry.is_on_mesh() {
+            // The connection is older than its entry point's place.
+            return Err(("entry_point_moved", StatusCode::FORBIDDEN));
+        }
+        let peer = entry.identify(generation, address).and_then(|peer| match peer {
+            Some(_) if self.gate.holds(address) => Err(UnknownPeer),
+            peer => Ok(peer),
+        });
+        let peer = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))?;
+        if let Some(peer) = peer {
+            entry.tell_peer(&mut request.headers, peer, address);
+            exchange.asked_by_peer(peer);
+        }
+        if trusted
+            && exchange.is_observed()
+            && let Some(client) = forwarded_client(&entry.policy, request)
+        {
+            exchange.asked_by(client);
+        }
+        let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
+        Ok(Admitted { trusted, cleaned, peer: peer.map(|peer| &**peer) })
     }
 }
 
@@ -185,35 +231,13 @@ impl Service for Gateway {
     }
 }
 
-/// Brings a request into the form that rules and servers see; whether its peer is believed, and its target. The error is
-/// the refusal's name and status.
-fn admit(
-    generation: &Generation,
-    entry: &Entry,
-    request: &mut Request,
-    exchange: &mut Exchange,
-) -> Result<(bool, Cleaned), (&'static str, StatusCode)> {
-    if !entry.tidy_fields(request) {
-        return Err(("underscore_header", StatusCode::BAD_REQUEST));
-    }
-    let trusted = entry.policy.apply(request);
-    let address = request.visitor.remote.ip();
-    let peer = generation.identify(&request.visitor.entry_point, address);
-    if let Some(peer) = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))? {
-        set_mesh_claims(&mut request.headers, peer, address);
-        if entry.impersonates() {
-            set_impersonation(&mut request.headers, peer);
-        }
-        exchange.asked_by_peer(peer);
-    }
-    if trusted
-        && exchange.is_observed()
-        && let Some(client) = forwarded_client(&entry.policy, request)
-    {
-        exchange.asked_by(client);
-    }
-    let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
-    Ok((trusted, cleaned))
+/// A request in the form that rules and servers see.
+struct Admitted<'a> {
+    /// Whether what its peer says about the visitor is believed.
+    trusted: bool,
+    cleaned: Cleaned,
+    /// Who asks, on an entry point of the mesh.
+    peer: Option<&'a MeshIdentity>,
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.

@@ -12,10 +12,7 @@ pub(crate) fn tcp_routers(dynamic: &Dynamic, verdicts: &Verdicts) -> Vec<Value> 
     let view = |(name, router): (&String, &adit_config::dynamic::TcpRouter)| {
         let mut view = router_view(name, &router.entry_points, &router.service, &verdicts.tcp_routers);
         view["rule"] = json!(router.rule);
-        view["priority"] = json!(match router.priority {
-            0 => i64::try_from(router.rule.len()).unwrap_or(i64::MAX),
-            given => given,
-        });
+        view["priority"] = json!(priority(router.priority, &router.rule));
         if !router.middlewares.is_empty() {
             view["middlewares"] = json!(router.middlewares);
         }
@@ -30,10 +27,23 @@ pub(crate) fn tcp_routers(dynamic: &Dynamic, verdicts: &Verdicts) -> Vec<Value> 
 
 /// `/api/udp/routers`.
 pub(crate) fn udp_routers(dynamic: &Dynamic, verdicts: &Verdicts) -> Vec<Value> {
-    let routers = dynamic.udp.routers.iter();
-    routers
-        .map(|(name, router)| router_view(name, &router.entry_points, &router.service, &verdicts.udp_routers))
-        .collect()
+    let view = |(name, router): (&String, &adit_config::dynamic::UdpRouter)| {
+        let mut view = router_view(name, &router.entry_points, &router.service, &verdicts.udp_routers);
+        if !router.rule.is_empty() {
+            view["rule"] = json!(router.rule);
+            view["priority"] = json!(priority(router.priority, &router.rule));
+        }
+        view
+    };
+    dynamic.udp.routers.iter().map(view).collect()
+}
+
+/// The priority that counts.
+fn priority(given: i64, rule: &str) -> i64 {
+    match given {
+        0 => i64::try_from(rule.len()).unwrap_or(i64::MAX),
+        given => given,
+    }
 }
 
 fn router_view(

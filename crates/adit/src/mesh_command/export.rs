@@ -148,7 +148,7 @@ fn client_file(
     if !mesh.dns.is_empty() {
         line("DNS", &mesh.dns.join(", "));
     }
-    line("MTU", &mesh.mtu.to_string());
+    line("MTU", &peer.mtu.unwrap_or(mesh.mtu).to_string());
     line("\n[Peer]\nPublicKey", &keys::public_of(&mesh.private_key).to_string());
     if let Some(preshared) = &peer.preshared_key {
         line("PresharedKey", preshared.to_base64().as_str());

@@ -222,7 +222,7 @@ pub(super) fn put(line: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 fn column(line: &mut Vec<u8>, keep: bool, text: &str) {
     if !keep || text.is_empty() {
         line.push(b'-');
-    } else if text.bytes().any(|b| b == b'"' || b == b'\\' || b < 0x20 || b == 0x7f) {
+    } else if text.bytes().fold(false, |odd, b| odd | matches!(b, b'"' | b'\\' | ..0x20 | 0x7f)) {
         put(line, format_args!("{}", text.escape_default()));
     } else {
         line.extend_from_slice(text.as_bytes());
@@ -238,7 +238,17 @@ pub(super) fn number(line: &mut Vec<u8>, keep: bool, number: u64) {
 
 fn address(line: &mut Vec<u8>, keep: bool, entry: &Entry) {
     match keep {
-        true => put(line, format_args!("{}", entry.client)),
+        true => match entry.client {
+            std::net::IpAddr::V4(address) => {
+                for (place, octet) in address.octets().into_iter().enumerate() {
+                    if place > 0 {
+                        line.push(b'.');
+                    }
+                    number(line, true, octet.into());
+                }
+            }
+            address @ std::net::IpAddr::V6(_) => put(line, format_args!("{address}")),
+        },
         false => line.push(b'-'),
     }
 }

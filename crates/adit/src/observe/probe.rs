@@ -13,9 +13,9 @@ use http::HeaderMap;
 #[derive(Debug, Default)]
 pub(crate) struct Probe {
     /// Content read from the visitor.
-    received: Arc<AtomicU64>,
+    received: AtomicU64,
     /// Content read from the origin.
-    origin: Arc<AtomicU64>,
+    origin: AtomicU64,
     /// Fields of the first answer from the origin, where the log wants them.
     origin_headers: OnceLock<HeaderMap>,
     wants_headers: bool,
@@ -24,15 +24,22 @@ pub(crate) struct Probe {
 /// A target seen through a probe.
 pub(crate) struct Probed<'a> {
     pub(crate) target: &'a dyn Target,
-    pub(crate) probe: &'a Probe,
+    pub(crate) probe: &'a Arc<Probe>,
 }
 
 impl Probe {
     /// Counts what is read of the request's content from now on.
-    pub(crate) fn new(request: &mut Request, wants_headers: bool) -> Self {
-        let probe = Self { wants_headers, ..Self::default() };
-        request.body = tally(std::mem::replace(&mut request.body, Body::empty()), &probe.received);
+    pub(crate) fn new(request: &mut Request, wants_headers: bool) -> Arc<Self> {
+        let probe = Arc::new(Self { wants_headers, ..Self::default() });
+        request.body = tally(std::mem::replace(&mut request.body, Body::empty()), &probe, Hop::Visitor);
         probe
+    }
+
+    fn count(&self, hop: Hop) -> &AtomicU64 {
+        match hop {
+            Hop::Visitor => &self.received,
+            Hop::Origin => &self.origin,
+        }
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -53,34 +60,42 @@ impl Target for Probed<'_> {
         Box::pin(async move {
             let mut response = self.target.call(request, ctx).await;
             if ctx.outcome == Outcome::Answered && self.probe.wants_headers {
-                let _ = self.probe.origin_headers.set(response.headers.clone());
+                let _ = self.probe.origin_headers.set(HeaderMap::clone(&response.headers));
             }
             if ctx.outcome != Outcome::Unasked {
                 // In Traefik's log, our own answer in place of a server that was asked counts as that server's.
                 ctx.log.origin_status.get_or_insert(response.status);
                 self.probe.origin.store(0, Ordering::Relaxed);
-                response.body = tally(response.body, &self.probe.origin);
+                response.body = tally(response.body, self.probe, Hop::Origin);
             }
             response
         })
     }
 }
 
+/// Whose content it is.
+#[derive(Clone, Copy)]
+enum Hop {
+    Visitor,
+    Origin,
+}
+
 struct Tally {
     body: Body,
-    bytes: Arc<AtomicU64>,
+    probe: Arc<Probe>,
+    hop: Hop,
 }
 
 /// Counts what is read of a body; one that can be sent again stays as it is.
-fn tally(body: Body, bytes: &Arc<AtomicU64>) -> Body {
+fn tally(body: Body, probe: &Arc<Probe>, hop: Hop) -> Body {
     let length = body.length();
     if body.is_replayable() {
         if let Length::Known(known) = length {
-            bytes.store(known, Ordering::Relaxed);
+            probe.count(hop).store(known, Ordering::Relaxed);
         }
         return body;
     }
-    Body::stream(Tally { body, bytes: Arc::clone(bytes) }, length)
+    Body::stream(Tally { body, probe: Arc::clone(probe), hop }, length)
 }
 
 impl BodySource for Tally {
@@ -88,7 +103,7 @@ impl BodySource for Tally {
         let before = out.len();
         let result = self.body.poll_chunks(cx, out);
         let read = out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
-        self.bytes.fetch_add(read, Ordering::Relaxed);
+        self.probe.count(self.hop).fetch_add(read, Ordering::Relaxed);
         result
     }
 
@@ -127,6 +142,7 @@ mod tests {
             local: SocketAddr::from(([127, 0, 0, 1], 2)),
             secure: false,
             entry_point: "web".into(),
+            on_mesh: false,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };
@@ -135,7 +151,7 @@ mod tests {
             uri: Uri::from_static("/"),
             version: http::Version::HTTP_11,
             host: "a".to_owned(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             body: Body::empty(),
             upgrade: None,
             visitor: Arc::new(visitor),

@@ -155,7 +155,7 @@ impl ForwardAuth {
     }
 
     fn question_headers(&self, request: &Request, ctx: &Ctx) -> HeaderMap {
-        let mut headers = request.headers.clone();
+        let mut headers = HeaderMap::clone(&request.headers);
         remove_hop_by_hop(&mut headers);
         headers.remove(header::TE);
         headers.remove(header::EXPECT);
@@ -218,7 +218,7 @@ impl ForwardAuth {
                 None => return Response::status(StatusCode::INTERNAL_SERVER_ERROR),
             }
         }
-        Response { status, headers, body: Body::full(content) }
+        Response { status, headers: headers.into(), body: Body::full(content) }
     }
 
     /// Puts what the server says about the visitor in place of what the visitor says. What frames the server's answer says

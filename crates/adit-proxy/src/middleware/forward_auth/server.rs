@@ -105,7 +105,7 @@ impl Server {
             uri: self.target.clone(),
             version: Version::HTTP_11,
             host: self.authority.clone(),
-            headers,
+            headers: headers.into(),
             body,
             upgrade: None,
             visitor: Arc::clone(visitor),
@@ -116,7 +116,7 @@ impl Server {
                 crate::body::BodyError::TooLarge => AskError::TooLong,
                 error => AskError::Content(error),
             })?;
-            Ok(Answer { status: response.status, headers: response.headers, content })
+            Ok(Answer { status: response.status, headers: response.headers.into_map(), content })
         };
         timeout(TIMEOUT, exchange).await.unwrap_or(Err(AskError::Timeout))
     }

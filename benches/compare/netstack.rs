@@ -1,49 +1,39 @@
-//! `cargo bench -p adit --bench netstack`: entry points on the mesh in netstack mode beside the same ones behind adit's TUN
-//! device and behind wireguard-go's, with iperf3 and wrk as visitors.
-//!
-//! Needs root. The visitor's end of the tunnel is adit in TUN mode each time, so that only the hub differs; both ends, the
-//! visitors and iperf3's server share the machine's cores. CPU time is that of the hub. Rounds are interleaved and medians
-//! printed, because machines are shared.
-#![allow(clippy::print_stdout, reason = "its table is what a bench is for")]
+//! Entry points on the mesh in netstack mode beside the same ones behind adit's TUN device and behind wireguard-go's, with
+//! iperf3 and wrk as visitors.
 
-mod measure;
-#[path = "../tests/support/mod.rs"]
-mod support;
+use super::ROUNDS;
+use super::load::{cpu_of, progress};
+use super::support::netns::{ADMIN, Cable, Engine, Iperf, Node, Side};
+use super::support::process::Process;
+use super::support::{TempFolder, wait_for};
+use super::table::{ADIT, Figure, Sample, Section};
 
-use measure::{cpu, median};
-use support::netns::{ADMIN, Cable, Engine, Iperf, Node, Side};
-use support::process::Process;
-use support::{TempFolder, find_program, note, wait_for};
-
-fn main() {
-    let programs = ["iperf3", "wrk", "curl", "wg", "ip", "ping"];
-    if programs.iter().any(|program| find_program(program).is_none()) {
-        note("skipped: this bench needs iperf3, wrk, curl, wg, ip and ping on PATH");
-        return;
-    }
+/// Measures bytes and requests that arrive at a hub's listeners.
+pub(crate) fn measure() -> Section {
+    let mut section = Section::new(
+        "Listeners on the mesh",
+        "visitor (wrk, or iperf3 through a TCP router) → adit in TUN mode → cable → hub. CPU is the hub's: adit alone in netstack \
+         mode (no privileges), adit with a TUN device and the kernel's TCP, and wireguard-go with adit behind it. Requests are \
+         answered by adit itself.",
+    );
     let stock = Engine::wireguard_go().map(Kind::Stock);
+    if stock.is_none() {
+        section.absent("wireguard-go", "not on PATH");
+    }
     let kinds: Vec<Kind> = [Some(Kind::Netstack), Some(Kind::Tun), stock].into_iter().flatten().collect();
-    let mut figures = vec![[const { Vec::new() }; WORKLOADS.len()]; kinds.len()];
     for round in 0..ROUNDS {
-        for (kind, figures) in kinds.iter().zip(&mut figures) {
-            note(&format!("round {} of {ROUNDS}: {}", round + 1, kind.name()));
-            let Some(hub) = Hub::open(kind) else { return };
-            for (workload, figures) in WORKLOADS.iter().zip(figures) {
-                figures.extend(hub.measure(workload));
+        for kind in &kinds {
+            progress(&format!("netstack, round {} of {ROUNDS}: {}", round + 1, kind.name()));
+            let Some(hub) = Hub::open(kind) else {
+                section.absent(ADIT, "network namespaces need root");
+                return section;
+            };
+            for workload in &WORKLOADS {
+                section.add(workload.name(), kind.name(), hub.measure(workload));
             }
         }
     }
-    println!("{:<24} {:<14} {:>12} {:>22}", "hub", "visitors", "rate", "hub's CPU");
-    for (w, workload) in WORKLOADS.iter().enumerate() {
-        for (kind, figures) in kinds.iter().zip(&figures) {
-            let [rate, cost] = [0, 1].map(|n| median(figures[w].iter().map(|figure| figure[n])));
-            let (rate, cost) = match workload {
-                Workload::Iperf(..) => (format!("{rate:.2} Gbit/s"), format!("{cost:.2} s/GiB")),
-                Workload::Wrk(..) => (format!("{rate:.0} /s"), format!("{cost:.2} s/100k requests")),
-            };
-            println!("{:<24} {:<14} {rate:>12} {cost:>22}", kind.name(), workload.name());
-        }
-    }
+    section
 }
 
 /// What stands at the hub.
@@ -126,9 +116,8 @@ impl Hub {
         Some(hub)
     }
 
-    /// Gbit/s or requests a second, and CPU seconds of the hub per GiB or 100,000 requests.
-    fn measure(&self, workload: &Workload) -> Option<[f64; 2]> {
-        let before = self.cpu();
+    fn measure(&self, workload: &Workload) -> Option<Sample> {
+        let before = cpu_of(&self.hub);
         match workload {
             Workload::Iperf(_, arguments) => {
                 let server = Iperf::serve(&self.cable.left);
@@ -136,11 +125,13 @@ impl Hub {
                 let report = server.run(
                     &self.cable.right,
                     address,
-                    &[&["-p", "5301", "-t", SECONDS], *arguments].concat(),
+                    &[&["-p", "5301", "-t", SECONDS, "-C", "cubic"], *arguments].concat(),
                 );
                 let received = &report["end"]["sum_received"];
                 let gibibytes = received["bytes"].as_f64()? / f64::from(1 << 30);
-                Some([received["bits_per_second"].as_f64()? / 1e9, (self.cpu() - before) / gibibytes])
+                let rate = received["bits_per_second"].as_f64()? / 1e9;
+                let used = cpu_of(&self.hub) - before;
+                Some(vec![(Figure::GbitPerSecond, rate), (Figure::CpuSecondsPerGib, used / gibibytes)])
             }
             Workload::Wrk(_, connections) => {
                 let arguments = ["-t", "1", "-c", connections, "-d", SECONDS, WEB];
@@ -149,13 +140,13 @@ impl Hub {
                 let rate = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"))?;
                 let requests = text.lines().find_map(|line| line.trim().split_once(" requests in "))?.0;
                 let requests = requests.parse::<f64>().ok()?;
-                Some([rate.trim().parse().ok()?, (self.cpu() - before) / requests * 1e5])
+                let used = cpu_of(&self.hub) - before;
+                Some(vec![
+                    (Figure::RequestsPerSecond, rate.trim().parse().ok()?),
+                    (Figure::CpuSecondsPer100k, used / requests * 1e5),
+                ])
             }
         }
-    }
-
-    fn cpu(&self) -> f64 {
-        self.hub.iter().map(|process| cpu(*process)).sum()
     }
 }
 
@@ -189,5 +180,4 @@ const WORKLOADS: [Workload; 4] = [
     Workload::Wrk("1 connection", "1"),
 ];
 const WEB: &str = "http://10.9.0.1:8443/";
-const ROUNDS: usize = 3;
 const SECONDS: &str = "4";

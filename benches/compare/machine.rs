@@ -1,0 +1,100 @@
+//! What the figures were measured on, and with which versions.
+
+use std::fs::read_to_string;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::support::find_program;
+
+/// The machine and the programs of a run.
+pub(crate) struct Machine {
+    processor: String,
+    cores: usize,
+    memory_gib: f64,
+    kernel: String,
+    programs: Vec<(&'static str, String)>,
+}
+
+impl Machine {
+    pub(crate) fn look() -> Self {
+        let cpuinfo = read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let processor = cpuinfo.lines().find(|line| line.starts_with("model name"));
+        let processor = processor.and_then(|line| line.split(": ").nth(1)).unwrap_or("unknown").to_owned();
+        let meminfo = read_to_string("/proc/meminfo").unwrap_or_default();
+        let total = meminfo.lines().find(|line| line.starts_with("MemTotal:"));
+        let kib: Option<f64> = total.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        let kernel = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
+        Self {
+            processor,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_gib: kib.unwrap_or_default() / 1024.0 / 1024.0,
+            kernel,
+            programs: programs(),
+        }
+    }
+
+    pub(crate) fn markdown(&self) -> String {
+        let programs: Vec<String> = self.programs.iter().map(|(_, version)| version.clone()).collect();
+        format!(
+            "Machine: {} cores of {}, {:.0} GiB, Linux {}. {}.",
+            self.cores,
+            self.processor,
+            self.memory_gib,
+            self.kernel,
+            programs.join("; ")
+        )
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let programs: serde_json::Map<String, Value> =
+            self.programs.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect();
+        json!({
+            "processor": self.processor, "cores": self.cores, "memory_gib": self.memory_gib,
+            "kernel": self.kernel, "programs": programs,
+        })
+    }
+}
+
+/// A peer's program: named by an environment variable, or on PATH.
+pub(crate) fn peer(variable: &str, name: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).or_else(|| find_program(name))
+}
+
+/// First lines of what programs say about their versions.
+fn programs() -> Vec<(&'static str, String)> {
+    let all: [(&str, Option<PathBuf>, &[&str]); 16] = [
+        ("adit", Some(env!("CARGO_BIN_EXE_adit").into()), &["--version"]),
+        ("cloudflared", peer("CLOUDFLARED", "cloudflared"), &["--version"]),
+        ("nginx", find_program("nginx"), &["-v"]),
+        ("haproxy", find_program("haproxy"), &["-v"]),
+        ("caddy", find_program("caddy"), &["version"]),
+        ("traefik", peer("TRAEFIK", "traefik"), &["version"]),
+        ("frpc", peer("FRPC", "frpc"), &["--version"]),
+        ("rathole", peer("RATHOLE", "rathole"), &["--version"]),
+        ("wireguard-go", find_program("wireguard-go"), &["--version"]),
+        ("wireguard-go (new)", std::env::var_os("WIREGUARD_GO").map(PathBuf::from), &["--version"]),
+        ("boringtun-cli", peer("BORINGTUN", "boringtun-cli"), &["--version"]),
+        ("gotatun", peer("GOTATUN", "gotatun"), &["--version"]),
+        ("wrk", find_program("wrk"), &["-v"]),
+        ("h2load", find_program("h2load"), &["--version"]),
+        ("iperf3", find_program("iperf3"), &["--version"]),
+        ("curl", find_program("curl"), &["--version"]),
+    ];
+    let version = |(name, program, arguments): (&'static str, Option<PathBuf>, &[&str])| {
+        let output = Command::new(program?).args(arguments).output().ok()?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let says = |line: &&str| line.chars().any(|letter| letter.is_ascii_digit());
+        let line = text.lines().find(|line| line.contains("ersion:")).filter(says);
+        let line = line.or_else(|| text.lines().find(says)).unwrap_or("version unknown");
+        // What follows the version is about how it was built.
+        let line =
+            line.split(['(', '[', ',']).next().unwrap_or(line).trim().trim_start_matches("nginx version: ");
+        let line = line.trim_start_matches("version ").trim_start_matches("Build Version:").trim();
+        let named = line.to_lowercase().contains(&name.to_lowercase());
+        Some((name, if named { line.to_owned() } else { format!("{name} {line}") }))
+    };
+    all.into_iter().filter_map(version).collect()
+}

@@ -1,0 +1,94 @@
+//! `cargo bench -p adit --bench compare`: adit and every peer found on the machine over the same origins and with the same
+//! clients, in one interleaved run.
+//!
+//! Prints a table for each path and, if nothing is left out, writes `docs/performance.md` and `docs/performance.json`.
+//! `-- tunnel mesh` runs those sections alone and writes nothing. Peers are found on PATH or named by `CLOUDFLARED`, `TRAEFIK`,
+//! `FRPC`, `FRPS`, `RATHOLE`, `BORINGTUN`, `GOTATUN` and `WIREGUARD_GO`; those that are absent are listed as absent.
+//! The mesh needs root, for its network namespaces.
+#![allow(clippy::print_stdout, reason = "its tables are what a bench is for")]
+
+use std::process::ExitCode;
+
+mod chain;
+mod ingress;
+mod load;
+mod machine;
+#[path = "../measure.rs"]
+mod measure;
+mod memory;
+mod mesh;
+mod netstack;
+mod origin;
+mod report;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod table;
+mod tunnel;
+
+use machine::Machine;
+use support::{find_program, note, project_root};
+use table::Section;
+
+fn main() -> ExitCode {
+    // Cargo adds a flag of its own.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    if let [flag, to] = wanted.as_slice()
+        && flag == RELAY
+    {
+        return ingress::relay(to);
+    }
+    if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(known, _)| known == name)) {
+        let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
+        note(&format!("unknown section `{unknown}`; there are {}", known.join(", ")));
+        return ExitCode::FAILURE;
+    }
+    let missing: Vec<&str> = CLIENTS.iter().copied().filter(|name| find_program(name).is_none()).collect();
+    if !missing.is_empty() {
+        note(&format!("skipped: this bench needs {} on PATH", missing.join(", ")));
+        return ExitCode::SUCCESS;
+    }
+    let machine = Machine::look();
+    println!("{}\n", machine.markdown());
+    let mut sections = Vec::new();
+    for (name, measure) in SECTIONS {
+        if wanted.is_empty() || wanted.iter().any(|other| other == name) {
+            let section = measure();
+            println!("{}", report::section(&section));
+            sections.push(section);
+        }
+    }
+    if wanted.is_empty() {
+        let docs = project_root().join("docs");
+        let json =
+            serde_json::to_string_pretty(&report::json(&machine, COMMAND, &sections)).expect("it is JSON");
+        let written =
+            std::fs::write(docs.join("performance.md"), report::markdown(&machine, COMMAND, &sections))
+                .and_then(|()| std::fs::write(docs.join("performance.json"), json + "\n"));
+        if let Err(error) = written {
+            note(&format!("docs/performance.md cannot be written: {error}"));
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What measures a section.
+type Measure = fn() -> Section;
+
+/// Name on the command line, and what measures it.
+const SECTIONS: [(&str, Measure); 7] = [
+    ("tunnel", tunnel::measure),
+    ("chain", chain::measure),
+    ("ingress", ingress::measure),
+    ("mesh", mesh::measure),
+    ("flood", mesh::flood),
+    ("netstack", netstack::measure),
+    ("memory", memory::measure),
+];
+/// What loads and measures; peers are not among them.
+const CLIENTS: [&str; 5] = ["nginx", "wrk", "h2load", "iperf3", "curl"];
+const COMMAND: &str = "cargo bench -p adit --bench compare";
+/// Runs of each subject under each workload.
+const ROUNDS: usize = 3;
+/// First argument of the bench as a relay.
+const RELAY: &str = "--relay";

@@ -1,0 +1,343 @@
+//! Who an address of the mesh belongs to: over UDP and HTTP/3 as over TCP, and while it changes hands.
+
+use super::support::certificates::Certificates;
+use super::support::netns::{ADMIN, Cable, Namespace, Node, Side};
+use super::support::process::Process;
+use super::support::{TempFolder, project_root, require, require_python_with, wait_for};
+use super::{cable, stock};
+
+/// A hub on the left, a stock client on the right, servers beside the hub.
+struct Hub {
+    cable: Cable,
+    sides: [Side; 2],
+    hub: Node,
+    _client: Node,
+    /// Says when a connection opens and closes.
+    shell: Process,
+    _datagrams: Process,
+}
+
+/// What differs between the configurations of one test.
+#[derive(Clone, Copy, Default)]
+struct Change<'a> {
+    /// Keys of `mesh`.
+    mesh: &'a str,
+    /// Keys of the client at the hub.
+    client: &'a str,
+    /// Other peers.
+    peers: &'a str,
+    /// Whole sections.
+    sections: &'a str,
+}
+
+impl Hub {
+    /// Nothing, with a printed reason, where something is missing.
+    fn start(change: Change<'_>) -> Option<Self> {
+        if !require("curl") || !require("python3") {
+            return None;
+        }
+        let (cable, stock) = (cable(1500)?, stock()?);
+        let sides = Side::pair();
+        let shell = server(&cable.left, SHELL);
+        let datagrams = server(&cable.left, DATAGRAMS);
+        let hub = Node::adit(&cable.left, [&sides[0], &sides[1]], |interface| {
+            configuration(interface, &sides[1], change)
+        });
+        let client = stock.start(&cable.right, &sides[1], &sides[0]);
+        let started = Self { cable, sides, hub, _client: client, shell, _datagrams: datagrams };
+        wait_for("the first packet to pass", || (!started.shell().is_empty()).then_some(()));
+        Some(started)
+    }
+
+    fn reconfigure(&self, change: Change<'_>) {
+        self.hub.reconfigure(&configuration(&self.hub.interface, &self.sides[1], change));
+    }
+
+    /// What the right side's Python prints.
+    fn python(&self, script: &str) -> String {
+        python(&self.cable.right, script)
+    }
+
+    /// What the shell's entry point answers; empty if it does not.
+    fn shell(&self) -> String {
+        self.python(
+            "import socket\ntry:\n s = socket.create_connection(('10.9.0.1', 2222), 3); s.sendall(b'hello')\n \
+             s.settimeout(3); print(s.recv(99).decode())\nexcept OSError: pass",
+        )
+    }
+
+    /// What comes back for a datagram; empty if nothing does.
+    fn datagram(&self, from: &Namespace, to: &str, port: u16) -> String {
+        python(
+            from,
+            &format!(
+                "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(1)\n\
+                 try:\n s.sendto(b'hello', ('{to}', {port})); print(s.recv(99).decode())\nexcept OSError: pass"
+            ),
+        )
+    }
+
+    fn adit(&self, arguments: &[&str]) -> String {
+        let output = self.cable.left.run(env!("CARGO_BIN_EXE_adit"), arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    fn refused(&self, reason: &str) -> u64 {
+        self.cable.left.metric(&format!(r#"adit_proxy_refused_total{{reason="{reason}"}}"#))
+    }
+
+    /// How many reloads were taken.
+    fn reloads(&self) -> u64 {
+        self.cable.left.metric(r#"adit_config_reloads_total{result="ok"}"#)
+    }
+
+    /// Reloads, and waits until that is done.
+    #[track_caller]
+    fn take(&self, change: Change<'_>) {
+        let before = self.reloads();
+        self.reconfigure(change);
+        wait_for("the reload", || (self.reloads() > before).then_some(()));
+    }
+}
+
+fn configuration(interface: &str, client: &Side, change: Change<'_>) -> String {
+    let Change { mesh, client: keys, peers, sections } = change;
+    let key = client.public_key();
+    let http3 = if mesh.contains("netstack") { "" } else { ", http3: {}" };
+    format!(
+        r#"entryPoints:
+  admin: {{ address: ":8443", on: mesh{http3} }}
+  ssh: {{ address: ":2222", on: mesh }}
+  dns: {{ address: ":5300/udp", on: mesh }}
+  open: {{ address: ":5301/udp", on: mesh }}
+http:
+  routers:
+    admins: {{ rule: "PathPrefix(`/`) && MeshGroup(`admins`)", entryPoints: [admin], service: ping@internal, tls: {{}} }}
+tcp:
+  routers:
+    shell: {{ rule: "HostSNI(`*`)", entryPoints: [ssh], service: shell }}
+  services:
+    shell: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9002" }} ] }} }}
+udp:
+  routers:
+    dns: {{ rule: "MeshGroup(`admins`)", entryPoints: [dns], service: dns }}
+    open: {{ entryPoints: [open], service: dns }}
+  services:
+    dns: {{ loadBalancer: {{ servers: [ {{ address: "127.0.0.1:9003" }} ] }} }}
+accessLog: {{ filePath: access.log, format: json, addInternals: true }}
+admin: {{ address: "{ADMIN}" }}
+ping: {{ manualRouting: true }}
+{sections}mesh:
+  interface: {interface}
+  import: wg.conf
+{mesh}  peers:
+    laptop: {{ public-key: "{key}"{keys} }}
+{peers}"#
+    )
+}
+
+fn python(namespace: &Namespace, script: &str) -> String {
+    let output = namespace.run("python3", &["-c", script]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn server(namespace: &Namespace, script: &str) -> Process {
+    let mut server = Process::start("server", namespace.command("python3").args(["-u", "-c", script]));
+    server.wait_for_line("listening");
+    server
+}
+
+const ADMINS: Change<'static> = Change { mesh: "", client: ", groups: [admins]", peers: "", sections: "" };
+
+#[test]
+fn datagrams_go_where_their_peer_may_go_and_nobody_else_is_heard() {
+    let Some(hub) = Hub::start(Change::default()) else { return };
+    let right = &hub.cable.right;
+    assert_eq!(
+        hub.datagram(right, "10.9.0.1", 5301),
+        "server says hello",
+        "a router without a rule takes peers"
+    );
+    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "", "a peer in no group is served");
+    assert!(hub.refused("udp_no_route") > 0);
+    // The hub's own programs reach the socket and are no peers.
+    assert_eq!(hub.datagram(&hub.cable.left, "10.9.0.1", 5301), "");
+    assert!(hub.refused("mesh_peer_unknown") > 0);
+    hub.take(ADMINS);
+    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "server says hello");
+    let routers = hub.cable.left.run("curl", &["-s", &format!("http://{ADMIN}/api/udp/routers")]);
+    let routers = String::from_utf8_lossy(&routers.stdout).into_owned();
+    assert!(routers.contains("MeshGroup(`admins`)"), "{routers}");
+    hub.take(Change::default());
+    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "", "who has left the group is served");
+}
+
+#[test]
+fn http3_knows_the_peer_as_the_other_versions_do() {
+    let Some(python) = require_python_with("aioquic") else { return };
+    let Some(hub) = Hub::start(Change::default()) else { return };
+    let script = project_root().join("tests/peer/h3_client.py").display().to_string();
+    let python = python.display().to_string();
+    let ask = || -> i64 {
+        let arguments = [&script, "10.9.0.1:8443", "admin.test", "GET", "/ping", "0"];
+        let output = hub.cable.right.run(&python, &arguments);
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        answer["status"].as_i64().unwrap_or_default()
+    };
+    assert_eq!(ask(), 404, "a peer in no group");
+    hub.take(ADMINS);
+    assert_eq!(ask(), 200);
+    wait_for("the access log to name the peer", || {
+        let log = std::fs::read_to_string(hub.hub.folder().join("access.log")).ok()?;
+        let is_named = |line: &str| line.contains("HTTP/3") && line.contains(r#""MeshPeer":"laptop""#);
+        log.lines().any(is_named).then_some(())
+    });
+    // The hub itself is no peer and gets no handshake.
+    let arguments = [&script, "10.9.0.1:8443", "admin.test", "GET", "/ping", "0"];
+    let own = hub.cable.left.run(&python, &arguments);
+    assert!(!own.status.success() && own.stdout.is_empty(), "{own:?}");
+    assert!(hub.refused("mesh_peer_unknown") > 0);
+}
+
+/// A connection that is open while another peer gets its address.
+fn changes_hands(mesh: &str) {
+    let Some(mut hub) = Hub::start(Change { mesh, ..ADMINS }) else { return };
+    hub.shell.wait_for_line("closed");
+    let script = "import socket, time\ns = socket.create_connection(('10.9.0.1', 2222), 3)\ns.sendall(b'stay')\n\
+                  print(s.recv(99).decode(), flush=True)\ntime.sleep(60)";
+    let mut visitor =
+        Process::start("visitor", hub.cable.right.command("python3").args(["-u", "-c", script]));
+    visitor.wait_for_line("server says stay");
+    hub.shell.wait_for_line("opened stay");
+    // Another reload leaves it alone.
+    hub.take(Change { mesh, peers: "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.3 }\n", ..ADMINS });
+    assert!(hub.refused("mesh_peer_changed") == 0);
+    let moved = Change {
+        mesh,
+        client: ", groups: [admins], allowed-ips: 10.9.0.4",
+        peers: "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.2 }\n",
+        sections: "",
+    };
+    hub.take(moved);
+    hub.shell.wait_for_line("closed stay");
+    let closed = hub.refused("mesh_peer_changed");
+    assert!(closed == 1 || mesh.contains("netstack"), "{closed}");
+    assert_eq!(hub.shell(), "", "the address is another's");
+    hub.take(Change { mesh, ..ADMINS });
+    wait_for("the peer to be itself again", || hub.shell().contains("server says hello").then_some(()));
+}
+
+#[test]
+fn an_address_that_changes_hands_takes_no_connection_along() {
+    changes_hands("");
+}
+
+#[test]
+fn an_address_that_changes_hands_takes_no_connection_along_in_the_stack() {
+    changes_hands("  mode: netstack\n");
+}
+
+#[test]
+fn a_reload_that_fails_late_leaves_the_mesh_as_it_was() {
+    let (certificates, others) = (Certificates::for_edge(), Certificates::for_edge());
+    let folder = TempFolder::new("edge");
+    let edge = |key: &Certificates| {
+        let [cert, key] = [certificates.certificate(), key.key()].map(|path| path.display().to_string());
+        format!(
+            "state-dir: {}\nedge: {{ listen: \"127.0.0.1:7844\", tunnels: [ {{ name: home }} ],\n  \
+             certificate: {{ cert: {cert}, key: {key} }} }}\n",
+            folder.path().display(),
+        )
+    };
+    let tunnel = "tunnel: { name: home, ingress: [ { service: \"http_status:404\" } ] }\n";
+    let (good, bad) = (edge(&certificates) + tunnel, edge(&others) + tunnel);
+    let Some(hub) = Hub::start(Change { sections: &good, ..ADMINS }) else { return };
+    let shown = hub.adit(&["mesh", "show"]);
+    assert!(shown.contains("10.9.0.2/32"), "{shown}");
+    let refused = || hub.cable.left.metric(r#"adit_config_reloads_total{result="refused"}"#);
+    let elsewhere = ", groups: [admins], allowed-ips: 10.9.0.4";
+    // The edge's new key does not belong to its certificate, which is seen only when it is set.
+    hub.reconfigure(Change { client: elsewhere, sections: &bad, ..ADMINS });
+    wait_for("the refusal", || (refused() == 1).then_some(()));
+    assert!(hub.adit(&["mesh", "show"]).contains("10.9.0.2/32"), "the mesh has kept a refused change");
+    assert!(hub.shell().contains("server says hello"), "a peer is not who it was");
+    // A connector whose origin cannot be set up, in the place of one that runs.
+    let origin = "{ service: \"https://127.0.0.1:1\", originRequest: { caPool: /nonexistent.pem } }";
+    let tunnel = good.replace("name: home, ingress", "name: home, connections: 2, ingress");
+    let tunnel = tunnel.replace("{ service: \"http_status:404\" }", origin);
+    hub.reconfigure(Change { client: elsewhere, sections: &tunnel, ..ADMINS });
+    wait_for("the refusal", || (refused() == 2).then_some(()));
+    assert!(hub.adit(&["mesh", "show"]).contains("10.9.0.2/32"), "the mesh has kept a refused change");
+    assert!(hub.shell().contains("server says hello"), "a peer is not who it was");
+}
+
+#[test]
+fn entry_points_change_their_network_and_sockets_their_names_by_a_reload() {
+    let Some(hub) = Hub::start(ADMINS) else { return };
+    let right = &hub.cable.right;
+    let text = configuration(&hub.hub.interface, &hub.sides[1], ADMINS);
+    let take = |text: &str| {
+        let before = hub.reloads();
+        hub.hub.reconfigure(text);
+        wait_for("the reload", || (hub.reloads() > before).then_some(()));
+    };
+    assert_eq!(hub.datagram(right, "192.0.2.1", 5301), "");
+    // The open one becomes public, on the same port.
+    let public = text
+        .replace("open: { address: \":5301/udp\", on: mesh }", "open: { address: \"192.0.2.1:5301/udp\" }");
+    take(&public);
+    assert_eq!(hub.datagram(right, "192.0.2.1", 5301), "server says hello");
+    assert_eq!(hub.datagram(right, "10.9.0.1", 5301), "");
+    // Its socket gets another name, and its name another socket: the public one does not lead to what is routed by the name.
+    let renamed = public
+        .replace("  open: { address", "  public: { address")
+        .replace("  dns: { address: \":5300/udp\"", "  open: { address: \":5300/udp\"")
+        .replace("entryPoints: [dns]", "entryPoints: [open, public]")
+        .replace("    open: { entryPoints: [open], service: dns }\n", "");
+    take(&renamed);
+    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "server says hello");
+    assert_eq!(hub.datagram(right, "192.0.2.1", 5301), "", "the public is in no group of the mesh");
+    // TCP: from the mesh to the public and back.
+    let outside = "import socket\ntry:\n s = socket.create_connection(('192.0.2.1', 2222), 3); s.sendall(b'hello')\n \
+                   s.settimeout(3); print(s.recv(99).decode())\nexcept OSError: pass";
+    assert_eq!(hub.python(outside), "");
+    take(&renamed.replace("ssh: { address: \":2222\", on: mesh }", "ssh: { address: \"192.0.2.1:2222\" }"));
+    assert_eq!(hub.python(outside), "server says hello");
+    assert_eq!(hub.shell(), "");
+    take(&renamed);
+    assert_eq!(hub.python(outside), "");
+    assert_eq!(hub.shell(), "server says hello");
+}
+
+/// Answers the first bytes of each connection, and says when it opens and closes.
+const SHELL: &str = "
+import socketserver
+class Handler(socketserver.BaseRequestHandler):
+    def handle(self):
+        first = self.request.recv(99)
+        print('opened', first.decode())
+        self.request.sendall(b'server says ' + first)
+        try:
+            while self.request.recv(99):
+                pass
+        except OSError:
+            pass
+        print('closed', first.decode())
+socketserver.ThreadingTCPServer.allow_reuse_address = True
+server = socketserver.ThreadingTCPServer(('127.0.0.1', 9002), Handler)
+print('listening')
+server.serve_forever()
+";
+
+/// Answers each datagram.
+const DATAGRAMS: &str = "
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('127.0.0.1', 9003))
+print('listening')
+while True:
+    data, visitor = s.recvfrom(99)
+    s.sendto(b'server says ' + data, visitor)
+";
