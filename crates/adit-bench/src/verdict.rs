@@ -109,19 +109,25 @@ fn busy_thread(outcome: &Outcome, is_up: bool) -> Option<String> {
 }
 
 fn busy_machine(outcome: &Outcome) -> Option<String> {
-    let ends = [(Some(&outcome.near), "the client"), (outcome.far.as_ref(), "the server")];
+    let ends = [(Some(&outcome.near), "client"), (outcome.far.as_ref(), "server")];
     let busy = |cpu: &CpuUse| cpu.host_busy.unwrap_or(0.0);
     let (cpu, end) = ends
         .into_iter()
         .filter_map(|(cpu, end)| Some((cpu?, end)))
-        .filter(|(cpu, _)| busy(cpu) >= MACHINE_SHARE)
-        .max_by(|a, b| busy(a.0).total_cmp(&busy(b.0)))?;
-    let own = cpu.total() / cpu.seconds.max(1e-9) / cpu.cores as f64;
+        // Of both ends on one machine, the client, which knows the processes that are watched.
+        .find(|(cpu, _)| busy(cpu) >= MACHINE_SHARE)?;
+    let percent = |seconds: f64| (seconds / cpu.seconds.max(1e-9) / cpu.cores as f64).min(1.0) * 100.0;
+    let watched: f64 = cpu.others.iter().map(|(_, _, seconds)| seconds).sum();
+    let watched = if watched > 0.0 {
+        format!(", {:.0} % by the processes watched", percent(watched))
+    } else {
+        String::new()
+    };
     Some(format!(
-        "CPU: the {} CPUs of {end}'s machine were busy {:.0} % of the time, {:.0} % by the bench itself",
+        "CPU: the {} CPUs of the {end}'s machine were busy {:.0} % of the time, {:.0} % by the bench's {end}{watched}",
         cpu.cores,
         busy(cpu) * 100.0,
-        own.min(1.0) * 100.0
+        percent(cpu.total()),
     ))
 }
 

@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 use super::control::{self, Control, Results};
 use crate::cpu::{CpuMark, CpuUse};
-use crate::engine::Engine;
+use crate::engine::{Engine, FINISH_BYTES_MAX, FINISH_MAX};
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::options::{ClientOptions, Target};
@@ -243,9 +242,18 @@ impl Run<'_> {
         reporter: &mut Reporter,
     ) -> Result<Results, BenchError> {
         // Our receivers end when the server's senders do, and the other way round: the senders are stopped already.
-        let (results, ()) = tokio::join!(Box::pin(self.control.end()), Box::pin(self.engine.finish(GRACE)));
+        let patience = match self.plan.amount {
+            Amount::Time(_) => FINISH_MAX,
+            Amount::Bytes(_) => FINISH_BYTES_MAX,
+        };
+        let (control, engine) = (&mut self.control, &mut self.engine);
+        let finish = async {
+            engine.finish().await;
+            recorder.elapsed()
+        };
+        let (results, at) = tokio::join!(Box::pin(control.end(patience)), Box::pin(finish));
         // What comes in the silence after the last datagram is counted, the silence is not.
-        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { recorder.elapsed() };
+        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { at };
         reporter.interval(recorder.cut(end, false));
         results
     }
@@ -344,6 +352,3 @@ fn with_tail_loss(
     received.look.lost = received.look.lost.max(missing);
     (sender, Some(received))
 }
-
-/// For what is under way when the run ends.
-const GRACE: Duration = Duration::from_secs(10);

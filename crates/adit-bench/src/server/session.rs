@@ -259,7 +259,7 @@ impl<'a> Run<'a> {
                 }
                 Some("omit") => self.mark(),
                 Some("end") => {
-                    self.engine.finish(GRACE).await;
+                    self.engine.finish().await;
                     let (results, summary) = self.results();
                     wire::send(writer, &results).await.map_err(lost())?;
                     // The client closes when it has read them.
