@@ -96,6 +96,12 @@ impl Engine {
         self.congestion.as_deref()
     }
 
+    /// The largest share of one CPU that the thread of a flow took (0–1); flows of QUIC have none.
+    pub(crate) fn busiest_thread(&self) -> f64 {
+        let shares = self.flows.iter().map(|flow| flow.counters.thread_permille.load(Ordering::Relaxed));
+        shares.max().unwrap_or_default() as f64 / 1000.0
+    }
+
     /// Lets those begin that receive, or those that send.
     pub(crate) fn start(&mut self, sends: bool) {
         let (begin, wait) = self.waiting.drain(..).partition(|(flow, _)| flow.sends == sends);

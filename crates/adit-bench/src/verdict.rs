@@ -18,7 +18,7 @@ pub(crate) fn limit(outcome: &Outcome) -> String {
         .or_else(|| quic_limit(&senders, outcome.seconds))
         .or_else(|| busy_machine(outcome))
         .or_else(|| http_limit(outcome))
-        .or_else(|| lossy(outcome, is_up));
+        .or_else(|| lossy(outcome, is_up).map(|lost| format!("loss: {lost}")));
     found.unwrap_or_else(|| {
         "unknown: no rate cap, no busy CPU, and what carries the load says nothing else".to_owned()
     })
@@ -87,8 +87,10 @@ fn capped(outcome: &Outcome, is_up: bool) -> Option<String> {
     let cap = rate as f64 * f64::from(streams);
     let sum = outcome.sent(is_up).or_else(|| outcome.received(is_up))?;
     let share = sum.bits_per_second() / cap;
+    let lost = lossy(outcome, is_up).map_or_else(String::new, |lost| format!("; {lost}"));
     (share >= CAP_SHARE).then(|| {
-        format!("the rate cap of {} a stream ({:.0} % of it was sent)", rate_text(rate as f64), share * 100.0)
+        let rate = rate_text(rate as f64);
+        format!("the rate cap of {rate} a stream ({:.0} % of it was sent{lost})", share * 100.0)
     })
 }
 
@@ -206,7 +208,7 @@ fn http_limit(outcome: &Outcome) -> Option<String> {
 
 fn lossy(outcome: &Outcome, is_up: bool) -> Option<String> {
     let sum: Sum = outcome.received(is_up)?;
-    (sum.lost > 0).then(|| format!("loss: {:.2} % of the datagrams did not arrive", sum.lost_percent()))
+    (sum.lost > 0).then(|| format!("{:.2} % of the datagrams did not arrive", sum.lost_percent()))
 }
 
 /// A cap that is reached to this share is what held the run.

@@ -129,7 +129,9 @@ impl Run<'_> {
                 .write_all(&header.encode())
                 .await
                 .map_err(|error| BenchError::Quic(error.to_string()))?;
-            let local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
+            let mut local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
+            // The socket is bound to any address; the connection knows which one it uses.
+            connection.local_ip().into_iter().for_each(|ip| local.set_ip(ip));
             self.engine.add_quic(index, connection, local, streams);
         }
         Ok(())
@@ -284,10 +286,7 @@ impl Run<'_> {
             failures.extend(far_failure.map(|why| format!("stream {}, server: {why}", flow.index + 1)));
         }
         let mut near = ended.near;
-        let busiest =
-            recorder.flows().iter().map(|flow| flow.counters.thread_us.load(Ordering::Relaxed)).max();
-        near.busiest_thread = busiest.unwrap_or_default() as f64 / 1e6 / near.seconds.max(1e-3);
-        near.busiest_thread = near.busiest_thread.min(1.0);
+        near.busiest_thread = self.engine.busiest_thread();
         Outcome {
             flows,
             seconds: near_seconds,
