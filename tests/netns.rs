@@ -10,6 +10,8 @@ mod blackhole;
 mod floods;
 #[path = "netns/interop.rs"]
 mod interop;
+#[path = "netns/lanes.rs"]
+mod lanes;
 #[path = "netns/listeners.rs"]
 mod listeners;
 #[path = "netns/moves.rs"]

@@ -240,6 +240,26 @@ fn an_address_that_changes_hands_takes_no_connection_along_in_the_stack() {
 }
 
 #[test]
+fn slow_while_an_address_goes_to_and_fro_nobody_is_taken_for_another() {
+    let Some(hub) = Hub::start(ADMINS) else { return };
+    let mut asking = Process::start("asking", hub.cable.right.command("python3").args(["-u", "-c", ASKING]));
+    asking.wait_for_line("begun");
+    let third = "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.2 }\n";
+    for _ in 0..4 {
+        hub.take(Change { client: ", groups: [admins], allowed-ips: 10.9.0.4", peers: third, ..ADMINS });
+        hub.take(ADMINS);
+        let answered =
+            || std::fs::read_to_string(hub.hub.folder().join("access.log")).map_or(0, |log| log.len());
+        let before = answered();
+        wait_for("the peer to be served again", || (answered() > before).then_some(()));
+    }
+    let log = std::fs::read_to_string(hub.hub.folder().join("access.log")).expect("requests were logged");
+    let named = |name: &str| log.matches(&format!(r#""MeshPeer":"{name}""#)).count();
+    assert!(named("laptop") > 20, "{}", named("laptop"));
+    assert_eq!(named("third"), 0, "a peer was taken for the one that had its address next");
+}
+
+#[test]
 fn a_reload_that_fails_late_leaves_the_mesh_as_it_was() {
     let (certificates, others) = (Certificates::for_edge(), Certificates::for_edge());
     let folder = TempFolder::new("edge");
@@ -311,6 +331,30 @@ fn entry_points_change_their_network_and_sockets_their_names_by_a_reload() {
     assert_eq!(hub.shell(), "server says hello");
 }
 
+#[test]
+fn an_edge_on_the_mesh_hears_peers_alone() {
+    let (Some(cable), Some(stock)) = (cable(1500), stock()) else { return };
+    let (sides, folder) = (Side::pair(), TempFolder::new("edge"));
+    let _hub = Node::adit(&cable.left, [&sides[0], &sides[1]], |interface| {
+        format!(
+            "state-dir: {}\nentryPoints: {{ web: {{ address: \":8080\", on: mesh }} }}\nedge: {{ listen: \
+             \"127.0.0.1:7844\", public: [ web ], tunnels: [ {{ name: home, hostnames: [ home.test ] }} ] }}\n\
+             tunnel: {{ name: home, ingress: [ {{ service: hello_world }} ] }}\nadmin: {{ address: \"{ADMIN}\" }}\n\
+             mesh: {{ interface: {interface}, import: wg.conf }}\n",
+            folder.path().display()
+        )
+    });
+    let _client = stock.start(&cable.right, &sides[1], &sides[0]);
+    let arguments = ["-s", "-m", "5", "-H", "Host: home.test", "-w", "%{http_code}", "-o", "/dev/null"];
+    let ask = |from: &Namespace| {
+        let output = from.run("curl", &[&arguments[..], &["http://10.9.0.1:8080/"]].concat());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    wait_for("the tunnel to answer the peer", || (ask(&cable.right) == "200").then_some(()));
+    assert_eq!(ask(&cable.left), "000", "the hub's own programs are no peers");
+    assert!(cable.left.metric(r#"adit_proxy_refused_total{reason="mesh_peer_unknown"}"#) > 0);
+}
+
 /// Answers the first bytes of each connection, and says when it opens and closes.
 const SHELL: &str = "
 import socketserver
@@ -340,4 +384,22 @@ print('listening')
 while True:
     data, visitor = s.recvfrom(99)
     s.sendto(b'server says ' + data, visitor)
+";
+
+/// Asks all the time, over connections that last and over new ones.
+const ASKING: &str = "
+import http.client, threading
+def ask():
+    while True:
+        connection = http.client.HTTPConnection('10.9.0.1', 8443, timeout=0.3)
+        try:
+            for _ in range(20):
+                connection.request('GET', '/')
+                connection.getresponse().read()
+        except Exception:
+            pass
+        connection.close()
+threads = [threading.Thread(target=ask) for _ in range(4)]
+[thread.start() for thread in threads]
+print('begun')
 ";

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rustls::ServerConfig;
@@ -18,8 +19,12 @@ use crate::shared::{Answers, Files, Written};
 #[derive(Debug)]
 pub struct Challenges {
     pending: Mutex<Pending>,
-    /// Those of processes that share a storage with this one.
-    others: Mutex<Files>,
+    /// Those of processes that share a storage with this one, as they were seen last.
+    others: Mutex<Vec<Arc<Answers>>>,
+    /// Storages that are shared.
+    storages: Mutex<Vec<PathBuf>>,
+    /// Held by the one look at a time that is under way.
+    files: Arc<tokio::sync::Mutex<Files>>,
     metrics: Metrics,
 }
 
@@ -46,28 +51,62 @@ enum Key {
 impl Challenges {
     /// None pending.
     pub fn new(metrics: Metrics) -> Self {
-        Self { pending: Mutex::default(), others: Mutex::default(), metrics }
+        Self {
+            pending: Mutex::default(),
+            others: Mutex::default(),
+            storages: Mutex::default(),
+            files: Arc::default(),
+            metrics,
+        }
     }
 
-    /// The content for `/.well-known/acme-challenge/<token>` if that token is pending (RFC 8555 §8.3).
-    pub fn http_answer(&self, path: &str) -> Option<String> {
-        let answer = self.find_http(path)?;
+    /// The content for `/.well-known/acme-challenge/<token>` if that token is pending (RFC 8555 §8.3), here or in a process
+    /// that shares a storage with this one.
+    pub async fn http_answer(self: &Arc<Self>, path: &str) -> Option<String> {
+        let answer = self.find_http(path).await?;
         self.metrics.answered("http-01");
         Some(answer)
     }
 
     /// Whether that path belongs to a token that is pending.
-    pub fn has_http_answer(&self, path: &str) -> bool {
-        self.find_http(path).is_some()
+    pub async fn has_http_answer(self: &Arc<Self>, path: &str) -> bool {
+        self.find_http(path).await.is_some()
     }
 
-    fn find_http(&self, path: &str) -> Option<String> {
+    async fn find_http(self: &Arc<Self>, path: &str) -> Option<String> {
         let token = path.strip_prefix(HTTP_PATH)?;
         let ours = self.lock().answers.http.get(token).cloned();
-        ours.or_else(|| self.of_others().iter().find_map(|answers| answers.http.get(token).cloned()))
+        if ours.is_some() {
+            return ours;
+        }
+        self.look().await;
+        self.of_others().iter().find_map(|answers| answers.http.get(token).cloned())
     }
 
-    /// The TLS settings for an `acme-tls/1` handshake with that name, if its challenge is pending (RFC 8737).
+    /// Looks at what other processes have pending, where they say so. A storage that hangs, as network file systems do,
+    /// holds up one thread for blocking work, and whoever asks no longer than two seconds.
+    pub async fn look(self: &Arc<Self>) {
+        let storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if storages.is_empty() {
+            return;
+        }
+        let looking = async {
+            let mut files = Arc::clone(&self.files).lock_owned().await;
+            let challenges = Arc::clone(self);
+            let look = move || {
+                files.set(storages);
+                let answers = files.answers();
+                *challenges.others.lock().unwrap_or_else(PoisonError::into_inner) = answers;
+            };
+            let _ = tokio::task::spawn_blocking(look).await;
+        };
+        if tokio::time::timeout(LOOK_TIMEOUT, looking).await.is_err() {
+            tracing::warn!(reason = "storage_slow", "other processes' challenges are not seen");
+        }
+    }
+
+    /// The TLS settings for an `acme-tls/1` handshake with that name, if its challenge is pending (RFC 8737) or was at the
+    /// last [`Self::look`].
     pub fn tls_answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
         let name = server_name.trim_end_matches('.').to_ascii_lowercase();
         let ours = self.lock().tls.get(&name).cloned();
@@ -81,11 +120,11 @@ impl Challenges {
 
     /// Looks at what the processes with these storages are asked for, too.
     pub(crate) fn share_with(&self, storages: impl IntoIterator<Item = PathBuf>) {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).set(storages);
+        *self.storages.lock().unwrap_or_else(PoisonError::into_inner) = storages.into_iter().collect();
     }
 
     fn of_others(&self) -> Vec<Arc<Answers>> {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).answers()
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets the other processes answer these as well, as long as the result is held.
@@ -203,6 +242,8 @@ const ACME_TLS_1: &[u8] = b"acme-tls/1";
 const DIGEST_BYTES: usize = 32;
 /// Ten certificates of 100 names at once; about 4 KiB each where a certificate is held, so 4 MiB.
 const PENDING_MAX: usize = 1000;
+/// For the look at other processes' files. A CA that is told "no such token" asks again later.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
@@ -212,24 +253,45 @@ mod tests {
         Arc::new(Challenges::new(Metrics::new(&prometheus::Registry::new()).unwrap()))
     }
 
-    #[test]
-    fn an_answer_is_there_as_long_as_its_order_holds_it() {
+    #[tokio::test]
+    async fn an_answer_is_there_as_long_as_its_order_holds_it() {
         let challenges = challenges();
         let path = "/.well-known/acme-challenge/tok";
         let presented = challenges.present_http("tok", "tok.thumb").unwrap();
-        assert_eq!(challenges.http_answer(path).as_deref(), Some("tok.thumb"));
+        assert_eq!(challenges.http_answer(path).await.as_deref(), Some("tok.thumb"));
         assert!(
-            !challenges.has_http_answer("/.well-known/acme-challenge/other")
-                && challenges.http_answer("/tok").is_none()
+            !challenges.has_http_answer("/.well-known/acme-challenge/other").await
+                && challenges.http_answer("/tok").await.is_none()
         );
         drop(presented);
-        assert!(!challenges.has_http_answer(path));
+        assert!(!challenges.has_http_answer(path).await);
         let presented = challenges.present_tls("a.test", &[7; 32]).unwrap();
         let config = challenges.tls_answer("A.test").unwrap();
         assert_eq!(config.alpn_protocols, [ACME_TLS_1]);
         assert!(challenges.tls_answer("b.test").is_none());
         drop(presented);
         assert!(challenges.tls_answer("a.test").is_none());
+    }
+
+    #[tokio::test(flavor = "current_thread", start_paused = true)]
+    async fn a_storage_that_hangs_holds_up_neither_the_runtime_nor_who_asks() {
+        let (ours, theirs) = (challenges(), challenges());
+        let folder = std::env::temp_dir().join(format!("adit-hang-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let storage = folder.join("acme.json");
+        ours.share_with([storage.clone()]);
+        let presented = theirs.present_http("tok", "tok.thumb").unwrap();
+        let written = theirs.write(&[presented], &storage).unwrap();
+        let path = "/.well-known/acme-challenge/tok";
+        assert_eq!(ours.http_answer(path).await.as_deref(), Some("tok.thumb"));
+        // As if a look were stuck in a system call: others find what was seen last, after a bounded wait.
+        let stuck = Arc::clone(&ours.files).lock_owned().await;
+        let begun = tokio::time::Instant::now();
+        assert_eq!(ours.http_answer(path).await.as_deref(), Some("tok.thumb"));
+        assert_eq!(begun.elapsed(), LOOK_TIMEOUT);
+        drop((stuck, written));
+        assert!(!ours.has_http_answer(path).await);
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

@@ -299,7 +299,7 @@ impl Keeper {
             result = tokio::time::timeout(ORDER_TIMEOUT, self.exchange(wanted, lock, (seen, &records))) => {
                 result.unwrap_or(Err(AcmeError::Timeout("completed")))
             }
-            () = ended(self.wanted.clone()) => Err(AcmeError::Cancelled),
+            () = self.publish_changes() => Err(AcmeError::Cancelled),
         };
         self.clear(&records).await;
         result
@@ -389,6 +389,14 @@ impl Keeper {
         self.parts.board.set(&self.name, statuses);
     }
 
+    /// Shows what is wanted from now on and there already, until nobody wants the resolver any more: an order takes minutes.
+    async fn publish_changes(&self) {
+        let mut wanted = self.wanted.clone();
+        while wanted.changed().await.is_ok() {
+            self.publish();
+        }
+    }
+
     fn status(&self, wanted: &Wanted, held: Option<&Issued>) -> CertificateStatus {
         let attempt = self.attempts.get(&wanted.names);
         let error = self.store_problem.as_ref().or(attempt.map(|attempt| &attempt.error));
@@ -464,6 +472,15 @@ pub(crate) mod tests {
         config.tls.resolvers["le"].clone()
     }
 
+    /// A CA that takes its time.
+    struct Slow;
+
+    impl crate::Transport for Slow {
+        fn send(&self, _: http::Request<bytes::Bytes>, _: usize) -> crate::Exchange {
+            Box::pin(std::future::pending())
+        }
+    }
+
     struct Nobody;
 
     impl crate::Transport for Nobody {
@@ -487,7 +504,7 @@ pub(crate) mod tests {
     /// What a test holds on to.
     struct Held {
         folder: std::path::PathBuf,
-        _wanted: watch::Sender<Vec<Wanted>>,
+        wanted: watch::Sender<Vec<Wanted>>,
     }
 
     impl Drop for Held {
@@ -507,7 +524,7 @@ pub(crate) mod tests {
         let wanted = Wanted::new(("le", &resolver), names).unwrap();
         let (sender, receiver) = watch::channel(vec![wanted.clone()]);
         let keeper = Keeper::new(("le", 1), resolver, receiver, parts());
-        (keeper, wanted, Held { folder, _wanted: sender })
+        (keeper, wanted, Held { folder, wanted: sender })
     }
 
     fn save(keeper: &mut Keeper, names: &[&str], end: i64, directory: &str) {
@@ -548,6 +565,26 @@ pub(crate) mod tests {
         assert_eq!(keeper.attempts.len(), 1, "not wanted for a moment");
         keeper.failed(&wanted, AcmeError::RateLimited(String::new()), None);
         assert!(keeper.due(&wanted) > SystemTime::now() + Duration::from_secs(3600));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_there_is_shown_while_another_is_ordered() {
+        let (mut keeper, wanted, held) = keeper("meanwhile", &["a.test"]);
+        let slow = Parts { transport: Box::new(|_| Ok(Arc::new(Slow))), ..Arc::into_inner(parts()).unwrap() };
+        keeper.parts = Arc::new(slow);
+        save(&mut keeper, &["b.test"], 5_000_000, "https://ca.test/dir");
+        let other = Wanted::new(("le", &keeper.resolver), ["b.test".to_owned()]).unwrap();
+        let board = Arc::clone(&keeper.parts.board);
+        let shown = async {
+            held.wanted.send_replace(vec![wanted.clone(), other]);
+            while !board.all().iter().any(|status| status.state == CertificateState::Valid) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = keeper.attempt(&wanted) => panic!("the CA has answered"),
+            shown = tokio::time::timeout(Duration::from_secs(10), shown) => shown.expect("b.test is shown"),
+        }
     }
 
     #[tokio::test]

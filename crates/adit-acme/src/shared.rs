@@ -67,7 +67,13 @@ impl Drop for Written {
 impl Files {
     /// Looks at the files of these storages from now on.
     pub(crate) fn set(&mut self, storages: impl IntoIterator<Item = PathBuf>) {
-        self.0 = storages.into_iter().map(|storage| (beside(&storage), (None, Arc::default()))).collect();
+        let mut before = std::mem::take(&mut self.0);
+        let entry = |storage: PathBuf| {
+            let path = beside(&storage);
+            let seen = before.remove(&path).unwrap_or_default();
+            (path, seen)
+        };
+        self.0 = storages.into_iter().map(entry).collect();
     }
 
     /// What the files have now; each is read only if it has changed.

@@ -26,6 +26,7 @@ fn import(file: &str) -> Result<Config, Problems> {
 fn the_sections_own_keys_go_over_the_imported_ones() {
     let mesh = hub().mesh.unwrap();
     assert_eq!((mesh.interface.as_str(), mesh.mtu, mesh.listen_port), ("adit0", 1376, 51820));
+    assert_eq!(mesh.lanes, 2);
     assert_eq!((mesh.fwmark, mesh.table), (Some(0xca6c), MeshTable::Auto));
     let addresses: Vec<_> = mesh.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(addresses, ["10.9.0.1/24", "fd00:9::1/64", "10.10.0.1/24"]);

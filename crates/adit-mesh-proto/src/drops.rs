@@ -94,6 +94,11 @@ impl DropCounts {
         self.0[reason as usize] += count;
     }
 
+    /// Adds another count.
+    pub fn absorb(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(count, more)| *count += more);
+    }
+
     /// How often `reason` occurred.
     pub fn of(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]

@@ -7,7 +7,7 @@ use boringtun::noise::{Packet, Tunn};
 use boringtun::x25519;
 
 use crate::clamp::clamp_mss;
-use crate::control::{Control, is_control};
+use crate::control::{Message, is_control};
 use crate::drops::DropReason;
 use crate::ip::{ECN_CE, IpHeader, mark_congestion};
 use crate::mesh::{Mesh, outlet};
@@ -82,7 +82,7 @@ impl Mesh {
             _ if len == 0 => Err(None),
             None => Err(Some(DropReason::MalformedPacket)),
             Some(header) if is_control(&header) => {
-                control = Control::parse(packet);
+                control = Message::parse(packet);
                 Err(None)
             }
             Some(header) if self.routes.find(header.source) != Some(id) => {
@@ -120,8 +120,10 @@ impl Mesh {
         if confirmed {
             self.begin_session(id, false, now);
         }
-        if let Some(control) = control {
-            self.handle_control(id, control, now);
+        match control {
+            None => {}
+            Some(Message::Control(control)) => self.handle_control(id, control, now),
+            Some(Message::Announcement(lanes)) => self.handle_announcement(id, lanes, now),
         }
     }
 
@@ -226,6 +228,7 @@ impl Mesh {
     fn begin_session(&mut self, id: PeerId, initiator: bool, now: Instant) {
         let Some(peer) = self.peers.find(id) else { return };
         peer.statistics.handshakes += 1;
+        peer.begun_here = initiator;
         peer.health.begin(now);
         if peer.session.is_connected() {
             let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);

@@ -22,6 +22,7 @@ mod icmp;
 mod inbound;
 mod ip;
 mod keys;
+mod lanes;
 mod mesh;
 mod outbound;
 mod packet;
@@ -31,9 +32,13 @@ mod session;
 mod state;
 
 pub use config::{Config, PEERS_MAX, PeerConfig, Policy, Protocol, Rule, Source};
+pub use control::LANES_MAX;
 pub use drops::{DropCounts, DropReason};
 pub use keys::{PresharedKey, PrivateKey, PublicKey};
+pub use lanes::Lane;
 pub use mesh::Mesh;
 pub use packet::{
-    Damage, Event, Incoming, MeshStatistics, Outgoing, Path, PeerId, PeerSnapshot, PeerStatistics, Transmit,
+    Damage, Event, Incoming, LaneAddress, LanePeer, MeshStatistics, Outgoing, Path, PeerId, PeerSnapshot,
+    PeerStatistics, Transmit,
 };
+pub use state::flows::FlowTable;

@@ -10,9 +10,11 @@ use rand::{RngExt, SeedableRng};
 use crate::config::{Config, PEERS_MAX, PeerConfig};
 use crate::drops::{DropCounts, DropReason};
 use crate::keys::PrivateKey;
-use crate::packet::{Event, Incoming, MeshStatistics, Path, PeerId, PeerSnapshot, Transmit};
+use crate::lanes::{Further, Lane};
+use crate::packet::{Event, Incoming, LaneAddress, MeshStatistics, Path, PeerId, PeerSnapshot, Transmit};
 use crate::segment::Coalescer;
 use crate::session::{JITTER_MAX, NoiseSession, Session, Tick};
+use crate::state::flows::FlowTable;
 use crate::state::health::Health;
 use crate::state::limiter::{Bucket, Limiter};
 use crate::state::peer::{Outlet, PATH_MTU_LIFETIME, Peer};
@@ -30,6 +32,11 @@ pub struct Mesh {
     pub(crate) peers: Peers,
     pub(crate) routes: Routes,
     pub(crate) filter: Option<Filter>,
+    flows: FlowTable,
+    /// Our lanes after this one, if this is the first.
+    pub(crate) lanes: Vec<LaneAddress>,
+    /// If this is not the first.
+    pub(crate) further: Option<Further>,
     pub(crate) limiter: Limiter,
     /// Errors about packets that are too big, a second.
     pub(crate) errors: Bucket,
@@ -47,6 +54,11 @@ pub struct Mesh {
 impl Mesh {
     /// An engine for `config`, whose random choices follow from `seed`. Peers beyond [`PEERS_MAX`] are left out.
     pub fn new(config: Config, seed: [u8; 32], now: Instant) -> Self {
+        Self::on_lane(config, Lane::First(Vec::new()), FlowTable::new(now), seed, now)
+    }
+
+    /// As [`Self::new`], for one of a node's lanes, which share the table of flows.
+    pub fn on_lane(config: Config, lane: Lane, flows: FlowTable, seed: [u8; 32], now: Instant) -> Self {
         let mut rng = StdRng::from_seed(seed);
         let limiter = Limiter::new(config.private_key.public(), rng.random(), now);
         let mut mesh = Self {
@@ -56,6 +68,12 @@ impl Mesh {
             peers: Peers::default(),
             routes: Routes::default(),
             filter: None,
+            flows,
+            further: matches!(lane, Lane::Further).then(Further::default),
+            lanes: match lane {
+                Lane::First(lanes) => lanes,
+                Lane::Further => Vec::new(),
+            },
             limiter,
             errors: Bucket::FULL,
             began: now,
@@ -74,8 +92,9 @@ impl Mesh {
 
     /// Becomes what `config` says. A peer with the same keys keeps its session, its path unless its configured endpoint
     /// changed, and its counters; a changed private key ends all sessions.
-    pub fn reconfigure(&mut self, config: Config, now: Instant) {
-        let is_new = config.private_key.public() != self.private_key.public();
+    pub fn reconfigure(&mut self, mut config: Config, now: Instant) {
+        // A further lane keeps the key that its peers were told.
+        let is_new = self.further.is_none() && config.private_key.public() != self.private_key.public();
         if is_new {
             self.private_key = config.private_key.clone();
             self.limiter = Limiter::new(config.private_key.public(), self.rng.random(), now);
@@ -83,23 +102,23 @@ impl Mesh {
         self.mtu = usize::from(config.mtu);
         self.filter = match (config.policy.clone(), self.filter.take()) {
             (None, _) => None,
-            (Some(policy), None) => Some(Filter::new(policy, &config, now)),
+            (Some(policy), None) => Some(Filter::new(policy, &config, self.flows.clone())),
             (Some(policy), Some(mut filter)) => {
                 filter.update(policy, &config);
                 Some(filter)
             }
         };
-        let wanted: HashSet<_> = config.peers.iter().map(|peer| peer.public_key).collect();
-        let mut order = Vec::with_capacity(config.peers.len());
-        for peer in config.peers.into_iter().take(PEERS_MAX) {
-            order.push(self.configure_peer(peer, is_new, now));
-        }
+        config.peers.truncate(PEERS_MAX);
+        let peers = match &mut self.further {
+            None => config.peers,
+            Some(further) => further.adopt(config.peers),
+        };
+        let wanted: HashSet<_> = peers.iter().map(|peer| peer.public_key).collect();
+        let order: Vec<_> = peers.into_iter().map(|peer| self.configure_peer(peer, is_new, now)).collect();
         // After those that come: nobody takes the place, and with it the id, of somebody who goes in the same moment.
         self.remove_peers(|peer| !wanted.contains(&peer.config.public_key));
-        let peers = &mut self.peers;
-        let configs: Vec<(PeerId, PeerConfig)> =
-            order.into_iter().filter_map(|id| Some((id, peers.find(id)?.config.clone()))).collect();
-        self.routes = Routes::build(configs.iter().map(|(id, peer)| (*id, peer)));
+        let peers = &self.peers;
+        self.routes = Routes::build(order.into_iter().filter_map(|id| Some((id, &peers.look(id)?.config))));
     }
 
     /// Does what has become due. Works on a bounded number of peers, so that [`Self::poll_timeout`] may be in the past
@@ -270,8 +289,10 @@ impl Mesh {
     }
 
     /// With other secrets (`is_new`: of ours) a peer begins anew, in its old place: by that it is known elsewhere.
-    fn configure_peer(&mut self, config: PeerConfig, is_new: bool, now: Instant) -> PeerId {
-        if let Some(id) = self.peers.id_of_key(config.public_key) {
+    pub(crate) fn configure_peer(&mut self, config: PeerConfig, is_new: bool, now: Instant) -> PeerId {
+        let further = self.further.as_ref();
+        let key = further.and_then(|further| further.key_of(config.public_key)).unwrap_or(config.public_key);
+        if let Some(id) = self.peers.id_of_key(key) {
             let preshared_key = |peer: &mut Peer| peer.config.preshared_key == config.preshared_key;
             if !is_new && self.peers.find(id).is_some_and(preshared_key) {
                 self.update_peer(id, config, now);
@@ -285,7 +306,7 @@ impl Mesh {
         let index = self.peers.draw_index(|| rng.random());
         let session = NoiseSession::new(
             &self.private_key,
-            config.public_key,
+            key,
             config.preshared_key.as_ref(),
             index,
             self.limiter.shared(),
@@ -293,7 +314,7 @@ impl Mesh {
         );
         let keeps_alive = config.keepalive.is_some() && config.endpoint.is_some();
         let health = Health::new(self.rng.random());
-        self.peers.insert(Peer::new(id, config, index, session, health));
+        self.peers.insert(Peer::new(id, config, key, index, session, health));
         if keeps_alive {
             // Not all peers in the same moment: a handshake costs some 0.25 ms.
             let spread = HANDSHAKE_SPREAD * u32::try_from(self.peers.len()).unwrap_or(u32::MAX);
@@ -320,7 +341,7 @@ impl Mesh {
         ids.into_iter().for_each(|id| self.remove_peer(id));
     }
 
-    fn remove_peer(&mut self, id: PeerId) {
+    pub(crate) fn remove_peer(&mut self, id: PeerId) {
         if let Some(mut peer) = self.peers.remove(id) {
             self.timers.set(id, &mut peer.deadline, None);
             peer.discard_staged(&mut self.drops);

@@ -27,6 +27,10 @@ impl Mesh {
         let contents = &mut contents[..header.len];
         let Some(id) = self.routes.find(header.destination) else {
             self.drop_unowned(DropReason::NoRoute);
+            // The first lane knows better: the peer has left this one a moment ago.
+            if self.further.is_some() {
+                return;
+            }
             return self.answer(PeerId::NOBODY, &header, contents, Problem::Unreachable, now);
         };
         let Some(peer) = self.peers.find(id) else { return };

@@ -73,6 +73,28 @@ impl PeerId {
     pub const NOBODY: Self = Self(u32::MAX);
 }
 
+/// Where one further lane of a node is reached: a WireGuard peer of its own, at the node's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneAddress {
+    /// The lane's identity.
+    pub key: PublicKey,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+/// A peer as another lane than the first is to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LanePeer {
+    /// Who it is: the key in the configuration.
+    pub identity: PublicKey,
+    /// What it is called on this lane.
+    pub key: PublicKey,
+    /// Where it should be.
+    pub remote: SocketAddr,
+    /// Whether the handshake is ours to begin; the other side may not be able to reach us.
+    pub begin: bool,
+}
+
 /// Something that happened to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -108,6 +130,15 @@ pub enum Event {
         peer: PeerId,
         /// Largest inner packet in bytes.
         mtu: Option<usize>,
+    },
+    /// The peer has said by which further lanes it is reached; none if it has begun anew. Only from the first lane.
+    Lanes {
+        /// Who.
+        peer: PeerId,
+        /// Its lanes after the first, of which we have as many or more.
+        lanes: Vec<LaneAddress>,
+        /// Whether the handshakes are ours to begin: we began the latest one on the first lane, or the other did not.
+        begin: bool,
     },
     /// The peer does not answer (handshakes or traffic unanswered for 15 s), or answers again.
     Reachability {
@@ -153,6 +184,10 @@ pub struct PeerSnapshot {
     pub path_mtu: Option<usize>,
     /// Whether it answers, see [`Event::Reachability`].
     pub reachable: bool,
+    /// Lanes that both nodes have, the first included.
+    pub lanes: usize,
+    /// Of these, those that carry data now or can at once.
+    pub lanes_up: usize,
     /// Counters.
     pub statistics: PeerStatistics,
 }
@@ -193,4 +228,38 @@ pub struct MeshStatistics {
     pub staged: usize,
     /// Flows that the policy remembers.
     pub flows: usize,
+}
+
+impl PeerSnapshot {
+    /// Adds what another lane knows of the same peer; the first lane may be quiet while others carry everything.
+    pub fn absorb(&mut self, other: &Self) {
+        self.statistics.absorb(&other.statistics);
+        self.reachable |= other.connected && other.reachable;
+        self.connected |= other.connected;
+        self.last_handshake = self.last_handshake.max(other.last_handshake);
+        self.last_received = self.last_received.max(other.last_received);
+    }
+}
+
+impl PeerStatistics {
+    /// Adds what another lane to the same peer counts.
+    pub fn absorb(&mut self, other: &Self) {
+        self.sent_bytes += other.sent_bytes;
+        self.sent_datagrams += other.sent_datagrams;
+        self.received_bytes += other.received_bytes;
+        self.received_datagrams += other.received_datagrams;
+        self.handshakes += other.handshakes;
+        self.initiations += other.initiations;
+        self.drops.absorb(&other.drops);
+    }
+}
+
+impl MeshStatistics {
+    /// Adds what another lane of the node counts. Peers and flows are those of all.
+    pub fn absorb(&mut self, other: &Self) {
+        self.drops.absorb(&other.drops);
+        self.handshakes_computed += other.handshakes_computed;
+        self.cookies += other.cookies;
+        self.staged += other.staged;
+    }
 }

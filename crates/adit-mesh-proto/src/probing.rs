@@ -32,6 +32,7 @@ impl Mesh {
     }
 
     pub(crate) fn handle_control(&mut self, id: PeerId, control: Control, now: Instant) {
+        self.check_lanes(id, control.epoch);
         let Some(peer) = self.peers.find(id) else { return };
         let received = peer.statistics.received_datagrams;
         match control.kind {
@@ -43,6 +44,7 @@ impl Mesh {
             Kind::Probe => {}
             Kind::Answer => {
                 let limit = peer.largest(self.mtu);
+                let is_news = !peer.health.speaks();
                 let before = peer.path_mtu.map(|(mtu, _)| mtu);
                 let learnt = peer.health.learn(control, limit, now);
                 match learnt {
@@ -57,6 +59,9 @@ impl Mesh {
                 if let Some(Learnt::Latency(latency)) = learnt {
                     self.push_event(Event::Probed { peer: id, latency });
                 }
+                if is_news {
+                    self.announce_lanes(id, now);
+                }
                 self.probe_if_due(id, now);
             }
         }
@@ -69,5 +74,8 @@ impl Mesh {
         let probe = peer.health.probe(number, len, sent, received, now);
         let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);
         peer.send_control(&mut outlet, probe, len, now);
+        if len == CONTROL_LEN && peer.health.speaks() {
+            self.announce_lanes(id, now);
+        }
     }
 }

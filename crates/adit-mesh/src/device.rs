@@ -11,15 +11,18 @@ use adit_mesh_proto::{Incoming, PeerId};
 
 use crate::tun::Tun;
 
+/// What a packet that was read needs done, and where in the buffer it stands.
+pub(crate) type Packet = (Offload, Range<usize>);
+
 /// Source and sink of IP packets. Owned by the lane's thread; nothing here blocks.
 pub trait Device: Send {
     /// The next packet for the mesh, written into `buffer` ([`crate::tun::READ_LEN`] bytes and some to
-    /// spare for padding); says what it needs done and where it stands.
+    /// spare for padding, which may be exchanged for others); says what it needs done and where it stands.
     ///
     /// # Errors
     /// `WouldBlock` when there is none, `InvalidData` for one that makes no sense, anything else when
     /// the device is gone.
-    fn read(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<(Offload, Range<usize>)>;
+    fn read(&mut self, buffer: &mut Vec<u8>, now: Instant) -> io::Result<(Offload, Range<usize>)>;
 
     /// Takes a packet from a peer.
     ///
@@ -43,7 +46,7 @@ pub trait Device: Send {
 }
 
 impl Device for Tun {
-    fn read(&mut self, buffer: &mut [u8], _now: Instant) -> io::Result<(Offload, Range<usize>)> {
+    fn read(&mut self, buffer: &mut Vec<u8>, _now: Instant) -> io::Result<(Offload, Range<usize>)> {
         let len = Tun::read(self, buffer)?;
         let header = buffer.get(..len).unwrap_or_default();
         let offload =

@@ -1,5 +1,6 @@
 //! A lane: one thread that owns one engine, one device and one socket, and the handle to steer it.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -8,23 +9,34 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use adit_mesh_proto::{Config, Event, Mesh, MeshStatistics, PeerSnapshot, PublicKey};
+use adit_mesh_proto::{Config, Event, LanePeer, Mesh, MeshStatistics, PeerSnapshot, PublicKey};
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::branch::{Branch, Outbox};
 use crate::device::Device;
+use crate::fleet::{Fleet, Line, Sibling};
 use crate::pump::Pump;
 use crate::statistics::IoStatistics;
 use crate::udp::Socket;
 
-/// Steers a lane from other threads. Dropping the last handle stops the lane.
+/// Steers a node's lanes from other threads. Dropping the last handle stops them.
 #[derive(Debug, Clone)]
 pub struct LaneHandle {
     inner: Arc<Inner>,
+    /// The lanes after the first.
+    further: Vec<Arc<Inner>>,
 }
 
 /// As [`LaneHandle`], for those that the lane does not live for.
 #[derive(Debug, Clone)]
-pub(crate) struct WeakLane(Weak<Inner>);
+pub(crate) struct WeakLane(Weak<Inner>, Vec<Weak<Inner>>);
+
+/// What a lane's thread owns from the start.
+pub(crate) struct Gear<D> {
+    pub(crate) mesh: Mesh,
+    pub(crate) device: D,
+    pub(crate) socket: Socket,
+}
 
 /// What can be seen of a lane.
 #[derive(Debug, Clone)]
@@ -35,6 +47,19 @@ pub struct LaneSnapshot {
     pub mesh: MeshStatistics,
     /// Counters of device and socket.
     pub io: IoStatistics,
+    /// What each lane carries, the first first; all else is of all lanes together.
+    pub lanes: Vec<LaneLoad>,
+}
+
+/// What one lane carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Peers with a session on it.
+    pub sessions: usize,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received.
+    pub received_datagrams: u64,
 }
 
 /// Called by the lane's thread for each [`Event`]; must not block.
@@ -51,6 +76,16 @@ pub(crate) enum Control {
     Reconfigure(Box<Config>, SyncSender<()>),
     SetEndpoint(PublicKey, SocketAddr),
     Initiate(PublicKey),
+    /// A further lane tells the first whether it carries data to a peer.
+    NoteLane {
+        identity: PublicKey,
+        lane: usize,
+        up: bool,
+    },
+    /// The first lane tells a further one what a peer is called there.
+    Join(LanePeer),
+    /// Or that it is not there any more.
+    Leave(PublicKey),
     Snapshot(SyncSender<LaneSnapshot>),
     Stop,
 }
@@ -63,27 +98,42 @@ pub(crate) struct Controls {
 
 #[derive(Debug)]
 struct Inner {
-    requests: SyncSender<Control>,
-    wake: Arc<OwnedFd>,
+    line: Line,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Starts a lane on a thread of its own.
+/// Starts a node's lanes, each on a thread of its own; `events` hears of the first.
 ///
 /// # Errors
 /// No thread or no descriptor left.
-pub fn spawn<D: Device + 'static>(
-    mesh: Mesh,
-    device: D,
-    socket: Socket,
+pub(crate) fn spawn<D: Device + 'static>(
+    first: Gear<D>,
+    further: Vec<(Gear<Branch>, Outbox)>,
     events: EventSink,
 ) -> io::Result<LaneHandle> {
+    let (line, controls) = connect()?;
+    let mut siblings = Vec::new();
+    let mut handles = Vec::new();
+    for (number, (gear, outbox)) in (1..).zip(further) {
+        let (own_line, own_controls) = connect()?;
+        siblings.push(Sibling { line: own_line.clone(), outbox });
+        let fleet = Fleet::further(number, line.clone());
+        handles.push(start(number, Pump::new(gear, own_controls, fleet, Box::new(|_| {})), own_line)?);
+    }
+    let pump = Pump::new(first, controls, Fleet::First(siblings), events);
+    Ok(LaneHandle { inner: start(0, pump, line)?, further: handles })
+}
+
+fn connect() -> io::Result<(Line, Controls)> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (requests, receiver) = sync_channel(REQUESTS_MAX);
-    let controls = Controls { requests: receiver, wake: Arc::clone(&wake) };
-    let pump = Pump::new(mesh, device, socket, controls, events);
-    let thread = std::thread::Builder::new().name("mesh-lane-0".to_owned()).spawn(move || pump.run())?;
-    Ok(LaneHandle { inner: Arc::new(Inner { requests, wake, thread: Mutex::new(Some(thread)) }) })
+    Ok((Line { requests, wake: Arc::clone(&wake) }, Controls { requests: receiver, wake }))
+}
+
+fn start<D: Device + 'static>(number: usize, pump: Pump<D>, line: Line) -> io::Result<Arc<Inner>> {
+    let thread = std::thread::Builder::new().name(format!("mesh-lane-{number}"));
+    let thread = thread.spawn(move || pump.run())?;
+    Ok(Arc::new(Inner { line, thread: Mutex::new(Some(thread)) }))
 }
 
 impl LaneHandle {
@@ -93,11 +143,18 @@ impl LaneHandle {
     /// # Errors
     /// [`LaneEnded`], also for a lane that does not answer.
     pub fn reconfigure(&self, config: Config) -> Result<(), LaneEnded> {
-        let (sender, done) = sync_channel(1);
-        self.inner.request(Control::Reconfigure(Box::new(config), sender))?;
-        done.recv_timeout(RECONFIGURE_WAIT).map_err(|error| match error {
-            RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
-        })
+        let mut answers = Vec::new();
+        for lane in &self.further {
+            // One that has ended takes no packets of anybody.
+            answers.extend(lane.reconfigure(config.clone()).ok());
+        }
+        answers.push(self.inner.reconfigure(config)?);
+        for done in answers {
+            done.recv_timeout(RECONFIGURE_WAIT).map_err(|error| match error {
+                RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
+            })?;
+        }
+        Ok(())
     }
 
     /// Sends to `remote` from now on what is for the peer with this key.
@@ -122,16 +179,16 @@ impl LaneHandle {
     /// # Errors
     /// [`LaneEnded`], also for a lane that does not answer.
     pub fn snapshot(&self) -> Result<LaneSnapshot, LaneEnded> {
-        let (sender, receiver) = sync_channel(1);
-        self.inner.request(Control::Snapshot(sender))?;
-        receiver.recv_timeout(SNAPSHOT_WAIT).map_err(|error| match error {
-            RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
-        })
+        let mut whole = self.inner.snapshot()?;
+        whole.lanes.push(whole.load());
+        let further: Vec<_> = self.further.iter().filter_map(|lane| lane.snapshot().ok()).collect();
+        whole.absorb(&further);
+        Ok(whole)
     }
 
     /// A handle that does not keep the lane alive.
     pub(crate) fn downgrade(&self) -> WeakLane {
-        WeakLane(Arc::downgrade(&self.inner))
+        WeakLane(Arc::downgrade(&self.inner), self.further.iter().map(Arc::downgrade).collect())
     }
 
     /// Whether the thread has ended, because it was asked to or because its device is gone.
@@ -141,26 +198,71 @@ impl LaneHandle {
         thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Ends the lane, however many handles there are, and waits until device and socket are closed.
+    /// Ends all lanes, however many handles there are, and waits until device and sockets are closed.
     pub fn stop(&self) {
-        self.inner.stop();
+        self.further.iter().chain([&self.inner]).for_each(|lane| lane.stop());
+    }
+}
+
+impl LaneSnapshot {
+    fn load(&self) -> LaneLoad {
+        LaneLoad {
+            sessions: self.mesh.sessions,
+            sent_datagrams: self.io.sent_datagrams,
+            received_datagrams: self.io.received_datagrams,
+        }
+    }
+
+    /// Adds what further lanes count.
+    fn absorb(&mut self, further: &[Self]) {
+        if further.is_empty() {
+            return;
+        }
+        let places = self.peers.iter().enumerate().map(|(place, peer)| (peer.public_key, place));
+        let places: HashMap<PublicKey, usize> = places.collect();
+        for lane in further {
+            self.lanes.push(lane.load());
+            self.mesh.absorb(&lane.mesh);
+            self.io.absorb(&lane.io);
+            for peer in &lane.peers {
+                if let Some(place) = places.get(&peer.public_key) {
+                    self.peers[*place].absorb(peer);
+                }
+            }
+        }
     }
 }
 
 impl WeakLane {
     /// The lane, if it is still held elsewhere.
     pub(crate) fn upgrade(&self) -> Option<LaneHandle> {
-        self.0.upgrade().map(|inner| LaneHandle { inner })
+        let further = self.1.iter().filter_map(Weak::upgrade).collect();
+        self.0.upgrade().map(|inner| LaneHandle { inner, further })
     }
 }
 
 impl Inner {
     fn request(&self, control: Control) -> Result<(), LaneEnded> {
         // A full queue makes the caller wait; a lane that has ended has dropped its end.
-        self.requests.send(control).map_err(|_| LaneEnded)?;
+        self.line.requests.send(control).map_err(|_| LaneEnded)?;
         // The counter cannot overflow before the lane reads it; if it could, it would be awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.line.wake, &1_u64.to_ne_bytes());
         Ok(())
+    }
+
+    /// What comes of it says when it is done.
+    fn reconfigure(&self, config: Config) -> Result<Receiver<()>, LaneEnded> {
+        let (sender, done) = sync_channel(1);
+        self.request(Control::Reconfigure(Box::new(config), sender))?;
+        Ok(done)
+    }
+
+    fn snapshot(&self) -> Result<LaneSnapshot, LaneEnded> {
+        let (sender, receiver) = sync_channel(1);
+        self.request(Control::Snapshot(sender))?;
+        receiver.recv_timeout(SNAPSHOT_WAIT).map_err(|error| match error {
+            RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
+        })
     }
 
     fn stop(&self) {

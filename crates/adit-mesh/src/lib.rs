@@ -6,8 +6,10 @@
 //! # Where to begin
 //! `lane.rs` is the loop; `tun.rs` and `udp.rs` are its two ends.
 
+mod branch;
 mod coalescing;
 mod device;
+mod fleet;
 mod health;
 mod lane;
 mod metrics;
@@ -26,7 +28,7 @@ pub mod uapi;
 pub mod udp;
 
 pub use device::Device;
-pub use lane::{EventSink, LaneEnded, LaneHandle, LaneSnapshot, SNAPSHOT_WAIT, spawn};
+pub use lane::{EventSink, LaneEnded, LaneHandle, LaneLoad, LaneSnapshot, SNAPSHOT_WAIT};
 pub use metrics::MeshMetrics;
 pub use node::{Node, NodeError};
 pub use statistics::IoStatistics;

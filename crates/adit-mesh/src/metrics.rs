@@ -46,6 +46,9 @@ struct Reading {
     peer_seconds: [GaugeVec; 2],
     peer_loss: [GaugeVec; 2],
     peer_mtu: IntGaugeVec,
+    peer_lanes: IntGaugeVec,
+    lane_datagrams: IntCounterVec,
+    lane_sessions: IntGaugeVec,
 }
 
 impl Reading {
@@ -63,6 +66,8 @@ impl Reading {
         let sent_loss = "Share of our latest datagrams that did not reach a peer, which only adit nodes tell";
         let mtu =
             Opts::new("adit_mesh_peer_path_mtu_bytes", "Longest packet that the path to a peer carries");
+        let lanes = Opts::new("adit_mesh_peer_lanes", "Lanes to a peer that carry data, the first included");
+        let sessions = Opts::new("adit_mesh_lane_sessions", "Peers with a session on a lane");
         Ok(Self {
             lane,
             drops: counter("drops_total", "Packets and datagrams dropped, by reason", &["reason"])?,
@@ -83,10 +88,13 @@ impl Reading {
             ],
             peer_loss: [gauge("peer_loss_ratio", loss)?, gauge("peer_sent_loss_ratio", sent_loss)?],
             peer_mtu: IntGaugeVec::new(mtu, &["peer"])?,
+            peer_lanes: IntGaugeVec::new(lanes, &["peer"])?,
+            lane_datagrams: counter("lane_datagrams_total", "Datagrams of a lane", &["lane", "direction"])?,
+            lane_sessions: IntGaugeVec::new(sessions, &["lane"])?,
         })
     }
 
-    fn parts(&self) -> [&dyn Collector; 13] {
+    fn parts(&self) -> [&dyn Collector; 16] {
         [
             &self.drops,
             &self.counters,
@@ -101,6 +109,9 @@ impl Reading {
             &self.peer_loss[0],
             &self.peer_loss[1],
             &self.peer_mtu,
+            &self.peer_lanes,
+            &self.lane_datagrams,
+            &self.lane_sessions,
         ]
     }
 
@@ -111,6 +122,9 @@ impl Reading {
         self.state.reset();
         self.peer_up.reset();
         self.peer_mtu.reset();
+        self.peer_lanes.reset();
+        self.lane_datagrams.reset();
+        self.lane_sessions.reset();
         self.peer_seconds.iter().chain(&self.peer_loss).for_each(GaugeVec::reset);
     }
 
@@ -135,6 +149,12 @@ impl Reading {
         ];
         for (kind, number) in states {
             self.state.with_label_values(&[kind]).set(number);
+        }
+        for (number, load) in lane.lanes.iter().enumerate() {
+            let number = number.to_string();
+            self.lane_datagrams.with_label_values(&[&*number, "sent"]).inc_by(load.sent_datagrams);
+            self.lane_datagrams.with_label_values(&[&*number, "received"]).inc_by(load.received_datagrams);
+            self.lane_sessions.with_label_values(&[&*number]).set(whole(load.sessions));
         }
         lane.peers.iter().for_each(|peer| self.read_peer(peer, now));
     }
@@ -162,6 +182,7 @@ impl Reading {
         if let Some(loss) = peer.sent_loss {
             self.peer_loss[1].with_label_values(&[name]).set(f64::from(loss));
         }
+        self.peer_lanes.with_label_values(&[name]).set(i64::try_from(peer.lanes_up).unwrap_or(i64::MAX));
         if let Some(mtu) = peer.path_mtu {
             self.peer_mtu.with_label_values(&[name]).set(i64::try_from(mtu).unwrap_or(i64::MAX));
         }

@@ -4,10 +4,12 @@ use std::io;
 use std::time::Instant;
 
 use adit_config::{Mesh, MeshMode};
+use adit_mesh_proto::{Config, FlowTable, Lane, LaneAddress, PrivateKey};
 use ipnet::IpNet;
 
+use crate::branch::{Branch, Outbox};
 use crate::device::Device;
-use crate::lane::{LaneHandle, spawn};
+use crate::lane::{Gear, LaneHandle, spawn};
 use crate::netlink::{Interface, InterfaceError};
 use crate::netstack::{Limits, Netstack, Stack};
 use crate::plan::{engine_config, interface_spec, key_of, literal_endpoint, socket_spec};
@@ -70,26 +72,43 @@ impl Node {
                 let tun = Tun::open(&mesh.interface, false)?;
                 let mut interface = Interface::find(&mesh.interface)?;
                 interface.apply(&interface_spec(mesh))?;
-                Self::run(mesh, tun, Inside::Tun(interface))
+                let branches = (1..mesh.lanes).map(|_| Branch::new(&tun)).collect::<io::Result<_>>();
+                Self::run(mesh, tun, branches.map_err(NodeError::Thread)?, Inside::Tun(interface))
             }
             MeshMode::Netstack => {
                 let (netstack, stack) = Netstack::new(mesh.addresses.clone(), mesh.mtu, Limits::default())
                     .map_err(NodeError::Thread)?;
-                Self::run(mesh, netstack, Inside::Stack(stack))
+                Self::run(mesh, netstack, Vec::new(), Inside::Stack(stack))
             }
         }
     }
 
-    fn run<D: Device + 'static>(mesh: &Mesh, device: D, inside: Inside) -> Result<Self, NodeError> {
+    fn run<D: Device + 'static>(
+        mesh: &Mesh,
+        device: D,
+        branches: Vec<(Branch, Outbox)>,
+        inside: Inside,
+    ) -> Result<Self, NodeError> {
         let spec = socket_spec(mesh);
         let socket = Socket::bind(&spec)?;
         let port = socket.port();
+        let config = engine_config(mesh, literal_endpoint);
+        let now = Instant::now();
+        let flows = FlowTable::new(now);
+        let mut further = Vec::new();
+        let mut addresses = Vec::new();
+        for (number, (device, outbox)) in (1..).zip(branches) {
+            let (gear, address) = further_lane(&config, device, &flows, &spec.of_lane(number))?;
+            addresses.push(address);
+            further.push((gear, outbox));
+        }
         let engine =
-            adit_mesh_proto::Mesh::new(engine_config(mesh, literal_endpoint), rand::random(), Instant::now());
+            adit_mesh_proto::Mesh::on_lane(config, Lane::First(addresses), flows, rand::random(), now);
         let resolver = Resolver::start().map_err(NodeError::Thread)?;
         let alarm = resolver.alarm();
         let events = Box::new(move |event| alarm.on_event(&event));
-        let lane = spawn(engine, device, socket, events).map_err(NodeError::Thread)?;
+        let gear = Gear { mesh: engine, device, socket };
+        let lane = spawn(gear, further, events).map_err(NodeError::Thread)?;
         resolver.watch(mesh, &lane);
         Ok(Self { inside, lane, port, addresses: mesh.addresses.clone(), spec, resolver })
     }
@@ -104,6 +123,9 @@ impl Node {
         }
         if mesh.mode != running.mode {
             return Err(NodeError::Restart("mode"));
+        }
+        if mesh.lanes != running.lanes {
+            return Err(NodeError::Restart("lanes"));
         }
         let spec = socket_spec(mesh);
         if spec.port != self.spec.port {
@@ -151,6 +173,23 @@ impl Node {
     pub fn addresses(&self) -> &[IpNet] {
         &self.addresses
     }
+}
+
+/// A further lane's engine and socket, and what peers have to know of them. Its key lives as long as the lane: peers learn
+/// it from the first lane, where they know us.
+fn further_lane(
+    config: &Config,
+    device: Branch,
+    flows: &FlowTable,
+    spec: &SocketSpec,
+) -> Result<(Gear<Branch>, LaneAddress), NodeError> {
+    let socket = Socket::bind(spec)?;
+    let private_key = PrivateKey::new(rand::random());
+    let address = LaneAddress { key: private_key.public(), port: socket.port() };
+    let config = Config { private_key, ..config.clone() };
+    let mesh =
+        adit_mesh_proto::Mesh::on_lane(config, Lane::Further, flows.clone(), rand::random(), Instant::now());
+    Ok((Gear { mesh, device, socket }, address))
 }
 
 impl Drop for Node {

@@ -12,8 +12,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::coalescing::{Change, Coalescing};
 use crate::device::Device;
+use crate::fleet::Fleet;
 use crate::health::Health;
-use crate::lane::{Control, Controls, EventSink, LaneSnapshot};
+use crate::lane::{Control, Controls, EventSink, Gear, LaneSnapshot};
 use crate::statistics::IoStatistics;
 use crate::transmit::{send, timespec};
 use crate::tun::READ_LEN;
@@ -25,6 +26,7 @@ pub(crate) struct Pump<D> {
     device: D,
     socket: Socket,
     controls: Controls,
+    fleet: Fleet,
     events: EventSink,
     health: Health,
     coalescing: Coalescing,
@@ -54,7 +56,8 @@ enum Ended {
 }
 
 impl<D: Device> Pump<D> {
-    pub(crate) fn new(mesh: Mesh, device: D, socket: Socket, controls: Controls, events: EventSink) -> Self {
+    pub(crate) fn new(gear: Gear<D>, controls: Controls, fleet: Fleet, events: EventSink) -> Self {
+        let Gear { mesh, device, socket } = gear;
         let health = Health::new(socket.takes_trains());
         let roll = Roll::of(&mesh);
         Self {
@@ -62,6 +65,7 @@ impl<D: Device> Pump<D> {
             device,
             socket,
             controls,
+            fleet,
             events,
             health,
             coalescing: Coalescing::new(Instant::now()),
@@ -76,6 +80,8 @@ impl<D: Device> Pump<D> {
 
     /// Runs until asked to stop or until the device is gone.
     pub(crate) fn run(mut self) {
+        let number = self.fleet.number();
+        let _span = (number > 0).then(|| tracing::info_span!("lane", number).entered());
         match self.turns() {
             Ended::Asked => tracing::debug!("lane stopped"),
             Ended::DeviceGone(error) => tracing::error!(%error, "the mesh's device is gone"),
@@ -105,6 +111,7 @@ impl<D: Device> Pump<D> {
 
     /// Does what the handles ask; says whether to stop.
     fn obey(&mut self, now: Instant) -> bool {
+        self.fleet.repeat();
         while let Ok(request) = self.controls.requests.try_recv() {
             match request {
                 Control::Stop => return true,
@@ -125,6 +132,15 @@ impl<D: Device> Pump<D> {
                         self.mesh.initiate(id, now);
                     }
                 }
+                Control::NoteLane { identity, lane, up } => self.mesh.note_lane(identity, lane, up, now),
+                Control::Join(lane) => {
+                    let joined = self.mesh.join(lane, now);
+                    if let Some(id) = joined {
+                        self.roll.add(&self.mesh, id);
+                    }
+                    self.fleet.report(lane.identity, joined.is_some_and(|id| self.mesh.carries(id)));
+                }
+                Control::Leave(identity) => self.mesh.leave(identity),
                 Control::Snapshot(answer) => {
                     // An asker that has gone away is no reason to stop.
                     let _ = answer.try_send(self.snapshot(now));
@@ -138,8 +154,10 @@ impl<D: Device> Pump<D> {
     fn snapshot(&mut self, now: Instant) -> LaneSnapshot {
         let mut io = self.statistics.clone();
         (io.train_steps_down, io.paths_without_trains) = self.health.counts(now);
+        io.receive_buffer_full = self.socket.overflows();
         (io.receive_steps_down, io.receives_singly) = self.coalescing.counts();
-        LaneSnapshot { peers: self.mesh.peers().collect(), mesh: self.mesh.statistics(), io }
+        let (peers, mesh) = (self.mesh.peers().collect(), self.mesh.statistics());
+        LaneSnapshot { peers, mesh, io, lanes: Vec::new() }
     }
 
     /// Takes one batch of system calls' worth of datagrams; says whether there was any.
@@ -198,6 +216,10 @@ impl<D: Device> Pump<D> {
             match self.device.read(&mut self.buffer, now) {
                 Ok((offload, range)) => {
                     reads += 1;
+                    let packet = (offload, range.clone());
+                    if self.fleet.hand_over(&mut self.mesh, &mut self.buffer, packet, &mut self.statistics) {
+                        continue;
+                    }
                     bytes += range.len();
                     let contents = &mut self.buffer[range];
                     self.health.observe(&self.mesh, contents, now);
@@ -212,6 +234,7 @@ impl<D: Device> Pump<D> {
                 Err(error) => return Err(error),
             }
         }
+        self.fleet.flush();
         if reads > 0 {
             self.statistics.device_reads += reads;
             self.drain(now);
@@ -228,6 +251,7 @@ impl<D: Device> Pump<D> {
         deliver(&mut self.mesh, &mut self.device, &mut self.statistics, now);
         while let Some(event) = self.mesh.poll_event() {
             self.roll.note(&event);
+            self.fleet.note(&self.mesh, &event);
             (self.events)(event);
         }
         for (path, mtu) in self.health.drain_path_mtus() {
@@ -265,6 +289,13 @@ impl Roll {
         roll
     }
 
+    fn add(&mut self, mesh: &Mesh, id: PeerId) {
+        if let (Some(key), Some(name)) = (mesh.identity_of(id), mesh.name_of(id)) {
+            self.ids.insert(key, id);
+            self.names.insert(id, name);
+        }
+    }
+
     /// Says what an operator may want to know without asking.
     fn note(&self, event: &Event) {
         let name = |id: &PeerId| self.names.get(id).cloned().unwrap_or_default();
@@ -287,6 +318,9 @@ impl Roll {
             }
             Event::PathMtu { peer, mtu: None } => {
                 tracing::info!(peer = %name(peer), "the path carries packets of the mesh's length again");
+            }
+            Event::Lanes { peer, lanes, .. } => {
+                tracing::debug!(peer = %name(peer), further = lanes.len(), "the peer's lanes");
             }
             Event::Probed { .. } => {}
         }

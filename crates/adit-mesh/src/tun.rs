@@ -73,6 +73,20 @@ impl Tun {
         Ok(tun)
     }
 
+    /// The same queue once more, for another thread to write to.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, name: self.name.clone(), offloads: self.offloads })
+    }
+
+    /// Something that is no device at all.
+    #[cfg(test)]
+    pub(crate) fn of_file(file: File) -> Self {
+        Self { file, name: String::new(), offloads: Offloads { tcp: false, udp: false } }
+    }
+
     /// Asks the kernel to leave only `offloads` to us from now on.
     ///
     /// # Errors

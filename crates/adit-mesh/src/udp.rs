@@ -2,7 +2,8 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 use adit_mesh_proto::{Path, Transmit};
 use quinn_udp::{EcnCodepoint, RecvMeta, UdpSocketState};
@@ -50,6 +51,15 @@ pub enum SocketError {
     },
 }
 
+impl SocketSpec {
+    /// The socket of a further lane: the next ports, so that a firewall can be told.
+    #[must_use]
+    pub fn of_lane(&self, number: u16) -> Self {
+        let port = if self.port == 0 { 0 } else { self.port.checked_add(number).unwrap_or(0) };
+        Self { port, mark: self.mark }
+    }
+}
+
 impl Socket {
     /// Binds one socket for IPv6 and IPv4, or for IPv4 alone where the kernel has no IPv6.
     ///
@@ -89,6 +99,15 @@ impl Socket {
     #[must_use]
     pub fn takes_trains(&self) -> bool {
         self.state.max_gso_segments() > 1
+    }
+
+    /// Datagrams that the kernel has dropped because the receive buffer was full, as /proc/net/udp tells; 0 where it does not.
+    #[must_use]
+    pub fn overflows(&self) -> u64 {
+        let itself = format!("/proc/self/fd/{}", self.socket.as_raw_fd());
+        let Ok(inode) = std::fs::metadata(itself).map(|metadata| metadata.ino()) else { return 0 };
+        let table = if self.v6 { "/proc/thread-self/net/udp6" } else { "/proc/thread-self/net/udp" };
+        std::fs::read_to_string(table).ok().and_then(|table| dropped(&table, inode)).unwrap_or_default()
     }
 
     /// Lets the kernel join received datagrams of one sender (UDP_GRO), as it does from the start, or not.
@@ -187,6 +206,13 @@ impl Receiver {
         let start = index * BATCH_LEN;
         (path, &mut self.bytes[start..start + meta.len], meta.stride)
     }
+}
+
+/// The last column of the socket's line; its inode is the tenth (proc_net_udp(5)).
+fn dropped(table: &str, inode: u64) -> Option<u64> {
+    let inode = inode.to_string();
+    let line = table.lines().find(|line| line.split_ascii_whitespace().nth(9) == Some(&inode))?;
+    line.split_ascii_whitespace().last()?.parse().ok()
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -306,6 +332,21 @@ mod tests {
                 datagrams += receiver.datagrams(index);
             }
         }
+    }
+
+    #[test]
+    fn datagrams_that_found_the_buffer_full_are_counted() {
+        let sender = Socket::bind(&SocketSpec::default()).unwrap();
+        let target = Socket::bind(&SocketSpec::default()).unwrap();
+        assert_eq!(target.overflows(), 0);
+        let path = Path { remote: (Ipv4Addr::LOCALHOST, target.port()).into(), local: None };
+        let contents = vec![7; 60_000];
+        let train = Transmit { path, segment_size: Some(1000), ecn: 0, contents: &contents };
+        // Twice what the largest buffer takes.
+        for _ in 0..1000 {
+            sender.send(&train).unwrap();
+        }
+        assert!(target.overflows() > 0);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use prometheus::{IntCounter, IntGauge};
 use quinn::{Endpoint, ServerConfig, TransportConfig};
 
 use crate::transport;
@@ -21,7 +20,7 @@ pub fn transport(remote: Option<SocketAddr>) -> TransportConfig {
 /// # Errors
 /// What the kernel says.
 pub fn dial(remote: SocketAddr, bind: Option<IpAddr>) -> io::Result<Endpoint> {
-    let runtime = TurnRuntime { metrics: uncounted()?, payload_max: payload_max_towards(remote) };
+    let runtime = TurnRuntime { metrics: UdpMetrics::default(), payload_max: payload_max_towards(remote) };
     transport::dialling_endpoint(remote, bind, None, runtime)
 }
 
@@ -30,16 +29,5 @@ pub fn dial(remote: SocketAddr, bind: Option<IpAddr>) -> io::Result<Endpoint> {
 /// # Errors
 /// What the kernel says.
 pub fn listen(address: SocketAddr, config: ServerConfig) -> io::Result<Endpoint> {
-    transport::listening_endpoint(address, config, &uncounted()?)
-}
-
-/// A bench serves no metrics.
-fn uncounted() -> io::Result<UdpMetrics> {
-    let counter = |name| IntCounter::new(name, name).map_err(io::Error::other);
-    Ok(UdpMetrics {
-        sends: counter("sends")?,
-        datagrams: counter("datagrams")?,
-        blocked: counter("blocked")?,
-        plain_sockets: IntGauge::new("plain", "plain").map_err(io::Error::other)?,
-    })
+    transport::listening_endpoint(address, config, &UdpMetrics::default())
 }

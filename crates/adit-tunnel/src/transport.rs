@@ -96,7 +96,7 @@ pub(crate) fn listening_endpoint(
     Endpoint::new(endpoint_config(&runtime), Some(config), socket, Arc::new(runtime))
 }
 
-/// What both ends of a registered connection have.
+/// What both ends of a registered connection have, over a path that may carry UDP payloads of `payload_max` bytes.
 pub(crate) fn registered(payload_max: u16) -> TransportConfig {
     let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
     transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));

@@ -182,11 +182,6 @@ impl Exchange {
         self.probe.clone()
     }
 
-    /// Whether anyone wants to know of this request.
-    pub(crate) fn is_observed(&self) -> bool {
-        self.probe.is_some()
-    }
-
     /// Leaves the request out of the log or Traefik's metrics.
     pub(crate) fn observe_only(&mut self, wanted: Observed) {
         if !wanted.in_log {

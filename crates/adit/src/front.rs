@@ -44,10 +44,15 @@ impl Front {
 
 impl Service for Front {
     async fn call(&self, request: Request) -> Response {
-        match self.edge_of(&request) {
-            Some(edge) if !self.gateway.wants(&request) => edge.call(request).await,
-            _ if asks_about_server(&request) => Response::status(StatusCode::OK),
-            _ => self.gateway.call(request).await,
+        if let Some(edge) = self.edge_of(&request)
+            && !self.gateway.has_challenge(request.uri.path()).await
+            && !self.gateway.wants(&request)
+        {
+            return edge.call(request).await;
+        }
+        match asks_about_server(&request) {
+            true => Response::status(StatusCode::OK),
+            false => self.gateway.call(request).await,
         }
     }
 }

@@ -110,7 +110,7 @@ fn start(source: Source, announce: bool) -> ExitCode {
     };
     let code = runtime.block_on(async {
         match Daemon::start(source, config, level).await {
-            Ok(daemon) => Box::pin(daemon.run(announce, begun)).await,
+            Ok((daemon, signals)) => Box::pin(daemon.run(signals, announce, begun)).await,
             Err(error) => {
                 tracing::error!(error = %ingress::chain(&error), "cannot start");
                 1

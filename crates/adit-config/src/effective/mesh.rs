@@ -22,6 +22,7 @@ pub(super) fn mesh(mesh: &Mesh) -> Value {
     fields.insert("address".into(), nets(&mesh.addresses));
     fields.insert("listen-port".into(), json!(mesh.listen_port));
     fields.insert("mtu".into(), json!(mesh.mtu));
+    fields.insert("lanes".into(), json!(mesh.lanes));
     insert(&mut fields, "fwmark", mesh.fwmark.map(|mark| json!(format!("{mark:#x}"))));
     let table = match mesh.table {
         MeshTable::Auto => "auto".to_owned(),

@@ -20,5 +20,7 @@ pub(crate) use section::read_mesh;
 
 /// About 400 bytes each with its networks here and 30 KiB in the engine once it has a session: 300 MiB in the worst case.
 const PEERS_MAX: usize = 10_000;
+/// As many as an announcement between two nodes holds; each costs a thread and up to 60 MiB of buffers.
+const LANES_MAX: u64 = 8;
 /// Of one peer or this node: routes of a large site. With [`PEERS_MAX`] bounded by the size of the file.
 const NETWORKS_MAX: usize = 4_096;

@@ -21,6 +21,8 @@ pub struct Mesh {
     pub listen_port: u16,
     /// Largest packet inside the tunnel: a multiple of 16, so that no length says more than bulk or tail.
     pub mtu: u16,
+    /// Threads with a WireGuard session and a port each towards other adit nodes, 1 to 8.
+    pub lanes: u16,
     /// Mark on datagrams that leave (`SO_MARK`), for routing rules; absent = none.
     pub fwmark: Option<u32>,
     /// Which routes are set towards peers.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use ipnet::IpNet;
 
 use super::{
-    PEERS_MAX,
+    LANES_MAX, PEERS_MAX,
     draft::{Draft, INLINE, PeerDraft},
     model::{INTERFACE_DEFAULT, MTU_DEFAULT, Mesh, MeshEndpoint, MeshMode, MeshPeer},
     policy::{Names, is_reserved, read_groups, read_named_networks, read_policy},
@@ -38,7 +38,8 @@ pub(crate) fn read_mesh(field: &Field<'_>, loader: &Loader<'_>) -> Option<Mesh> 
     let peers: Vec<MeshPeer> = std::mem::take(&mut draft.peers).into_iter().map(PeerDraft::finish).collect();
     check_peers(&peers, draft.mtu.unwrap_or(MTU_DEFAULT), &section);
     let policy = section.optional("policy", |field| read_policy(field, &Names::new(&peers, &networks)));
-    let parts = Parts { mode, interface, advertise, endpoint, dns };
+    let lanes = section.optional("lanes", |field| read_lanes(field, mode)).unwrap_or(1);
+    let parts = Parts { mode, interface, lanes, advertise, endpoint, dns };
     let mesh = finish(draft, parts, &section)?;
     section.finish();
     Some(Mesh { peers, networks, policy, ..mesh })
@@ -48,6 +49,7 @@ pub(crate) fn read_mesh(field: &Field<'_>, loader: &Loader<'_>) -> Option<Mesh> 
 struct Parts {
     mode: MeshMode,
     interface: String,
+    lanes: u16,
     advertise: Vec<IpNet>,
     endpoint: Option<MeshEndpoint>,
     dns: Vec<String>,
@@ -78,6 +80,7 @@ fn finish(draft: Draft, parts: Parts, section: &Section<'_>) -> Option<Mesh> {
         addresses: draft.addresses,
         listen_port: draft.listen_port.unwrap_or(0),
         mtu: draft.mtu.unwrap_or(MTU_DEFAULT),
+        lanes: parts.lanes,
         fwmark: draft.fwmark,
         table: draft.table.unwrap_or_default(),
         advertise: parts.advertise,
@@ -95,6 +98,15 @@ fn read_mode(field: &Field<'_>) -> Option<MeshMode> {
         "netstack" => Some(MeshMode::Netstack),
         _ => None,
     })
+}
+
+fn read_lanes(field: &Field<'_>, mode: MeshMode) -> Option<u16> {
+    let lanes = field.integer(1..=LANES_MAX)?;
+    if lanes > 1 && mode == MeshMode::Netstack {
+        field.reject_hidden("a netstack is one thread: more than one lane needs `mode: tun`");
+        return None;
+    }
+    Some(lanes)
 }
 
 fn read_dns(field: &Field<'_>) -> Option<Vec<String>> {

@@ -3,12 +3,22 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::ip::{ICMP, ICMPV6, IpHeader, TCP, UDP};
 use crate::keys::PublicKey;
 
+/// What the policy of one node has allowed, for all its lanes: a flow may come by one lane and be answered by another.
+#[derive(Debug, Clone)]
+pub struct FlowTable {
+    pub(crate) flows: Arc<Mutex<Flows>>,
+    /// From when its seconds count.
+    pub(crate) began: Instant,
+}
+
 /// Allowed flows, found from either direction.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Flows {
     flows: HashMap<FlowKey, Flow>,
     /// How many each peer has begun.
@@ -16,8 +26,30 @@ pub(crate) struct Flows {
     /// One entry per flow: when to look whether it has expired. Looked at only when a flow is added, two for each, so that
     /// what has expired never costs more than what comes.
     expiries: BinaryHeap<Reverse<(u32, FlowKey)>>,
-    /// The last flow found and when: packets come in runs.
-    last: Option<(FlowKey, u32)>,
+}
+
+/// What became of a packet that may belong to a known flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It belongs to none.
+    Unknown,
+    /// It does.
+    Passed,
+    /// It does, and so will the flow's next packets of this second.
+    Settled,
+}
+
+impl FlowTable {
+    /// An empty one.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { flows: Arc::default(), began: now }
+    }
+
+    /// Held for one look-up at a time, and only where a packet is not of the same flow and second as the one before.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Flows> {
+        self.flows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Both ends and the protocol, the same for both directions.
@@ -81,7 +113,9 @@ impl Tuple {
         })
     }
 
-    fn key(&self) -> FlowKey {
+    /// The same for both directions.
+    #[inline]
+    pub(crate) fn key(&self) -> FlowKey {
         let (low, high) = if self.source <= self.destination {
             (self.source, self.destination)
         } else {
@@ -97,13 +131,11 @@ impl Tuple {
 
 impl Flows {
     /// Whether the packet belongs to a known flow, which then lives on. `now` is in seconds.
-    #[inline]
-    pub(crate) fn pass(&mut self, tuple: &Tuple, now: u32) -> bool {
+    pub(crate) fn pass(&mut self, tuple: &Tuple, now: u32) -> Passage {
         let key = tuple.key();
-        if self.last == Some((key, now)) && tuple.flags == 0 {
-            return true;
-        }
-        let Some(flow) = self.flows.get_mut(&key).filter(|flow| now < flow.expires) else { return false };
+        let Some(flow) = self.flows.get_mut(&key).filter(|flow| now < flow.expires) else {
+            return Passage::Unknown;
+        };
         let from_low = tuple.is_from_low();
         let is_beginners = from_low == flow.begun_by_low;
         flow.answered |= !is_beginners;
@@ -115,8 +147,7 @@ impl Flows {
             (flow.finished, flow.reset) = ([false; 2], false);
         }
         flow.expires = now + flow.lifetime(tuple.protocol);
-        self.last = flow.confirmed.then_some((key, now));
-        true
+        if flow.confirmed { Passage::Settled } else { Passage::Passed }
     }
 
     /// Whether an ICMP error quotes a packet of a known flow.
@@ -181,7 +212,6 @@ impl Flows {
                     if let Some(flow) = self.flows.remove(&key) {
                         self.forget(flow.beginner);
                     }
-                    self.last = None;
                 }
             }
         }
@@ -217,7 +247,7 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 /// An idle connection: longer than RFC 5382 asks of a NAT (2 h 4 min), so that TCP keepalives of 2 h keep it.
 const TCP_IDLE: u32 = 3 * 3600;
-/// Flows of one lane: 65,536 × about 230 bytes in both collections = 15 MiB.
+/// Flows of one node: 65,536 × about 230 bytes in both collections = 15 MiB.
 const FLOWS_MAX: usize = 65_536;
 /// Flows that one peer may have begun: four of them together leave the others without, not one alone.
 const PEER_FLOWS_MAX: usize = FLOWS_MAX / 4;
@@ -235,6 +265,10 @@ mod tests {
         Tuple { protocol, source: (a, source), destination: (b, destination), flags }
     }
 
+    fn passes(flows: &mut Flows, tuple: &Tuple, now: u32) -> bool {
+        flows.pass(tuple, now) != Passage::Unknown
+    }
+
     fn answer(of: Tuple, flags: u8) -> Tuple {
         Tuple { source: of.destination, destination: of.source, flags, ..of }
     }
@@ -243,11 +277,11 @@ mod tests {
     fn an_answer_passes_and_an_unasked_packet_does_not() {
         let mut flows = Flows::default();
         let request = tuple(UDP, 4000, 53, 0);
-        assert!(!flows.pass(&answer(request, 0), 0));
+        assert!(!passes(&mut flows, &answer(request, 0), 0));
         assert!(flows.add(&request, None, 0));
-        assert!(flows.pass(&answer(request, 0), 1));
-        assert!(!flows.pass(&tuple(UDP, 4001, 53, 0), 1));
-        assert!(!flows.pass(&tuple(TCP, 4000, 53, 0), 1));
+        assert!(passes(&mut flows, &answer(request, 0), 1));
+        assert!(!passes(&mut flows, &tuple(UDP, 4001, 53, 0), 1));
+        assert!(!passes(&mut flows, &tuple(TCP, 4000, 53, 0), 1));
     }
 
     #[test]
@@ -255,17 +289,17 @@ mod tests {
         let mut flows = Flows::default();
         let request = tuple(UDP, 4000, 53, 0);
         flows.add(&request, None, 0);
-        assert!(!flows.pass(&answer(request, 0), 30), "unanswered for 30 s");
+        assert!(!passes(&mut flows, &answer(request, 0), 30), "unanswered for 30 s");
 
         let syn = tuple(TCP, 4000, 443, SYN);
         flows.add(&syn, None, 0);
-        assert!(flows.pass(&answer(syn, SYN), 1));
-        assert!(flows.pass(&tuple(TCP, 4000, 443, 0), 2));
-        assert!(flows.pass(&tuple(TCP, 4000, 443, 0), 3600));
-        assert!(flows.pass(&tuple(TCP, 4000, 443, FIN), 3601));
-        assert!(flows.pass(&answer(syn, FIN), 3601));
-        assert!(flows.pass(&tuple(TCP, 4000, 443, 0), 3610), "the last acknowledgement");
-        assert!(!flows.pass(&tuple(TCP, 4000, 443, 0), 3630));
+        assert!(passes(&mut flows, &answer(syn, SYN), 1));
+        assert!(passes(&mut flows, &tuple(TCP, 4000, 443, 0), 2));
+        assert!(passes(&mut flows, &tuple(TCP, 4000, 443, 0), 3600));
+        assert!(passes(&mut flows, &tuple(TCP, 4000, 443, FIN), 3601));
+        assert!(passes(&mut flows, &answer(syn, FIN), 3601));
+        assert!(passes(&mut flows, &tuple(TCP, 4000, 443, 0), 3610), "the last acknowledgement");
+        assert!(!passes(&mut flows, &tuple(TCP, 4000, 443, 0), 3630));
     }
 
     #[test]
@@ -289,8 +323,8 @@ mod tests {
         let mut flows = Flows::default();
         let syn = tuple(TCP, 4000, 443, SYN);
         flows.add(&syn, None, 0);
-        assert!(flows.pass(&answer(syn, SYN), 1));
-        assert!(!flows.pass(&tuple(TCP, 4000, 443, 0), 62));
+        assert!(passes(&mut flows, &answer(syn, SYN), 1));
+        assert!(!passes(&mut flows, &tuple(TCP, 4000, 443, 0), 62));
     }
 
     #[test]

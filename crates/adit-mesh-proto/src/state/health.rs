@@ -82,6 +82,11 @@ impl Health {
         }
     }
 
+    /// Names our counters, and our lanes, to the peer.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     pub(crate) fn speaks(&self) -> bool {
         self.speaks
     }
@@ -154,11 +159,18 @@ impl Health {
 
     /// The answer to a probe, if one may be given.
     pub(crate) fn answer(&mut self, probe: Control, received: u64, now: Instant) -> Option<Control> {
+        self.may_answer(now).then_some(())?;
+        Some(Control { kind: Kind::Answer, id: probe.id, epoch: self.epoch, received })
+    }
+
+    /// Whether one more answer of any kind may go in this second.
+    pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
         if self.answers.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             self.answers = Answers { left: ANSWERS, since: Some(now) };
         }
-        self.answers.left = self.answers.left.checked_sub(1)?;
-        Some(Control { kind: Kind::Answer, id: probe.id, epoch: self.epoch, received })
+        let left = self.answers.left.checked_sub(1);
+        self.answers.left = left.unwrap_or_default();
+        left.is_some()
     }
 
     /// Takes an answer; `None` if nobody asked.

@@ -2,6 +2,7 @@
 
 pub(crate) mod flows;
 pub(crate) mod health;
+pub(crate) mod lanes;
 pub(crate) mod limiter;
 pub(crate) mod peer;
 pub(crate) mod peers;

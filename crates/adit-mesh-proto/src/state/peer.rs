@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::PeerConfig;
-use crate::control::{CONTROL_LEN, Control};
+use crate::control::{ANNOUNCEMENT_LEN_MAX, Announcement, CONTROL_LEN, Control};
 use crate::drops::{DropCounts, DropReason};
 use crate::ip::ecn;
-use crate::packet::{Path, PeerId, PeerSnapshot, PeerStatistics};
+use crate::keys::PublicKey;
+use crate::packet::{LaneAddress, Path, PeerId, PeerSnapshot, PeerStatistics};
 use crate::segment::{Offload, Splitter};
 use crate::session::{ANSWER_TIMEOUT, DATA_OVERHEAD, NoiseSession, Session};
 use crate::state::health::{Health, PROBE_MAX};
+use crate::state::lanes::PeerLanes;
 use crate::state::timers::Deadline;
 use crate::state::trains::{OpenTrain, Trains};
 
@@ -19,6 +21,8 @@ use crate::state::trains::{OpenTrain, Trains};
 pub(crate) struct Peer {
     pub(crate) id: PeerId,
     pub(crate) config: PeerConfig,
+    /// Whom handshakes are made with: the configured key, or that of one of the peer's further lanes.
+    pub(crate) key: PublicKey,
     /// The 24 bits of our session indices that name this peer.
     pub(crate) index: u32,
     pub(crate) session: NoiseSession,
@@ -31,6 +35,9 @@ pub(crate) struct Peer {
     pub(crate) initiation_accepted: Option<Instant>,
     pub(crate) reachable: bool,
     pub(crate) health: Health,
+    pub(crate) lanes: PeerLanes,
+    /// Whether the latest handshake was ours.
+    pub(crate) begun_here: bool,
     /// Largest inner packet that the path is known to carry, and until when that is believed.
     pub(crate) path_mtu: Option<(usize, Instant)>,
     staged: VecDeque<Staged>,
@@ -62,6 +69,7 @@ impl Peer {
     pub(crate) fn new(
         id: PeerId,
         config: PeerConfig,
+        key: PublicKey,
         index: u32,
         session: NoiseSession,
         health: Health,
@@ -70,6 +78,7 @@ impl Peer {
         Self {
             id,
             config,
+            key,
             index,
             session,
             path,
@@ -79,6 +88,8 @@ impl Peer {
             initiation_accepted: None,
             reachable: true,
             health,
+            lanes: PeerLanes::default(),
+            begun_here: false,
             path_mtu: None,
             staged: VecDeque::new(),
             staged_bytes: 0,
@@ -122,12 +133,26 @@ impl Peer {
         len: usize,
         now: Instant,
     ) {
-        let Some(path) = self.path else { return };
         let mut packet = [0; PROBE_MAX];
         let Some(packet) = packet.get_mut(..len.max(CONTROL_LEN)) else { return };
-        if control.write(packet).is_none() {
-            return;
+        if control.write(packet).is_some() {
+            self.send_inner(outlet, packet, now);
         }
+    }
+
+    /// Queues what we say about our lanes; the session is connected.
+    pub(crate) fn announce(&mut self, outlet: &mut Outlet<'_>, lanes: &[LaneAddress], now: Instant) {
+        let announcement = Announcement { epoch: self.health.epoch(), lanes: lanes.to_vec() };
+        let mut packet = [0; ANNOUNCEMENT_LEN_MAX];
+        let Some(packet) = packet.get_mut(..announcement.len()) else { return };
+        if announcement.write(packet).is_some() {
+            self.lanes.announced = Some(now);
+            self.send_inner(outlet, packet, now);
+        }
+    }
+
+    fn send_inner(&mut self, outlet: &mut Outlet<'_>, packet: &[u8], now: Instant) {
+        let Some(path) = self.path else { return };
         if let Err(reason) = self.seal(outlet, path, packet, now) {
             self.drop(outlet.drops, reason, 1);
         }
@@ -299,6 +324,8 @@ impl Peer {
             probed: self.health.speaks(),
             path_mtu: self.path_mtu.map(|(mtu, _)| mtu),
             reachable: self.reachable,
+            lanes: self.lanes.agreed(),
+            lanes_up: self.lanes.up(),
             statistics: self.statistics.clone(),
         }
     }

@@ -27,7 +27,7 @@ impl Peers {
     pub(crate) fn insert(&mut self, peer: Peer) {
         debug_assert_eq!(peer.id, self.next_id(), "peers take the next place");
         let id = peer.id;
-        self.by_key.insert(peer.config.public_key, id);
+        self.by_key.insert(peer.key, id);
         self.by_index.insert(peer.index, id);
         match self.free.pop() {
             Some(slot) => self.slots[slot as usize] = Some(peer),
@@ -37,7 +37,7 @@ impl Peers {
 
     pub(crate) fn remove(&mut self, id: PeerId) -> Option<Peer> {
         let peer = self.slots.get_mut(id.0 as usize)?.take()?;
-        self.by_key.remove(&peer.config.public_key);
+        self.by_key.remove(&peer.key);
         self.by_index.remove(&peer.index);
         self.free.push(id.0);
         Some(peer)

@@ -14,7 +14,7 @@ use crate::drops::DropReason;
 use crate::icmp::quoted;
 use crate::ip::{ICMP, ICMPV6, IpHeader, Shape, TCP, UDP};
 use crate::keys::PublicKey;
-use crate::state::flows::{Flows, Tuple};
+use crate::state::flows::{FlowKey, FlowTable, Passage, Tuple};
 
 /// The policy of one lane and the flows it has allowed.
 pub(crate) struct Filter {
@@ -24,10 +24,11 @@ pub(crate) struct Filter {
     of_peer: HashMap<PublicKey, Vec<Selected>>,
     /// Rules that name networks or everybody: for packets from behind this node.
     of_networks: Vec<Selected>,
-    flows: Flows,
+    flows: FlowTable,
+    /// The last flow found and in which second: packets come in runs.
+    last: Option<(FlowKey, u32)>,
     /// Who has which addresses: flows are known by addresses alone, and must not outlive a change of hands.
     networks: Vec<(PublicKey, Vec<IpNet>)>,
-    began: Instant,
 }
 
 /// Where a packet comes from.
@@ -48,15 +49,17 @@ struct Selected {
 }
 
 impl Filter {
-    pub(crate) fn new(policy: Policy, config: &Config, now: Instant) -> Self {
+    pub(crate) fn new(policy: Policy, config: &Config, flows: FlowTable) -> Self {
+        // What passed while there was no policy has to be allowed like anything else.
+        flows.lock().clear();
         let mut filter = Self {
             policy,
             own: Vec::new(),
             of_peer: HashMap::new(),
             of_networks: Vec::new(),
-            flows: Flows::default(),
+            flows,
+            last: None,
             networks: networks(config),
-            began: now,
         };
         filter.compile(config);
         filter
@@ -71,13 +74,14 @@ impl Filter {
         let same = |(key, rules): (&PublicKey, &Vec<Selected>)| self.of_peer.get(key) == Some(rules);
         let networks = networks(config);
         if changed || self.networks != networks || !before.iter().all(same) {
-            self.flows.clear();
+            self.flows.lock().clear();
+            self.last = None;
         }
         self.networks = networks;
     }
 
     pub(crate) fn flows(&self) -> usize {
-        self.flows.len()
+        self.flows.lock().len()
     }
 
     /// Whether the packet passes, and why not.
@@ -94,13 +98,19 @@ impl Filter {
             Shape::Fragment => return Err(DropReason::Fragment),
             Shape::Extended => return Err(DropReason::ExtensionHeader),
         }
-        let second =
-            u32::try_from(now.saturating_duration_since(self.began).as_secs()).unwrap_or(u32::MAX / 2);
+        let began = self.flows.began;
+        let second = u32::try_from(now.saturating_duration_since(began).as_secs()).unwrap_or(u32::MAX / 2);
         let Some(tuple) = Tuple::of(header, packet) else {
-            let known = quoted(header, packet).is_some_and(|quoted| self.flows.knows(&quoted, second));
+            let known = quoted(header, packet).is_some_and(|quoted| self.flows.lock().knows(&quoted, second));
             return if known { Ok(()) } else { Err(DropReason::Policy) };
         };
-        if self.flows.pass(&tuple, second) {
+        let place = (tuple.key(), second);
+        if self.last == Some(place) && tuple.flags == 0 {
+            return Ok(());
+        }
+        let passage = self.flows.lock().pass(&tuple, second);
+        self.last = (passage == Passage::Settled).then_some(place);
+        if passage != Passage::Unknown {
             return Ok(());
         }
         if !self.allows(origin, header, &tuple, packet) {
@@ -111,7 +121,11 @@ impl Filter {
             Origin::Here => (None, self.own.contains(&header.source)),
         };
         // What this node begins may always go, even if its answers then may not come.
-        if self.flows.add(&tuple, beginner, second) || own { Ok(()) } else { Err(DropReason::FlowTableFull) }
+        if self.flows.lock().add(&tuple, beginner, second) || own {
+            Ok(())
+        } else {
+            Err(DropReason::FlowTableFull)
+        }
     }
 
     fn allows(&self, origin: Origin, header: &IpHeader, tuple: &Tuple, packet: &[u8]) -> bool {
@@ -261,7 +275,7 @@ mod tests {
         fn new(rules: Vec<Rule>) -> Self {
             let config = config(rules);
             let now = Instant::now();
-            Self { filter: Filter::new(config.policy.clone().unwrap(), &config, now), now }
+            Self { filter: Filter::new(config.policy.clone().unwrap(), &config, FlowTable::new(now)), now }
         }
 
         fn judge(&mut self, from: u8, packet: &[u8]) -> Result<(), DropReason> {

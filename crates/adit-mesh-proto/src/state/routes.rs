@@ -21,15 +21,31 @@ impl Routes {
     /// Routes to peers at their places; of two that claim the same network the last has it.
     pub(crate) fn build<'a>(peers: impl Iterator<Item = (PeerId, &'a PeerConfig)>) -> Self {
         let mut routes = Self::default();
-        for (id, peer) in peers {
-            for network in &peer.allowed_ips {
-                match network.trunc() {
-                    IpNet::V4(network) => routes.v4.insert(network, id),
-                    IpNet::V6(network) => routes.v6.insert(network, id),
-                };
+        peers.for_each(|(id, peer)| routes.add(id, peer));
+        routes
+    }
+
+    /// Adds one more peer's networks.
+    pub(crate) fn add(&mut self, id: PeerId, peer: &PeerConfig) {
+        for network in &peer.allowed_ips {
+            match network.trunc() {
+                IpNet::V4(network) => self.v4.insert(network, id),
+                IpNet::V6(network) => self.v6.insert(network, id),
+            };
+        }
+        self.last = None;
+    }
+
+    /// Takes a peer's networks out again, those that another has claimed since excepted.
+    pub(crate) fn remove(&mut self, id: PeerId, peer: &PeerConfig) {
+        for network in &peer.allowed_ips {
+            match network.trunc() {
+                IpNet::V4(network) if self.v4.get(&network) == Some(&id) => _ = self.v4.remove(&network),
+                IpNet::V6(network) if self.v6.get(&network) == Some(&id) => _ = self.v6.remove(&network),
+                _ => {}
             }
         }
-        routes
+        self.last = None;
     }
 
     /// Whose `address` is.
@@ -117,6 +133,20 @@ mod tests {
                 prop_assert_eq!(routes.find(network.addr()), naive(&unique, network.addr()));
             }
         }
+    }
+
+    #[test]
+    fn a_peer_that_goes_leaves_the_others_their_networks() {
+        let networks: [IpNet; 3] = ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8"].map(|net| net.parse().unwrap());
+        let peers = [peer(networks[..2].to_vec()), peer(networks[1..].to_vec())];
+        let mut routes = Routes::build([(PeerId(0), &peers[0]), (PeerId(1), &peers[1])].into_iter());
+        assert_eq!(routes.find("10.1.0.1".parse().unwrap()), Some(PeerId(1)));
+        routes.remove(PeerId(0), &peers[0]);
+        assert_eq!(routes.find("10.2.0.1".parse().unwrap()), None);
+        assert_eq!(routes.find("10.1.0.1".parse().unwrap()), Some(PeerId(1)), "the last one that claimed it");
+        routes.remove(PeerId(1), &peers[1]);
+        assert_eq!(routes.find("10.1.0.1".parse().unwrap()), None);
+        assert_eq!(routes.find("fd00::1".parse().unwrap()), None);
     }
 
     #[test]

@@ -247,7 +247,7 @@ impl Netstack {
 }
 
 impl Device for Netstack {
-    fn read(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<(Offload, Range<usize>)> {
+    fn read(&mut self, buffer: &mut Vec<u8>, now: Instant) -> io::Result<(Offload, Range<usize>)> {
         let next = self.next(buffer, now);
         self.note_overflows();
         next.map(|(offload, len)| (offload, 0..len)).ok_or_else(|| io::ErrorKind::WouldBlock.into())

@@ -201,6 +201,7 @@ impl Accepted {
         let hello = self.within_tls_timeout(start.client_hello()).await?;
         let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
+        switch.look_for_challenge(&alpn).await;
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config, stamp) => {

@@ -6,6 +6,7 @@ use adit_route::tcp::{TcpHead, TcpTable};
 use rustls::ServerConfig;
 
 use crate::mesh::MeshVisitors;
+use crate::middleware::BoxFuture;
 use crate::tcp::route::TcpRoute;
 use crate::tls::hosts::TlsHosts;
 use crate::tls::options::{DEFAULT_OPTIONS, Stamp, TlsOptionSets};
@@ -29,6 +30,9 @@ pub struct Switch {
 
 /// Challenges of tls-alpn-01 that wait for the CA's look.
 pub trait TlsChallenges: Send + Sync + std::fmt::Debug {
+    /// Brings [`Self::answer`] up to date where others can tell of challenges too; waits for no more than seconds.
+    fn look(&self) -> BoxFuture<'_, ()>;
+
     /// The settings that show the challenge's certificate, if one is pending for this name.
     fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>>;
 }
@@ -71,6 +75,15 @@ impl Switch {
     /// Who takes a connection that does not begin with a TLS handshake; `None` = HTTP.
     pub(super) fn decide_plain(&self, head: &TcpHead<'_>) -> Option<&Arc<TcpRoute>> {
         self.plain.decide(head).map(|router| &router.target)
+    }
+
+    /// Looks for the answer to a handshake that may be a challenge's.
+    pub(super) async fn look_for_challenge(&self, alpn: &[&[u8]]) {
+        if let Some(challenges) = &self.challenges
+            && alpn.contains(&ACME_TLS_1)
+        {
+            challenges.look().await;
+        }
     }
 
     /// Who takes a TLS connection: exact HTTPS hosts, TCP routers with a name, HTTPS routers for every host, TCP routers
@@ -178,6 +191,10 @@ mod tests {
     struct OneChallenge(Arc<ServerConfig>);
 
     impl TlsChallenges for OneChallenge {
+        fn look(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::ready(()))
+        }
+
         fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
             (server_name == "a.test").then(|| Arc::clone(&self.0))
         }

@@ -1,16 +1,16 @@
 //! basicAuth: name and password with every request (RFC 7617).
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_auth::{BasicCredentials, Fingerprint, Passwords};
 use adit_config::dynamic;
 use http::StatusCode;
 use http::header::{self, HeaderValue};
-use tokio::sync::Semaphore;
 
 use super::headers::field_value;
+use super::turns::Turns;
 use super::users::{self, Admission};
 use super::{Around, BoxFuture, Ctx, Next, reply};
 use crate::message::{Request, Response};
@@ -25,9 +25,7 @@ pub(super) struct BasicAuth {
     /// most one entry per configured user.
     verified: Mutex<HashMap<String, Fingerprint>>,
     /// Guesses that are hashed at once: somebody who tries passwords takes so many cores and no more.
-    hashing: Arc<Semaphore>,
-    /// Where those who wait for their turn come from; at most [`WAITING_MAX`].
-    waiting: Mutex<Vec<IpAddr>>,
+    hashing: Arc<Turns>,
 }
 
 /// What is known of a password.
@@ -50,8 +48,7 @@ impl BasicAuth {
             admission: Admission::new(config.header_field.as_deref(), config.remove_header)?,
             key: rand::random(),
             verified: Mutex::default(),
-            hashing: Arc::new(Semaphore::new(cores.div_ceil(2))),
-            waiting: Mutex::default(),
+            hashing: Turns::new(cores.div_ceil(2)),
         })
     }
 
@@ -61,10 +58,7 @@ impl BasicAuth {
     }
 
     async fn verify(&self, credentials: BasicCredentials, client: IpAddr) -> Verdict {
-        let Some(place) = self.queue(network(client)) else { return Verdict::Busy };
-        // Closed never: the semaphore lives as long as the layer.
-        let Ok(permit) = Arc::clone(&self.hashing).acquire_owned().await else { return Verdict::Busy };
-        drop(place);
+        let Some(turn) = self.hashing.take(client).await else { return Verdict::Busy };
         let fingerprint = credentials.fingerprint(&self.key);
         // Who asks for many things at once is known after the first of them.
         if self.is_known(&credentials.user, fingerprint) {
@@ -74,7 +68,7 @@ impl BasicAuth {
         let passwords = Arc::clone(&self.passwords);
         let hashing = tokio::task::spawn_blocking(move || {
             // A hash that has begun runs to its end whether or not the visitor is still there: it counts as long.
-            let _permit = permit;
+            let _turn = turn;
             passwords.verify(&credentials)
         });
         if !hashing.await.unwrap_or(false) {
@@ -82,32 +76,6 @@ impl BasicAuth {
         }
         self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(user, fingerprint);
         Verdict::Right
-    }
-
-    /// A place among those who wait; none if there are too many, in all or from the same network.
-    fn queue(&self, network: IpAddr) -> Option<Place<'_>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let neighbours = waiting.iter().filter(|other| **other == network).count();
-        if waiting.len() >= WAITING_MAX || neighbours >= NETWORK_WAITING_MAX {
-            return None;
-        }
-        waiting.push(network);
-        Some(Place { waiting: &self.waiting, network })
-    }
-}
-
-/// One who waits; gone when dropped.
-struct Place<'a> {
-    waiting: &'a Mutex<Vec<IpAddr>>,
-    network: IpAddr,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = waiting.iter().position(|other| *other == self.network) {
-            waiting.swap_remove(at);
-        }
     }
 }
 
@@ -131,7 +99,7 @@ impl Around for BasicAuth {
             return next.run(request, ctx);
         }
         Box::pin(async move {
-            match self.verify(credentials, ctx.client).await {
+            match self.verify(credentials, ctx.forwarded_client.unwrap_or(ctx.client)).await {
                 Verdict::Right => {}
                 Verdict::Wrong => {
                     ctx.refused("basic_auth_wrong");
@@ -149,21 +117,6 @@ impl Around for BasicAuth {
         })
     }
 }
-
-/// The part of an address that one visitor cannot change at will.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 => v4,
-    }
-}
-
-/// Passwords that wait to be hashed, of one layer. Each is a request that is held, and bcrypt takes a quarter of a second
-/// for one: more would wait longer than visitors do. Memory is that of the requests' heads, 16 MiB at worst.
-const WAITING_MAX: usize = 256;
-/// The same of one network, so that who guesses does not keep everybody else waiting; a page's parts that are asked for at
-/// once still fit.
-const NETWORK_WAITING_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -217,28 +170,46 @@ mod tests {
         let config =
             dynamic::BasicAuth { users: vec![Secret::new(slow.to_vec())], ..dynamic::BasicAuth::default() };
         let layer = BasicAuth::new(&config).unwrap();
-        let permits = layer.hashing.available_permits();
+        let (free, _) = layer.hashing.state();
         let credentials = BasicCredentials::parse(b"Basic dGVzdDpib2d1cw==").unwrap();
         let mut asking = Box::pin(layer.verify(credentials, [127, 0, 0, 1].into()));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(asking.as_mut().poll(&mut cx).is_pending());
         drop(asking);
-        assert_eq!(layer.hashing.available_permits(), permits - 1);
-        assert!(layer.waiting.lock().unwrap().is_empty());
+        assert_eq!(layer.hashing.state(), (free - 1, 0));
     }
 
     #[tokio::test]
-    async fn who_guesses_waits_in_a_line_of_its_own_and_beyond_it_is_sent_away() {
-        let layer = BasicAuth::new(&config()).unwrap();
-        let permits = u32::try_from(layer.hashing.available_permits()).unwrap();
-        let all = layer.hashing.acquire_many(permits).await.unwrap();
-        let places: Vec<_> = (0..NETWORK_WAITING_MAX)
-            .map(|host| layer.queue(network(format!("2001:db8::{host:x}").parse().unwrap())).unwrap())
-            .collect();
-        let wrong = || BasicCredentials::parse(b"Basic dGVzdDpib2d1cw==").unwrap();
-        assert_eq!(layer.verify(wrong(), "2001:db8::ffff".parse().unwrap()).await, Verdict::Busy);
-        drop((places, all));
-        assert_eq!(layer.verify(wrong(), "2001:db8::ffff".parse().unwrap()).await, Verdict::Wrong);
+    async fn behind_a_balancer_each_visitor_waits_in_a_line_of_its_own() {
+        let chain = [Layer::around("m", BasicAuth::new(&config()).unwrap())];
+        let target = Echo::default();
+        let ask = |last: u8| {
+            let wrong = request_with("/", &[("authorization", "Basic dGVzdDpib2d1cw==")]);
+            let mut ctx = ctx();
+            ctx.forwarded_client = Some([198, 51, 100, last].into());
+            let (chain, target) = (&chain, &target);
+            async move { run(chain, target, wrong, &mut ctx).await.status }
+        };
+        // One visitor fills its own line; another one's guess is still looked at.
+        let many = futures_of((0..80).map(|_| ask(1)).collect());
+        let (statuses, other) = tokio::join!(many, ask(2));
+        assert_eq!(other, 401);
+        assert!(statuses.contains(&StatusCode::SERVICE_UNAVAILABLE), "{statuses:?}");
+    }
+
+    /// Runs all of them at once.
+    async fn futures_of<F: Future<Output = StatusCode>>(futures: Vec<F>) -> Vec<StatusCode> {
+        let mut futures: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+        std::future::poll_fn(|cx| {
+            for (future, status) in futures.iter_mut().filter(|(_, status)| status.is_none()) {
+                if let std::task::Poll::Ready(found) = future.as_mut().poll(cx) {
+                    *status = Some(found);
+                }
+            }
+            let all: Option<Vec<StatusCode>> = futures.iter().map(|(_, status)| *status).collect();
+            all.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
     }
 
     #[test]

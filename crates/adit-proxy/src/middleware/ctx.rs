@@ -20,6 +20,9 @@ pub struct Ctx {
     /// Who asks: `peer`, or what the PROXY protocol or a tunnel said in its place. Never taken from `X-Forwarded-For`
     /// (`ingress-features.md §3.0`); middlewares that look there say so by their `ipStrategy`.
     pub client: IpAddr,
+    /// Who asks according to hops that are trusted, if they say so: the nearest address of `X-Forwarded-For` that is not one
+    /// of theirs.
+    pub forwarded_client: Option<IpAddr>,
     /// True if the visitor's hop is encrypted; a tunnel tells what its edge saw.
     pub secure: bool,
     /// What the TLS handshake settled; none without TLS, and none through a tunnel.
@@ -115,6 +118,7 @@ impl Ctx {
             entry_point,
             peer: client,
             client,
+            forwarded_client: None,
             secure,
             tls: None,
             router,

@@ -41,6 +41,7 @@ mod status_ranges;
 mod template;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod users;
 
 use std::fmt;

@@ -113,6 +113,11 @@ impl TlsHosts {
         !self.catch_all && self.exact.is_empty() && self.wildcard.is_empty()
     }
 
+    /// Adds what else is not done as written.
+    pub fn warn(&mut self, warnings: Vec<String>) {
+        self.warnings.extend(warnings);
+    }
+
     /// What is not done as written, for the log and the API.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use adit_acme::{Acme, Board, CertificateStatus, Challenges, Issued, Metrics, Parts, Transport};
 use adit_config::CertificateResolver;
 use adit_proxy::listen::TlsChallenges;
+use adit_proxy::middleware::BoxFuture;
 use adit_proxy::tls::{CertificateStore, LoadedCertificate};
 use prometheus::Registry;
 use rustls::ServerConfig;
@@ -64,6 +65,10 @@ impl AcmeViews {
 struct PendingTls(Arc<Challenges>);
 
 impl TlsChallenges for PendingTls {
+    fn look(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.look())
+    }
+
     fn answer(&self, server_name: &str) -> Option<Arc<ServerConfig>> {
         self.0.tls_answer(server_name)
     }

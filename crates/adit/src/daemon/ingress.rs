@@ -378,9 +378,10 @@ pub(crate) fn serves_tunnel(config: &Config) -> bool {
     has_ingress(config) && config.tunnel.as_ref().is_some_and(|tunnel| !has_rules(tunnel))
 }
 
-/// Whether connections are looked at before it is known who takes them: routers below HTTP, or challenges of tls-alpn-01.
-pub(super) fn has_switches(config: &Config) -> bool {
-    has_ingress(config) || !config.tls.resolvers.is_empty()
+/// Whether connections are looked at before it is known who takes them: routers below HTTP, challenges of tls-alpn-01, and
+/// who is no peer of the mesh.
+pub(super) fn has_switch(config: &Config, entry_point: &str) -> bool {
+    has_ingress(config) || !config.tls.resolvers.is_empty() || is_on_mesh(config, entry_point)
 }
 
 /// Whether a configuration has anything for the ingress.

@@ -226,6 +226,7 @@ impl MeshView {
             "fwmark": settings.fwmark.map(|mark| format!("{mark:#x}")),
             "addresses": settings.addresses,
             "mtu": settings.mtu,
+            "lanes": settings.lanes,
             "drops": drops,
             "peers": peers.collect::<Vec<_>>(),
         })
@@ -266,6 +267,8 @@ fn peer_view(peer: &MeshPeer, seen: Option<&PeerSnapshot>) -> Value {
         "loss": seen.map(|seen| seen.loss),
         "sentLoss": seen.and_then(|seen| seen.sent_loss),
         "pathMtu": seen.and_then(|seen| seen.path_mtu),
+        "lanes": seen.map(|seen| seen.lanes),
+        "lanesUp": seen.map(|seen| seen.lanes_up),
         "sentBytes": statistics.map_or(0, |s| s.sent_bytes),
         "receivedBytes": statistics.map_or(0, |s| s.received_bytes),
         "handshakes": statistics.map_or(0, |s| s.handshakes),

@@ -25,9 +25,10 @@ use tokio::task::JoinSet;
 
 use self::connector::{ConnectorChange, Reach, RunningConnector};
 use self::edge::{Plan, RunningEdge};
-use self::ingress::{RunningIngress, has_switches, serves_tunnel};
+use self::ingress::{RunningIngress, has_switch, serves_tunnel};
 use self::mesh::RunningMesh;
-use self::signals::{Signal, Signals};
+use self::signals::Signal;
+pub(crate) use self::signals::Signals;
 use crate::access_log::{AccessLog, AccessLogError};
 use crate::acme::AcmeViews;
 use crate::admin::Admin;
@@ -51,6 +52,9 @@ pub(crate) enum DaemonError {
     /// The configuration.
     #[error("{0}")]
     Config(Problems),
+    /// Signals.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
     /// The admin endpoint.
     #[error("cannot open the admin endpoint")]
     Admin(#[source] ListenError),
@@ -105,7 +109,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Binds everything and starts serving.
+    /// Binds everything and starts serving. Signals are listened for first: one that comes now is obeyed, not died of.
     ///
     /// # Errors
     /// [`DaemonError`]; nothing is left running.
@@ -113,7 +117,8 @@ impl Daemon {
         source: Source,
         config: Config,
         level: LevelHandle,
-    ) -> Result<Self, DaemonError> {
+    ) -> Result<(Self, Signals), DaemonError> {
+        let signals = Signals::listen().map_err(DaemonError::Signals)?;
         let registry = Registry::new();
         let phase = PhaseCell::new(&registry)?;
         let requests = RequestMetrics::new(&registry)?;
@@ -140,7 +145,7 @@ impl Daemon {
             edge: edge.as_ref().map(|edge| Arc::clone(edge.service())),
             public: Arc::new(ArcSwap::from_pointee(public(&config))),
         });
-        let switches = |name: &str| ingress.switch(name).filter(|_| has_switches(&config));
+        let switches = |name: &str| ingress.switch(name).filter(|_| has_switch(&config, name));
         let prepared = listeners.prepare(&config, &switches)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_routes(name));
         let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
@@ -157,7 +162,7 @@ impl Daemon {
         admin.mesh.store(mesh.view());
         admin.listeners.store(Arc::new(listeners.addresses()));
         tracing::info!("Starting metrics server on {admin_address}/metrics");
-        Ok(Self {
+        let daemon = Self {
             source,
             config,
             phase,
@@ -174,19 +179,18 @@ impl Daemon {
             reloads,
             level,
             leaving: JoinSet::new(),
-        })
+        };
+        Ok((daemon, signals))
     }
 
     /// Serves until told to stop; the exit code.
-    pub(crate) async fn run(mut self, announce_to_person: bool, begun: SystemTime) -> u8 {
-        // Before anybody is told that we are ready, and may send a signal or write the next version.
-        let mut signals = match Signals::listen() {
-            Ok(signals) => signals,
-            Err(error) => {
-                tracing::error!(%error, "cannot listen for signals");
-                return 1;
-            }
-        };
+    pub(crate) async fn run(
+        mut self,
+        mut signals: Signals,
+        announce_to_person: bool,
+        begun: SystemTime,
+    ) -> u8 {
+        // Before anybody is told that we are ready, and may write the next version.
         let mut watch = FileWatch::start(self.watched(), begun);
         self.phase.set(Phase::Ready);
         self.ingress.open_orders();
@@ -300,7 +304,7 @@ impl Daemon {
         };
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(&config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(&config, name));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_routes(name));
         self.ingress.open_gate();
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
@@ -346,7 +350,7 @@ impl Daemon {
         config: &Config,
         plan: Option<&Plan>,
     ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
-        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switches(config));
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(config, name));
         let prepared = self.listeners.prepare(config, &switches)?;
         Ok((prepared, self.plan_connector(config, plan)?))
     }

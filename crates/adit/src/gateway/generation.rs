@@ -152,6 +152,13 @@ pub(crate) struct Served {
     stamp: Stamp,
 }
 
+impl Served {
+    /// The TLS options that its hosts' handshakes are to be made under.
+    pub(super) fn options(&self) -> &str {
+        self.options.as_deref().unwrap_or(DEFAULT_OPTIONS)
+    }
+}
+
 /// Whether requests are seen from outside.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observed {
@@ -216,6 +223,8 @@ impl Generation {
         verdicts.warnings.extend(inputs.dynamic.warnings.iter().map(ToString::to_string));
         for (name, entry) in &mut entries {
             entry.hosts = tls_hosts(&table, &refused, name);
+            let splits = super::tls_splits::warnings(&table, &entry.hosts, name);
+            entry.hosts.warn(splits);
             verdicts.warnings.extend(entry.hosts.warnings().iter().cloned());
         }
         // A router on several entry points is looked at once for each.

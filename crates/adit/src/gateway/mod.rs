@@ -6,6 +6,7 @@ pub(crate) mod internal;
 pub(crate) mod merge;
 pub(crate) mod mesh_names;
 mod redirect;
+mod tls_splits;
 pub(crate) mod view;
 mod view_middlewares;
 pub(crate) mod view_streams;
@@ -90,25 +91,28 @@ impl Gateway {
         self.current.store(Arc::new(generation));
     }
 
-    /// True if one of our routers wants this request, or a challenge of ours; others may be the edge's.
+    /// True if one of our routers wants this request; others may be the edge's.
     pub(crate) fn wants(&self, request: &Request) -> bool {
-        self.acme.challenges.has_http_answer(request.uri.path()) || self.current.load().finds(request)
+        self.current.load().finds(request)
+    }
+
+    /// True if the path is that of a challenge which is ours to answer.
+    pub(crate) async fn has_challenge(&self, path: &str) -> bool {
+        path.starts_with(CHALLENGE_PATH) && self.acme.challenges.has_http_answer(path).await
     }
 
     /// A challenge of ours is answered before anything else looks at the request; others are the routers', unless the
     /// entry point keeps them away.
-    fn answer_challenge(
+    async fn answer_challenge(
         &self,
         generation: &Generation,
-        request: &Request,
+        (path, entry_point): (&str, &Arc<str>),
         exchange: &mut Exchange,
     ) -> Option<Response> {
-        let path = request.uri.path();
         if !path.starts_with(CHALLENGE_PATH) {
             return None;
         }
-        let entry_point = &request.visitor.entry_point;
-        let answer = self.acme.challenges.http_answer(path);
+        let answer = self.acme.challenges.http_answer(path).await;
         if answer.is_none() && generation.inputs.entry_points.get(&**entry_point)?.acme_bypass {
             return None;
         }
@@ -126,15 +130,15 @@ impl Gateway {
     ) -> Response {
         let visitor = Arc::clone(&request.visitor);
         let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
-        let Admitted { trusted, cleaned, peer } = match self.admit(generation, entry, &mut request, exchange)
-        {
-            Ok(admitted) => admitted,
-            Err((reason, status)) => {
-                exchange.failed(reason);
-                exchange.observe_only(entry.observed());
-                return plain(status);
-            }
-        };
+        let Admitted { trusted, forwarded_client, cleaned, peer } =
+            match self.admit(generation, entry, &mut request, exchange) {
+                Ok(admitted) => admitted,
+                Err((reason, status)) => {
+                    exchange.failed(reason);
+                    exchange.observe_only(entry.observed());
+                    return plain(status);
+                }
+            };
         let found = generation.decide(&request, &cleaned, peer);
         if let Some(redirect) = &entry.redirect
             && !redirect.spares(cleaned.path(&request))
@@ -166,6 +170,7 @@ impl Gateway {
             Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
         ctx.tls.clone_from(&visitor.tls);
         ctx.append_forwarded_for = entry.policy.appends(trusted);
+        ctx.forwarded_client = forwarded_client;
         let probe = exchange.probe();
         let probed = probe.as_ref().map(|probe| Probed { target: &*served.target, probe });
         let target: &dyn Target = probed.as_ref().map_or(&*served.target as &dyn Target, |probed| probed);
@@ -200,14 +205,12 @@ impl Gateway {
             entry.tell_peer(&mut request.headers, peer, address);
             exchange.asked_by_peer(peer);
         }
-        if trusted
-            && exchange.is_observed()
-            && let Some(client) = forwarded_client(&entry.policy, request)
-        {
+        let forwarded_client = if trusted { forwarded_client(&entry.policy, request) } else { None };
+        if let Some(client) = forwarded_client {
             exchange.asked_by(client);
         }
         let cleaned = entry.clean(request).map_err(|reason| (reason, StatusCode::BAD_REQUEST))?;
-        Ok(Admitted { trusted, cleaned, peer: peer.map(|peer| &**peer) })
+        Ok(Admitted { trusted, forwarded_client, cleaned, peer: peer.map(|peer| &**peer) })
     }
 }
 
@@ -218,7 +221,8 @@ impl Service for Gateway {
         exchange.measure(&mut request, self.traefik.as_ref());
         let generation = self.load();
         let visitor = Arc::clone(&request.visitor);
-        let mut response = match self.answer_challenge(&generation, &request, &mut exchange) {
+        let asked = (request.uri.path(), &visitor.entry_point);
+        let mut response = match self.answer_challenge(&generation, asked, &mut exchange).await {
             Some(response) => response,
             None => self.answer(&generation, request, &mut exchange).await,
         };
@@ -235,6 +239,8 @@ impl Service for Gateway {
 struct Admitted<'a> {
     /// Whether what its peer says about the visitor is believed.
     trusted: bool,
+    /// Who asks, where a peer that is believed says so.
+    forwarded_client: Option<IpAddr>,
     cleaned: Cleaned,
     /// Who asks, on an entry point of the mesh.
     peer: Option<&'a MeshIdentity>,

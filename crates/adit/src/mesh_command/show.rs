@@ -37,6 +37,9 @@ fn plain(mesh: &Value) -> String {
     add("fwmark", text(&mesh["fwmark"]));
     add("addresses", list(&mesh["addresses"]));
     add("mtu", text(&mesh["mtu"]));
+    if mesh["lanes"] != 1 {
+        add("lanes", text(&mesh["lanes"]));
+    }
     add("drops", drops(&mesh["drops"]));
     for peer in mesh["peers"].as_array().into_iter().flatten() {
         lines.push(String::new());
@@ -75,6 +78,9 @@ fn peer_lines(peer: &Value) -> Vec<String> {
         add("sent loss", format!("{:.2} % of what we send", loss * 100.0));
     }
     add("path mtu", text(&peer["pathMtu"]));
+    if let (Some(lanes @ 2..), up) = (peer["lanes"].as_u64(), &peer["lanesUp"]) {
+        add("lanes", format!("{up} of {lanes} up"));
+    }
     if peer["reachable"] == false {
         add("state", "does not answer".to_owned());
     }
