@@ -301,7 +301,7 @@ impl Daemon {
             self.restore_mesh()?;
         }
         let planned = self.plan(&config)?;
-        self.ingress.hold_gate(&config);
+        let is_held = self.ingress.hold_gate(&config);
         let prepared = match self.change_mesh(&config, planned.listeners) {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -317,7 +317,6 @@ impl Daemon {
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(&config, name));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_routes(name));
-        self.ingress.open_gate();
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
         self.mesh.commit(&config);
         self.commit_connector(planned.connector, &config);
@@ -330,6 +329,10 @@ impl Daemon {
         self.admin.config.store(Arc::new(config.to_effective()));
         self.admin.listeners.store(Arc::new(self.listeners.addresses()));
         self.config = config;
+        if is_held {
+            tokio::time::sleep(GATE_REST).await;
+        }
+        self.ingress.open_gate();
         Ok(())
     }
 
@@ -615,5 +618,8 @@ fn start_admin(
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Beyond the grace period, for the packets that close connections.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
+/// Addresses that have changed hands are nobody's for so long after that: what their former owners sent, and what still
+/// lay in sockets and tasks, has been looked at and turned away by then.
+const GATE_REST: Duration = Duration::from_secs(1);
 /// Origin pools are swept and systemd's watchdog is fed this often.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);
