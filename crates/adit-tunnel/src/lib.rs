@@ -41,8 +41,8 @@ pub use connector::{
     ConnectionPhase, ConnectionStatus, Connector, ConnectorError, ConnectorHandle, ConnectorOptions,
 };
 pub use edge::{
-    Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions, LearntHostnames,
-    OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
+    CheckedCertificate, Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions,
+    LearntHostnames, OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
 };
 pub use request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest};
 pub use streams::{CHUNKS_MAX, Loss, RecvHalf, SendHalf, StreamError};
