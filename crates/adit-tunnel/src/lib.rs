@@ -28,6 +28,7 @@ mod http2;
 mod in_flight;
 mod liveness;
 mod metrics;
+pub mod quic;
 mod reader;
 mod request;
 mod streams;
@@ -40,8 +41,8 @@ pub use connector::{
     ConnectionPhase, ConnectionStatus, Connector, ConnectorError, ConnectorHandle, ConnectorOptions,
 };
 pub use edge::{
-    Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions, LearntHostnames,
-    OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
+    CheckedCertificate, Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions,
+    LearntHostnames, OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
 };
 pub use request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest};
 pub use streams::{CHUNKS_MAX, Loss, RecvHalf, SendHalf, StreamError};

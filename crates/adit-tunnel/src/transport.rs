@@ -96,6 +96,13 @@ pub(crate) fn listening_endpoint(
     Endpoint::new(endpoint_config(&runtime), Some(config), socket, Arc::new(runtime))
 }
 
+/// What both ends of a registered connection have, over a path that may carry UDP payloads of `payload_max` bytes.
+pub(crate) fn registered(payload_max: u16) -> TransportConfig {
+    let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
+    transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    transport
+}
+
 fn endpoint_config(runtime: &TurnRuntime) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     let set = config.max_udp_payload_size(runtime.payload_max);

@@ -82,7 +82,7 @@ impl RunningConnector {
             secure: false,
             tls: None,
             entry_point: "tunnel".into(),
-            on_mesh: false,
+            peer: None,
             address: adit_proxy::message::AddressText::default(),
         };
         let service = Arc::new(ConnectorService {
