@@ -2,6 +2,8 @@
 
 #[path = "end_to_end/acme.rs"]
 mod acme;
+#[path = "end_to_end/bench.rs"]
+mod bench;
 #[path = "end_to_end/bodies.rs"]
 mod bodies;
 #[path = "end_to_end/failures.rs"]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Which adit crates a crate may depend on. `adit` itself may depend on all and is therefore absent.
-const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("adit-config", &[]),
     ("adit-auth", &["adit-config"]),
     ("adit-route", &["adit-config", "adit-auth"]),
@@ -19,6 +19,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("adit-proxy", &["adit-config", "adit-auth", "adit-route"]),
     ("adit-acme", &["adit-config"]),
     ("adit-mesh", &["adit-config", "adit-mesh-proto"]),
+    ("adit-bench", &[]),
     ("adit-kube", &["adit-config", "adit-auth"]),
 ];
 

@@ -84,7 +84,7 @@ impl Challenges {
     }
 
     /// Looks at what other processes have pending, where they say so. A storage that hangs, as network file systems do,
-    /// holds up one thread for blocking work, and whoever asks no longer than [`LOOK_TIMEOUT`].
+    /// holds up one thread for blocking work, and whoever asks no longer than two seconds.
     pub async fn look(self: &Arc<Self>) {
         let storages = self.storages.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if storages.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! Most messages are passed on with nothing but a few fields changed, and building a map of all of them to write it out
 //! again is a third of what a small request costs. [`Fields`] therefore keeps the lines, each with what it is to a proxy
-//! ([`Kinds`]), and becomes a [`HeaderMap`] when somebody treats it as one (it derefs to it). Whatever looks at fields on
+//! (`Kinds`), and becomes a [`HeaderMap`] when somebody treats it as one (it derefs to it). Whatever looks at fields on
 //! the way of every request asks for kinds first.
 
 use std::fmt;

@@ -44,6 +44,7 @@ pub(crate) fn command() -> Command {
         .subcommand(route())
         .subcommand(edge())
         .subcommand(crate::mesh_command::command())
+        .subcommand(adit_bench::command())
         .subcommand(crate::cloudflared::command())
 }
 

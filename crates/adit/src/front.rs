@@ -36,7 +36,7 @@ impl Front {
         let is_public = public.iter().any(|entry| {
             *entry.name == *visitor.entry_point
                 && entry.tls == visitor.secure
-                && entry.on_mesh == visitor.on_mesh
+                && entry.on_mesh == visitor.peer.is_some()
         });
         self.edge.as_deref().filter(|_| is_public)
     }

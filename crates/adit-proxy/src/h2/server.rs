@@ -321,7 +321,7 @@ mod tests {
                 local: address,
                 secure: false,
                 entry_point: "web".into(),
-                on_mesh: false,
+                peer: None,
                 tls: None,
                 address: crate::message::AddressText::default(),
             };

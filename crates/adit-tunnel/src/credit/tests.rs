@@ -27,7 +27,7 @@ async fn pair() -> (quinn::Connection, quinn::Connection, [quinn::Endpoint; 2]) 
     let server = transport::server(server_config(vec![cert.clone()], key.into()).unwrap()).unwrap();
     let client = client_config(vec![cert], TlsTransport::Quic, false).unwrap();
     let client = transport::Dialler::new(client, true).unwrap().config(ETHERNET_PAYLOAD_BYTES);
-    let metrics = UdpMetrics::unregistered();
+    let metrics = UdpMetrics::default();
     let listen = "127.0.0.1:0".parse().unwrap();
     let listening = transport::listening_endpoint(listen, server, &metrics).unwrap();
     let address = listening.local_addr().unwrap();

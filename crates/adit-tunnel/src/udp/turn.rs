@@ -288,7 +288,7 @@ mod tests {
 
     async fn line() -> Arc<Line> {
         let socket = bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let line = UdpSocket::new(socket, ETHERNET_PAYLOAD_BYTES, UdpMetrics::unregistered()).unwrap().line;
+        let line = UdpSocket::new(socket, ETHERNET_PAYLOAD_BYTES, UdpMetrics::default()).unwrap().line;
         line.io.writable().await.unwrap();
         line
     }

@@ -15,7 +15,7 @@ pub(super) enum Signal {
 
 /// Listens from the moment it is made.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     hangup: unix::Signal,
     terminate: unix::Signal,
     interrupt: unix::Signal,

@@ -149,7 +149,7 @@ mod tests {
             local: SocketAddr::from(([127, 0, 0, 1], 2)),
             secure: false,
             entry_point: "web".into(),
-            on_mesh: false,
+            peer: None,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };

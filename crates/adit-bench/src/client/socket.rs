@@ -1,0 +1,353 @@
+//! A run over the bench's own protocol: TCP, UDP or QUIC.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
+
+use super::control::{self, Control, Results};
+use crate::cpu::{CpuMark, CpuUse};
+use crate::engine::{Engine, FINISH_BYTES_MAX, FINISH_MAX};
+use crate::error::BenchError;
+use crate::histogram::Histogram;
+use crate::options::{ClientOptions, Target};
+use crate::outcome::{FlowOutcome, Head, Outcome, Side, StreamHead};
+use crate::ping::Pinger;
+use crate::plan::{Amount, Plan, Transport};
+use crate::quic::{self, QuicParts};
+use crate::recorder::Recorder;
+use crate::report::Reporter;
+use crate::resolve::resolve;
+use crate::schedule::{Due, Ticks};
+use crate::tcp_state::TcpState;
+use crate::udp::{self, UdpFlow};
+use crate::wire::{Header, Kind};
+use crate::{signals, tcp};
+
+/// One run against a bench server.
+pub(super) async fn run(
+    options: &ClientOptions,
+    parts: &QuicParts,
+    reporter: &mut Reporter,
+) -> Result<Outcome, BenchError> {
+    let Target::Server { transport, host, port } = &options.target else {
+        return Err(BenchError::Usage("no server".to_owned()));
+    };
+    let addresses = resolve(host, *port, options.family, options.bind).await?;
+    let (stream, remote) = control::dial(&addresses, options.bind).await?;
+    let segment = TcpState::of(&stream).map(|state| state.segment_bytes);
+    let plan = options.plan(*transport, segment)?;
+    let control = Box::pin(Control::agree(stream, remote, options, &plan)).await?;
+    let mut run = Run {
+        options,
+        engine: Engine::new(plan.clone(), true),
+        control,
+        plan,
+        endpoints: Vec::new(),
+        connections: Vec::new(),
+        pinger: None,
+        idle: None,
+        loaded: None,
+    };
+    Box::pin(run.open(parts)).await?;
+    let head = run.head(host, *port);
+    reporter.begin(&head);
+    Box::pin(run.measure(head, reporter)).await
+}
+
+struct Run<'a> {
+    options: &'a ClientOptions,
+    plan: Plan,
+    control: Control,
+    engine: Engine,
+    /// Kept: a QUIC connection ends with its endpoint.
+    endpoints: Vec<quinn::Endpoint>,
+    connections: Vec<quinn::Connection>,
+    pinger: Option<Pinger>,
+    idle: Option<Histogram>,
+    loaded: Option<Histogram>,
+}
+
+/// How the counted part ended.
+struct Ended {
+    seconds: f64,
+    near: CpuUse,
+    interrupted: bool,
+}
+
+impl Run<'_> {
+    /// Opens all streams and waits until the server has them.
+    async fn open(&mut self, parts: &QuicParts) -> Result<(), BenchError> {
+        match self.plan.transport {
+            Transport::Tcp => self.open_tcp().await?,
+            Transport::Udp => {
+                Box::pin(self.open_udp()).await?;
+                return self.ping().await;
+            }
+            Transport::Quic => Box::pin(self.open_quic(parts)).await?,
+        }
+        self.control.collected().await?;
+        self.ping().await
+    }
+
+    async fn open_tcp(&mut self) -> Result<(), BenchError> {
+        let (remote, bind) = (self.control.remote, self.options.bind);
+        for index in 0..self.plan.streams() {
+            let header = Header { kind: Kind::Data, cookie: self.control.cookie, index }.encode();
+            let plan = self.plan.clone();
+            let opened = tokio::task::spawn_blocking(move || {
+                let mut socket = tcp::connect(remote, bind, Some(&plan))?;
+                std::io::Write::write_all(&mut socket, &header)?;
+                Ok(socket)
+            });
+            let failed = |source| BenchError::Connect { target: remote.to_string(), source };
+            let socket = opened.await.map_err(|error| failed(error.into()))?.map_err(failed)?;
+            self.engine.add_tcp(index, socket)?;
+        }
+        Ok(())
+    }
+
+    async fn open_quic(&mut self, parts: &QuicParts) -> Result<(), BenchError> {
+        let remote = SocketAddr::new(self.control.remote.ip(), self.control.quic_port);
+        let lost = |error: quinn::ConnectionError| BenchError::Quic(error.to_string());
+        for _ in 0..self.plan.connections {
+            let fingerprint = self.control.fingerprint.clone();
+            let (endpoint, connection) =
+                Box::pin(quic::connect(parts, remote, self.options.bind, &self.plan, fingerprint)).await?;
+            self.endpoints.push(endpoint);
+            self.connections.push(connection);
+        }
+        for index in 0..self.plan.streams() {
+            let at = usize::from(index) % self.connections.len();
+            let (connection, endpoint) = (self.connections[at].clone(), &self.endpoints[at]);
+            let mut streams = connection.open_bi().await.map_err(lost)?;
+            let header = Header { kind: Kind::Data, cookie: self.control.cookie, index };
+            streams
+                .0
+                .write_all(&header.encode())
+                .await
+                .map_err(|error| BenchError::Quic(error.to_string()))?;
+            let mut local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
+            // The socket is bound to any address; the connection knows which one it uses.
+            connection.local_ip().into_iter().for_each(|ip| local.set_ip(ip));
+            self.engine.add_quic(index, connection, local, streams);
+        }
+        Ok(())
+    }
+
+    /// Asks on all sockets until the server has them all.
+    async fn open_udp(&mut self) -> Result<(), BenchError> {
+        let remote = SocketAddr::new(self.control.remote.ip(), self.control.udp_port);
+        let local = udp::any_address(remote, self.options.bind);
+        let collected = Arc::new(AtomicBool::new(false));
+        let mut knocking = JoinSet::new();
+        for index in 0..self.plan.streams() {
+            let failed = || BenchError::io("cannot open a UDP socket");
+            let flow = UdpFlow::open(local, remote, self.plan.window, false).map_err(failed())?;
+            let header = Header { kind: Kind::Data, cookie: self.control.cookie, index }.encode();
+            let (socket, collected) = (flow.socket().try_clone().map_err(failed())?, Arc::clone(&collected));
+            knocking.spawn_blocking(move || udp::knock(&socket, header, &collected));
+            self.engine.add_udp(index, flow);
+        }
+        let result = self.control.collected().await;
+        collected.store(true, Ordering::Relaxed);
+        // From now on, what comes is for the flows.
+        while knocking.join_next().await.is_some() {}
+        result
+    }
+
+    /// A stream of questions beside the load, and their latency before it.
+    async fn ping(&mut self) -> Result<(), BenchError> {
+        let header = Header { kind: Kind::Ping, cookie: self.control.cookie, index: 0 }.encode();
+        let started = if let Some(connection) = self.connections.first() {
+            let failed = |error: String| BenchError::Quic(error);
+            let (mut send, receive) =
+                connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+            send.write_all(&header).await.map_err(|error| failed(error.to_string()))?;
+            // Ahead of the load, as a request of a tunnel would be that finds room.
+            Pinger::start(receive, send).await
+        } else {
+            let mut stream = control::connect(self.control.remote, self.options.bind).await?;
+            stream.write_all(&header).await.map_err(BenchError::io("cannot ping"))?;
+            let (reader, writer) = stream.into_split();
+            Pinger::start(reader, writer).await
+        };
+        let (pinger, idle) = started.map_err(BenchError::io("the server does not answer pings"))?;
+        self.pinger = Some(pinger);
+        self.idle = Some(idle);
+        Ok(())
+    }
+
+    /// From the start to the results.
+    async fn measure(mut self, head: Head, reporter: &mut Reporter) -> Result<Outcome, BenchError> {
+        let mut recorder = Recorder::new(self.engine.flows().to_vec());
+        self.engine.start(false);
+        self.control.start().await?;
+        // What the server has sent meanwhile counts, the way of its answer does not.
+        recorder.start_clock();
+        self.engine.start(true);
+        let ended = Box::pin(self.load(&mut recorder, reporter)).await?;
+        let results = self.wind_up(&mut recorder, &ended, reporter).await?;
+        Ok(self.outcome(head, recorder, ended, results))
+    }
+
+    /// Until time, bytes, a signal or the server end it.
+    async fn load(&mut self, recorder: &mut Recorder, reporter: &mut Reporter) -> Result<Ended, BenchError> {
+        let mut mark = CpuMark::now(&self.options.watched);
+        let stop = signals::stop();
+        tokio::pin!(stop);
+        let mut warm_up = (!self.plan.omit.is_zero()).then_some(self.plan.omit.as_secs_f64());
+        let mut ticks = self.options.interval.map(Ticks::new);
+        let interrupted = loop {
+            let due = Due::next(warm_up.or(self.time()), ticks.as_ref());
+            tokio::select! {
+                () = due.wait(recorder) => {}
+                signal = &mut stop => { signal?; break true; }
+                // Flows that end early have failed, unless bytes end the run.
+                () = self.engine.ended() => break false,
+                broken = self.control.broken() => return Err(self.control.last_words(broken).await),
+            }
+            if matches!(due, Due::Line(_)) {
+                reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
+                ticks.iter_mut().for_each(Ticks::advance);
+            } else if warm_up.take().is_some() {
+                reporter.interval(recorder.cut(recorder.elapsed(), true));
+                recorder.end_warm_up();
+                self.control.omit().await?;
+                self.pinger.iter().for_each(Pinger::reset);
+                mark = CpuMark::now(&self.options.watched);
+                ticks = self.options.interval.map(Ticks::new);
+            } else {
+                break false;
+            }
+        };
+        self.engine.stop();
+        self.loaded = self.pinger.take().map(|pinger| pinger.found());
+        Ok(Ended { seconds: recorder.elapsed(), near: mark.elapsed(), interrupted })
+    }
+
+    /// When time ends the run.
+    fn time(&self) -> Option<f64> {
+        match self.plan.amount {
+            Amount::Time(time) => Some(time.as_secs_f64()),
+            Amount::Bytes(_) => None,
+        }
+    }
+
+    /// Ends all flows on both ends.
+    async fn wind_up(
+        &mut self,
+        recorder: &mut Recorder,
+        ended: &Ended,
+        reporter: &mut Reporter,
+    ) -> Result<Results, BenchError> {
+        // Our receivers end when the server's senders do, and the other way round: the senders are stopped already.
+        let patience = match self.plan.amount {
+            Amount::Time(_) => FINISH_MAX,
+            Amount::Bytes(_) => FINISH_BYTES_MAX,
+        };
+        let (control, engine) = (&mut self.control, &mut self.engine);
+        let finish = async {
+            engine.finish().await;
+            recorder.elapsed()
+        };
+        let (results, at) = tokio::join!(Box::pin(control.end(patience)), Box::pin(finish));
+        // What comes in the silence after the last datagram is counted, the silence is not.
+        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { at };
+        reporter.interval(recorder.cut(end, false));
+        results
+    }
+
+    fn outcome(mut self, head: Head, recorder: Recorder, ended: Ended, results: Results) -> Outcome {
+        let totals = recorder.totals();
+        let trips = recorder.round_trips();
+        let near_seconds = recorder.last_end();
+        let far_seconds =
+            if self.plan.transport == Transport::Udp { near_seconds } else { results.cpu.seconds };
+        let mut failures = Vec::new();
+        let mut flows = Vec::new();
+        for (at, flow) in recorder.flows().iter().enumerate() {
+            let near = Side { seconds: near_seconds, look: totals[at] };
+            let theirs = results.flows.iter().find(|counted| counted.index == flow.index);
+            let far = theirs.map(|counted| Side { seconds: far_seconds, look: counted.look });
+            let (sender, receiver) = if flow.sends { (Some(near), far) } else { (far, Some(near)) };
+            let (sender, receiver) = with_tail_loss(self.plan.transport, sender, receiver);
+            flows.push(FlowOutcome {
+                index: flow.index,
+                is_up: flow.is_up,
+                sender,
+                receiver,
+                round_trips: trips[at],
+            });
+            let far_failure = theirs.and_then(|counted| counted.failure.clone());
+            failures.extend(flow.failure().map(|why| format!("stream {}: {why}", flow.index + 1)));
+            failures.extend(far_failure.map(|why| format!("stream {}, server: {why}", flow.index + 1)));
+        }
+        let mut near = ended.near;
+        near.busiest_thread = self.engine.busiest_thread();
+        Outcome {
+            flows,
+            seconds: near_seconds,
+            idle: self.idle.take(),
+            loaded: self.loaded.take(),
+            requests: None,
+            latency_of_requests: false,
+            far_sums: None,
+            near,
+            far: Some(results.cpu),
+            congestion: (self.engine.congestion().map(str::to_owned), results.congestion),
+            failures,
+            interrupted: ended.interrupted,
+            intervals: recorder.into_intervals(),
+            head,
+        }
+    }
+
+    fn head(&self, host: &str, port: u16) -> Head {
+        let streams = self.engine.flows().iter().map(|flow| StreamHead {
+            index: flow.index,
+            is_up: flow.is_up,
+            local: flow.local,
+            remote: flow.remote,
+        });
+        let (time, bytes) = match self.plan.amount {
+            Amount::Time(time) => (Some(time.as_secs_f64()), None),
+            Amount::Bytes(bytes) => (None, Some(bytes)),
+        };
+        Head {
+            protocol: match self.plan.transport {
+                Transport::Tcp => "TCP",
+                Transport::Udp => "UDP",
+                Transport::Quic => "QUIC",
+            },
+            host: host.to_owned(),
+            port,
+            streams: streams.collect(),
+            up: self.plan.up,
+            down: self.plan.down,
+            length: u64::from(self.plan.length),
+            omit: self.plan.omit.as_secs_f64(),
+            time,
+            bytes,
+            rate: self.plan.rate,
+            window: self.plan.window,
+            request: None,
+        }
+    }
+}
+
+/// Datagrams lost at the end have no later one that shows it: what was sent and did not come is lost.
+fn with_tail_loss(
+    transport: Transport,
+    sender: Option<Side>,
+    receiver: Option<Side>,
+) -> (Option<Side>, Option<Side>) {
+    let (Transport::Udp, Some(sent), Some(mut received)) = (transport, sender, receiver) else {
+        return (sender, receiver);
+    };
+    let missing = sent.look.packets.saturating_sub(received.look.packets);
+    received.look.lost = received.look.lost.max(missing);
+    (sender, Some(received))
+}

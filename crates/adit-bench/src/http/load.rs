@@ -1,0 +1,203 @@
+//! The workers of an HTTP client: each makes requests one after the other.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Request;
+use tokio::net::TcpStream;
+
+use super::tls::ClientTls;
+use super::{exchange_h1, exchange_h2};
+use crate::flow::{Flow, Pace, Switch};
+use crate::histogram::Histogram;
+use crate::tcp;
+
+/// What all workers of a run share.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) address: SocketAddr,
+    pub(super) bind: Option<IpAddr>,
+    pub(super) tls: Option<ClientTls>,
+    /// For questions beside the load, which are HTTP/1.1's.
+    pub(super) tls_h1: Option<ClientTls>,
+    pub(super) window: Option<u32>,
+    /// What is asked in each direction.
+    pub(super) up: Ask,
+    pub(super) down: Ask,
+    pub(super) rate: Option<u64>,
+    pub(super) pattern: Bytes,
+    pub(super) switch: Arc<Switch>,
+}
+
+/// One kind of request.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) request: Request<()>,
+    /// The same as HTTP/1.1 writes it.
+    pub(super) head: Bytes,
+    /// Bytes that follow the head.
+    pub(super) body: u64,
+    /// Requests that are left to begin; `None` for no end.
+    pub(super) left: Option<AtomicU64>,
+}
+
+/// One request at once.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) load: Arc<Load>,
+    pub(super) flow: Arc<Flow>,
+    pub(super) tally: Arc<Mutex<Tally>>,
+    pub(super) pace: Option<Pace>,
+    /// How long the rate has it wait before the next bytes.
+    owed: Duration,
+    failures_in_a_row: u32,
+}
+
+/// What a worker has seen.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) latency: Histogram,
+    pub(super) failed: BTreeMap<&'static str, u64>,
+}
+
+/// Why a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    Connect,
+    Tls,
+    Closed,
+    Malformed,
+    /// An answer of 400 or more; the connection goes on if it may.
+    Status(u16),
+    /// An answer before the request's body was sent.
+    Early,
+    Silent,
+}
+
+impl Failure {
+    /// Few names, for counting.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "cannot connect",
+            Self::Tls => "TLS failed",
+            Self::Closed => "closed early",
+            Self::Malformed => "malformed",
+            Self::Status(400..500) => "status 4xx",
+            Self::Status(_) => "status 5xx",
+            Self::Early => "answered before the body",
+            Self::Silent => "no answer in time",
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn new(load: &Arc<Load>, flow: &Arc<Flow>, tally: &Arc<Mutex<Tally>>) -> Self {
+        Self {
+            load: Arc::clone(load),
+            flow: Arc::clone(flow),
+            tally: Arc::clone(tally),
+            pace: Pace::new(load.rate),
+            owed: Duration::ZERO,
+            failures_in_a_row: 0,
+        }
+    }
+
+    pub(super) fn ask(&self) -> &Ask {
+        if self.flow.is_up { &self.load.up } else { &self.load.down }
+    }
+
+    /// Makes requests until there are none left, the run is stopped, or nothing works.
+    pub(super) async fn run(mut self, shared: Option<Arc<exchange_h2::Connection>>) {
+        let switch = Arc::clone(&self.load.switch);
+        tokio::select! {
+            () = switch.stopped() => {}
+            () = self.work(shared) => {}
+        }
+    }
+
+    /// Waits for its time, then says whether there is another request to make.
+    pub(super) async fn begin(&mut self) -> bool {
+        self.pause().await;
+        let Some(left) = &self.ask().left else { return true };
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+
+    pub(super) fn succeeded(&mut self, began: Instant) {
+        self.failures_in_a_row = 0;
+        Flow::count(&self.flow.counters.packets, 1);
+        lock(&self.tally).latency.record(began.elapsed());
+    }
+
+    pub(super) fn failed(&mut self, failure: Failure) {
+        self.failures_in_a_row += 1;
+        *lock(&self.tally).failed.entry(failure.name()).or_default() += 1;
+    }
+
+    /// Counts bytes of bodies.
+    pub(super) fn carried(&mut self, bytes: usize) {
+        Flow::count(&self.flow.counters.bytes, bytes as u64);
+        if let Some(pace) = &mut self.pace {
+            self.owed = pace.wait(bytes);
+        }
+    }
+
+    /// Waits as the rate says: before bytes, so that the end of a request does not wait.
+    pub(super) async fn pause(&mut self) {
+        let owed = std::mem::take(&mut self.owed);
+        if !owed.is_zero() {
+            tokio::time::sleep(owed).await;
+        }
+    }
+
+    async fn work(&mut self, shared: Option<Arc<exchange_h2::Connection>>) {
+        while self.failures_in_a_row < FAILURES_MAX {
+            let is_done = match &shared {
+                Some(connection) => exchange_h2::work(self, connection).await,
+                None => exchange_h1::work(self).await,
+            };
+            match is_done {
+                Ok(()) => return,
+                Err(failure) => {
+                    self.failed(failure);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        self.flow.fail("gave up after 50 failures in a row");
+    }
+}
+
+/// A connection, made without a thread's help: many are made at once.
+pub(super) async fn connect(load: &Load) -> Result<TcpStream, Failure> {
+    let socket = if load.address.is_ipv4() {
+        tokio::net::TcpSocket::new_v4()
+    } else {
+        tokio::net::TcpSocket::new_v6()
+    };
+    let socket = socket.map_err(|_| Failure::Connect)?;
+    if let Some(bind) = load.bind {
+        socket.bind(SocketAddr::new(bind, 0)).map_err(|_| Failure::Connect)?;
+    }
+    if let Some(window) = load.window {
+        let set = socket.set_recv_buffer_size(window).and_then(|()| socket.set_send_buffer_size(window));
+        set.map_err(|_| Failure::Connect)?;
+    }
+    let connected = tokio::time::timeout(tcp::CONNECT_TIMEOUT, socket.connect(load.address)).await;
+    let stream = connected.map_err(|_| Failure::Connect)?.map_err(|_| Failure::Connect)?;
+    stream.set_nodelay(true).map_err(|_| Failure::Connect)?;
+    Ok(stream)
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No answer, or no part of a body, for so long is a failure.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(50);
+/// A worker that nothing works for ends.
+const FAILURES_MAX: u32 = 50;

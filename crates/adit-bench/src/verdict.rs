@@ -1,0 +1,253 @@
+//! What limited a run, in one sentence, and which thresholds it misses.
+
+use crate::cpu::CpuUse;
+use crate::flow::{Look, QuicState};
+use crate::options::Thresholds;
+use crate::outcome::{Outcome, Sum};
+use crate::tcp_state::TcpState;
+use crate::units::{rate_text, time_text};
+
+/// What held the larger direction back, with the figure that shows it.
+pub(crate) fn limit(outcome: &Outcome) -> String {
+    let is_up = carried_bytes(outcome, true) >= carried_bytes(outcome, false);
+    let senders = sender_looks(outcome, is_up);
+    let found = capped(outcome, is_up)
+        .or_else(|| busy_thread(outcome, is_up))
+        .or_else(|| busy_machine(outcome).filter(|_| own_share(outcome) >= OWN_SHARE))
+        .or_else(|| tcp_limit(&senders, outcome.seconds))
+        .or_else(|| quic_limit(&senders, outcome.seconds))
+        .or_else(|| busy_machine(outcome))
+        .or_else(|| http_limit(outcome))
+        .or_else(|| lossy(outcome, is_up).map(|lost| format!("loss: {lost}")));
+    found.unwrap_or_else(|| {
+        "unknown: no rate cap, no busy CPU, and what carries the load says nothing else".to_owned()
+    })
+}
+
+/// Each threshold that is missed, in words.
+pub(crate) fn missed(outcome: &Outcome, thresholds: &Thresholds) -> Vec<String> {
+    let mut missed = Vec::new();
+    for (is_up, name) in [(true, "upload"), (false, "download")] {
+        let Some(sum) = outcome.carried(is_up) else { continue };
+        if let Some(min) = thresholds.rate_min.filter(|min| sum.bits_per_second() < *min as f64) {
+            missed.push(format!(
+                "{name}: {} is below {}",
+                rate_text(sum.bits_per_second()),
+                rate_text(min as f64)
+            ));
+        }
+        if let Some(max) = thresholds.loss_percent_max.filter(|max| sum.lost_percent() > *max) {
+            missed.push(format!("{name}: {:.3} % of datagrams lost is above {max} %", sum.lost_percent()));
+        }
+    }
+    if let Some(min) = thresholds.requests_min {
+        let rate = outcome.requests_per_second().unwrap_or(0.0);
+        if rate < min {
+            missed.push(format!("{rate:.0} requests/s are below {min:.0}"));
+        }
+    }
+    if let Some(max) = thresholds.p99_max {
+        match outcome.loaded.as_ref().and_then(|latency| latency.quantile(0.99)) {
+            Some(p99) if p99 <= max => {}
+            Some(p99) => {
+                missed.push(format!("p99 latency of {} is above {}", time_text(p99), time_text(max)))
+            }
+            None => missed.push("no latency was measured".to_owned()),
+        }
+    }
+    let cpu = outcome.cpu_seconds();
+    missed.extend(cpu_missed(outcome.per_gib(cpu), thresholds.cpu_per_gib_max, "GiB"));
+    missed.extend(cpu_missed(outcome.per_requests(cpu), thresholds.cpu_per_requests_max, "100,000 requests"));
+    missed
+}
+
+/// A figure that could not be had does not pass.
+fn cpu_missed(spent: Option<f64>, max: Option<f64>, unit: &str) -> Option<String> {
+    let max = max?;
+    match spent {
+        Some(spent) if spent <= max => None,
+        Some(spent) => Some(format!("{spent:.3} CPU-seconds for each {unit} are above {max}")),
+        None => Some(format!("no CPU-seconds for each {unit} were measured")),
+    }
+}
+
+fn carried_bytes(outcome: &Outcome, is_up: bool) -> u64 {
+    outcome.carried(is_up).map_or(0, |sum| sum.bytes)
+}
+
+fn sender_looks(outcome: &Outcome, is_up: bool) -> Vec<Look> {
+    let senders = outcome.flows.iter().filter(|flow| flow.is_up == is_up).filter_map(|flow| flow.sender);
+    senders.map(|side| side.look).collect()
+}
+
+/// `--bitrate`, nearly reached.
+fn capped(outcome: &Outcome, is_up: bool) -> Option<String> {
+    let rate = outcome.head.rate?;
+    let streams = if is_up { outcome.head.up } else { outcome.head.down };
+    let cap = rate as f64 * f64::from(streams);
+    let sum = outcome.sent(is_up).or_else(|| outcome.received(is_up))?;
+    let share = sum.bits_per_second() / cap;
+    let lost = lossy(outcome, is_up).map_or_else(String::new, |lost| format!("; {lost}"));
+    (share >= CAP_SHARE).then(|| {
+        let rate = rate_text(rate as f64);
+        format!("the rate cap of {rate} a stream ({:.0} % of it was sent{lost})", share * 100.0)
+    })
+}
+
+/// A stream is one thread: when that is busy all the time, more CPUs do not help.
+fn busy_thread(outcome: &Outcome, is_up: bool) -> Option<String> {
+    let ends = [(Some(&outcome.near), is_up, "the client"), (outcome.far.as_ref(), !is_up, "the server")];
+    let (cpu, sends, end) = ends
+        .into_iter()
+        .filter_map(|(cpu, sends, end)| Some((cpu?, sends, end)))
+        .filter(|(cpu, ..)| cpu.busiest_thread >= THREAD_SHARE)
+        .max_by(|a, b| a.0.busiest_thread.total_cmp(&b.0.busiest_thread))?;
+    let role = if sends { "sending" } else { "receiving" };
+    Some(format!(
+        "CPU: the {role} thread of {end} was busy {:.0} % of the time{}",
+        cpu.busiest_thread.min(1.0) * 100.0,
+        if cpu.cores > 1 { "; more streams (-P) use more CPUs" } else { "" }
+    ))
+}
+
+fn busy_machine(outcome: &Outcome) -> Option<String> {
+    let ends = [(Some(&outcome.near), "client"), (outcome.far.as_ref(), "server")];
+    let busy = |cpu: &CpuUse| cpu.host_busy.unwrap_or(0.0);
+    let (cpu, end) = ends
+        .into_iter()
+        .filter_map(|(cpu, end)| Some((cpu?, end)))
+        // Of both ends on one machine, the client, which knows the processes that are watched.
+        .find(|(cpu, _)| busy(cpu) >= MACHINE_SHARE)?;
+    let percent = |seconds: f64| (seconds / cpu.seconds.max(1e-9) / cpu.cores as f64).min(1.0) * 100.0;
+    let watched: f64 = cpu.others.iter().map(|(_, _, seconds)| seconds).sum();
+    let watched = if watched > 0.0 {
+        format!(", {:.0} % by the processes watched", percent(watched))
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "CPU: the {} CPUs of the {end}'s machine were busy {:.0} % of the time, {:.0} % by the bench's {end}{watched}",
+        cpu.cores,
+        busy(cpu) * 100.0,
+        percent(cpu.total()),
+    ))
+}
+
+/// Share of the client's machine that the ends and the watched processes take; those of another machine count as if here.
+fn own_share(outcome: &Outcome) -> f64 {
+    outcome.cpu_seconds() / outcome.near.seconds.max(1e-9) / outcome.near.cores.max(1) as f64
+}
+
+/// What the kernel's clocks of a sender say (TCP_INFO).
+fn tcp_limit(senders: &[Look], seconds: f64) -> Option<String> {
+    let states: Vec<TcpState> = senders.iter().filter_map(|look| look.tcp).collect();
+    if states.is_empty() {
+        return None;
+    }
+    let sum = |field: fn(&TcpState) -> u64| states.iter().map(field).sum::<u64>() as f64;
+    let busy = sum(|tcp| tcp.busy_us);
+    let share = |field: fn(&TcpState) -> u64| if busy > 0.0 { sum(field) / busy } else { 0.0 };
+    let (window, buffer) = (share(|tcp| tcp.receive_window_us), share(|tcp| tcp.send_buffer_us));
+    let lost = if sum(|tcp| tcp.segments) > 0.0 {
+        sum(|tcp| tcp.retransmits) / sum(|tcp| tcp.segments)
+    } else {
+        0.0
+    };
+    let of_time = busy / 1e6 / states.len() as f64 / seconds.max(1e-9);
+    Some(if of_time < IDLE_SHARE {
+        format!("the sender itself: data was under way only {:.0} % of the time", of_time * 100.0)
+    } else if window >= WINDOW_SHARE && window >= buffer {
+        format!(
+            "the receive window of the peer ({:.0} % of the time): its reader or its buffer (-w) is too slow or small",
+            window * 100.0
+        )
+    } else if buffer >= WINDOW_SHARE {
+        format!("the socket's send buffer ({:.0} % of the time): a larger -w would help", buffer * 100.0)
+    } else if lost >= LOSS_SHARE {
+        format!("congestion: {:.2} % of the segments were sent again", lost * 100.0)
+    } else {
+        "the path: its congestion window or the sender's pacing, without loss to speak of".to_owned()
+    })
+}
+
+/// What quinn says of a sender.
+fn quic_limit(senders: &[Look], seconds: f64) -> Option<String> {
+    let states: Vec<QuicState> = senders.iter().filter_map(|look| look.quic).collect();
+    let first = states.first()?;
+    let lost =
+        if first.sent_packets > 0 { first.lost_packets as f64 / first.sent_packets as f64 } else { 0.0 };
+    let blocked = first.blocked as f64 / seconds.max(1e-9);
+    Some(if lost >= LOSS_SHARE {
+        format!(
+            "congestion: {:.2} % of the QUIC packets were lost, {} times the window was cut",
+            lost * 100.0,
+            first.congestion_events
+        )
+    } else if blocked >= BLOCKED_PER_SECOND {
+        format!("QUIC's receive window of the peer: it held the sender {blocked:.0} times a second")
+    } else {
+        "the path: QUIC's congestion window or pacing, or the time that both ends take for packets, without loss to speak of"
+            .to_owned()
+    })
+}
+
+/// Requests one after the other on each stream: what they wait for is the answer.
+fn http_limit(outcome: &Outcome) -> Option<String> {
+    let requests = outcome.requests.as_ref()?;
+    let latency = outcome.loaded.as_ref().and_then(|latency| latency.mean());
+    let streams = outcome.head.up + outcome.head.down;
+    Some(match latency {
+        Some(latency) if requests.done > 0 => format!(
+            "the peer or the path: {streams} request{} at once, answered in {} on average, while neither machine was busy",
+            if streams == 1 { "" } else { "s" },
+            time_text(latency)
+        ),
+        _ => "the peer or the path: no request was answered in time".to_owned(),
+    })
+}
+
+fn lossy(outcome: &Outcome, is_up: bool) -> Option<String> {
+    let sum: Sum = outcome.received(is_up)?;
+    (sum.lost > 0).then(|| format!("{:.2} % of the datagrams did not arrive", sum.lost_percent()))
+}
+
+/// A cap that is reached to this share is what held the run.
+const CAP_SHARE: f64 = 0.95;
+const THREAD_SHARE: f64 = 0.93;
+const MACHINE_SHARE: f64 = 0.93;
+/// A machine that others keep busy does not explain a run that asks for less than this.
+const OWN_SHARE: f64 = 0.05;
+/// Less time than this with data under way, and the sender had nothing to send.
+const IDLE_SHARE: f64 = 0.6;
+const WINDOW_SHARE: f64 = 0.3;
+/// One in a thousand halves what a loss-based congestion control can do on a path of some milliseconds.
+const LOSS_SHARE: f64 = 0.001;
+const BLOCKED_PER_SECOND: f64 = 20.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(state: TcpState) -> Vec<Look> {
+        vec![Look { tcp: Some(state), ..Look::default() }]
+    }
+
+    #[test]
+    fn the_kernels_clocks_name_what_held_a_sender() {
+        let busy = TcpState { busy_us: 1_000_000, segments: 10_000, ..TcpState::default() };
+        let of = |state| tcp_limit(&tcp(state), 1.0).unwrap();
+        assert!(of(TcpState { receive_window_us: 900_000, ..busy }).contains("receive window"));
+        assert!(of(TcpState { send_buffer_us: 900_000, ..busy }).contains("send buffer"));
+        assert!(of(TcpState { retransmits: 100, ..busy }).contains("congestion"));
+        assert!(of(TcpState { busy_us: 100_000, ..busy }).contains("sender itself"));
+        assert!(of(busy).contains("path"));
+    }
+
+    #[test]
+    fn a_figure_that_is_missing_does_not_pass() {
+        assert!(cpu_missed(None, Some(1.0), "GiB").is_some());
+        assert!(cpu_missed(Some(0.9), Some(1.0), "GiB").is_none());
+        assert!(cpu_missed(Some(1.1), Some(1.0), "GiB").is_some());
+        assert!(cpu_missed(None, None, "GiB").is_none());
+    }
+}

@@ -1,0 +1,415 @@
+//! `adit bench`: both ends as processes, what they print as JSON, and how they end.
+
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::adit::Adit;
+use crate::support::process::Process;
+use crate::support::{TempFolder, free_tcp_port, free_udp_port, require};
+use crate::{start_connector, start_edge};
+
+/// A bench server on a port of its own.
+struct Server {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Server {
+    #[track_caller]
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        command.args(["bench", "server", "--listen", "127.0.0.1:0"]).args(arguments).stdin(Stdio::null());
+        let mut process = Process::start("bench server", &mut command);
+        let line = process.wait_for_line("Bench server listening on ");
+        let address = line.split_whitespace().nth(4).and_then(|text| text.parse().ok());
+        Self { process, address: address.expect("the line names an address") }
+    }
+
+    fn client(&self, arguments: &[&str]) -> Output {
+        client(&self.address.to_string(), arguments)
+    }
+
+    fn http(&self, arguments: &[&str]) -> Output {
+        client(&format!("http://{}/", self.address), arguments)
+    }
+
+    /// A run whose JSON is wanted.
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> Value {
+        json(&self.client(&[arguments, &["--json"]].concat()))
+    }
+}
+
+fn client(target: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    command.args(["bench", "client", target]).args(arguments);
+    command.output().expect("the binary starts")
+}
+
+#[track_caller]
+fn json(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}\n{text}\n{errors}", output.status);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn number(value: &Value, path: &str) -> u64 {
+    let found = value.pointer(path);
+    assert!(found.is_some_and(Value::is_u64), "{path} in {value:#}");
+    found.and_then(Value::as_u64).unwrap_or_default()
+}
+
+/// Bytes of all intervals that count.
+fn interval_bytes(run: &Value, sum: &str) -> u64 {
+    let intervals = run["intervals"].as_array().expect("a list");
+    let counted = intervals.iter().filter(|interval| interval[sum]["omitted"] == false);
+    counted.map(|interval| number(interval, &format!("/{sum}/bytes"))).sum()
+}
+
+/// What holds for every run that moved bytes without loss.
+#[track_caller]
+fn check(run: &Value, name: &str, protocol: &str) {
+    assert_eq!(run["start"]["test_start"]["protocol"], protocol);
+    let sent = number(run, &format!("/end/sum_sent{name}/bytes"));
+    assert!(sent > 0, "{run:#}");
+    assert_eq!(sent, number(run, &format!("/end/sum_received{name}/bytes")), "{run:#}");
+    assert_eq!(sent, interval_bytes(run, &format!("sum{name}")), "{run:#}");
+    assert!(run["end"]["cpu_seconds"]["server"]["per_gib"].is_number(), "{run:#}");
+    assert!(run["end"]["limited_by"].as_str().is_some_and(|why| !why.is_empty()), "{run:#}");
+    assert_eq!(run["end"]["failures"], Value::Array(Vec::new()), "{run:#}");
+}
+
+#[test]
+fn a_run_over_tcp_counts_the_same_on_both_ends_in_every_direction() {
+    let server = Server::start(&[]);
+    let up = server.run(&["-t", "0.5", "-i", "0.1", "-P", "3"]);
+    check(&up, "", "TCP");
+    assert_eq!(up["start"]["connected"].as_array().map(Vec::len), Some(3));
+    assert!(up["intervals"].as_array().is_some_and(|intervals| intervals.len() >= 3), "{up:#}");
+    assert!(number(&up, "/end/latency_ms/loaded/count") > 0);
+    check(&server.run(&["-t", "0.3", "-R"]), "", "TCP");
+    let both = server.run(&["-n", "8M", "--bidir", "-P", "2"]);
+    check(&both, "", "TCP");
+    check(&both, "_bidir_reverse", "TCP");
+    assert_eq!(number(&both, "/end/sum_sent/bytes"), 8 << 20);
+    assert_eq!(number(&both, "/end/sum_received_bidir_reverse/bytes"), 8 << 20);
+}
+
+#[test]
+fn a_run_over_quic_counts_the_same_on_both_ends_in_every_direction() {
+    let server = Server::start(&[]);
+    check(&server.run(&["--quic", "-t", "0.5", "-P", "3", "--connections", "2"]), "", "QUIC");
+    let down = server.run(&["--quic", "-n", "4M", "-R", "-P", "2"]);
+    check(&down, "", "QUIC");
+    assert_eq!(number(&down, "/end/sum_sent/bytes"), 4 << 20);
+    check(&server.run(&["--quic", "-n", "2M", "--bidir"]), "_bidir_reverse", "QUIC");
+}
+
+#[test]
+fn datagrams_are_numbered_and_paced_both_ways() {
+    let server = Server::start(&[]);
+    for direction in ["--upload", "--reverse"] {
+        let run = server.run(&["-u", "-b", "8M", "-l", "1000", "-n", "200000", "-P", "2", direction]);
+        assert_eq!(number(&run, "/end/sum_sent/packets"), 200, "{run:#}");
+        let (received, lost) =
+            (number(&run, "/end/sum_received/packets"), number(&run, "/end/sum_received/lost_packets"));
+        assert_eq!(received + lost, 200, "{run:#}");
+        assert!(run["end"]["sum"]["jitter_ms"].is_number() && run["end"]["streams"][0]["udp"].is_object());
+    }
+    let timed = server.run(&["-u", "-b", "4M", "-t", "0.5", "--bidir"]);
+    assert!(number(&timed, "/end/sum_received/packets") > 0, "{timed:#}");
+    assert!(number(&timed, "/end/sum_received_bidir_reverse/packets") > 0, "{timed:#}");
+}
+
+#[test]
+fn a_run_over_http_counts_requests_and_bodies_in_both_versions_with_and_without_tls() {
+    let server = Server::start(&[]);
+    let port = server.address.port();
+    for target in [format!("http://127.0.0.1:{port}/"), format!("https://localhost:{port}/")] {
+        for version in [&["-4"][..], &["-4", "--http2", "--connections", "2"]] {
+            let run = |arguments: &[&str]| {
+                json(&client(&target, &[arguments, version, &["--json", "--insecure"]].concat()))
+            };
+            let protocol = if version.len() > 1 { "HTTP/2" } else { "HTTP/1.1" };
+            let small = run(&["--requests", "300", "-P", "8", "-l", "700"]);
+            check(&small, "", protocol);
+            assert_eq!(number(&small, "/end/requests/done"), 300, "{small:#}");
+            assert_eq!(number(&small, "/end/latency_ms/loaded/count"), 300);
+            assert_eq!(number(&small, "/end/sum_received/bytes"), 300 * 700);
+            let large = run(&["-n", "6M", "-l", "1M", "-P", "3", "--upload"]);
+            check(&large, "", protocol);
+            assert_eq!(number(&large, "/end/sum_received/bytes"), 6 << 20);
+            let both = run(&["-n", "2M", "-l", "256K", "-P", "2", "--bidir"]);
+            check(&both, "_bidir_reverse", protocol);
+        }
+    }
+    let timed = json(&server.http(&["-t", "0.3", "-O", "0.2", "--json"]));
+    assert_eq!(number(&timed, "/end/sum_received/bytes"), interval_bytes(&timed, "sum"));
+}
+
+#[test]
+fn a_bench_server_behind_a_tunnel_is_measured_through_it() {
+    let server = Server::start(&[]);
+    let edge = start_edge("127.0.0.1:0");
+    let mut connector = start_connector(&edge, &format!("http://{}", server.address));
+    let (web, connector) = (edge.entry_point("web").to_string(), connector.process().id().to_string());
+    let run = |arguments: &[&str]| {
+        let fixed = ["--connect-to", &web, "--cpu-of", &connector, "--json"];
+        json(&client("http://bench.home.test/", &[arguments, &fixed].concat()))
+    };
+    check(&run(&["-n", "8M", "-l", "2M", "-P", "4"]), "", "HTTP/1.1");
+    check(&run(&["-n", "8M", "-l", "2M", "-P", "4", "--upload"]), "", "HTTP/1.1");
+    let small = run(&["--requests", "200", "-P", "8"]);
+    assert_eq!(number(&small, "/end/requests/done"), 200);
+    let watched = &small["end"]["cpu_seconds"]["client"]["others"][0];
+    assert_eq!(watched["pid"].to_string(), connector);
+}
+
+#[test]
+fn the_json_document_has_the_keys_of_iperf3() {
+    if !require("iperf3") {
+        return;
+    }
+    let server = Server::start(&[]);
+    for (ours, theirs) in [
+        (&["-t", "1", "-i", "0.5"][..], &["-t", "1", "-i", "0.5"][..]),
+        (&["-t", "1", "-i", "0.5", "--bidir"], &["-t", "1", "-i", "0.5", "--bidir"]),
+        (&["-t", "1", "-u"], &["-t", "1", "-u"]),
+    ] {
+        let port = free_tcp_port().to_string();
+        let mut iperf3 =
+            Process::start("iperf3", Command::new("iperf3").args(["-s", "-1", "-p", &port, "--forceflush"]));
+        iperf3.wait_for_line("Server listening");
+        let output =
+            Command::new("iperf3").args(["-c", "127.0.0.1", "-p", &port, "--json"]).args(theirs).output();
+        let wanted = json(&output.expect("iperf3 starts"));
+        let mut missing = Vec::new();
+        compare(&wanted, &server.run(ours), "", &mut missing);
+        assert!(missing.is_empty(), "{theirs:?}: {missing:?}");
+    }
+}
+
+/// Notes the paths that `wanted` has and `found` has not; of lists, the first entries are compared.
+fn compare(wanted: &Value, found: &Value, path: &str, missing: &mut Vec<String>) {
+    // What iperf3 tells of itself and of its sockets, or of another run than ours.
+    const OWN: [&str; 6] = [
+        "/start/cookie",
+        "/start/tcp_mss_default",
+        "/start/sndbuf_actual",
+        "/start/rcvbuf_actual",
+        "/start/timestamp/time",
+        "snd_wnd",
+    ];
+    match (wanted, found) {
+        (Value::Object(wanted), _) => {
+            for (key, value) in wanted {
+                let path = format!("{path}/{key}");
+                if OWN.iter().any(|own| path.ends_with(own)) || path.contains("max_snd_wnd") {
+                    continue;
+                }
+                match found.get(key) {
+                    Some(found) => compare(value, found, &path, missing),
+                    None => missing.push(path),
+                }
+            }
+        }
+        (Value::Array(wanted), Value::Array(found)) => {
+            if let (Some(wanted), Some(found)) = (wanted.first(), found.first()) {
+                compare(wanted, found, &format!("{path}/0"), missing);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_threshold_that_is_missed_is_the_exit_status() {
+    let server = Server::start(&[]);
+    let code = |arguments: &[&str]| server.http(&[&["--requests", "50"], arguments].concat()).status.code();
+    assert_eq!(
+        code(&["--fail-below", "1K", "--fail-above-p99", "60s", "--fail-above-cpu", "1000000"]),
+        Some(0)
+    );
+    assert_eq!(code(&["--fail-below", "900T"]), Some(3));
+    assert_eq!(code(&["--fail-above-p99", "1us"]), Some(3));
+    assert_eq!(code(&["--fail-below-requests", "1000000000"]), Some(3));
+    let missed = json_of_failure(&server.client(&["-n", "1M", "--fail-above-cpu", "0", "--json"]), 3);
+    assert!(
+        missed["end"]["thresholds_missed"][0].as_str().is_some_and(|text| text.contains("CPU")),
+        "{missed:#}"
+    );
+}
+
+#[track_caller]
+fn json_of_failure(output: &Output, code: i32) -> Value {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn a_server_with_a_secret_serves_those_who_know_it() {
+    let folder = TempFolder::new("secret");
+    let secret = folder.write("secret", "correct horse\n").display().to_string();
+    let wrong = folder.write("wrong", "battery staple").display().to_string();
+    let server = Server::start(&["--secret-file", &secret]);
+    for (arguments, code) in [
+        (&["-n", "1M", "--secret-file", &secret][..], 0),
+        (&["-n", "1M", "--secret-file", &wrong], 4),
+        (&["-n", "1M"], 4),
+    ] {
+        assert_eq!(server.client(arguments).status.code(), Some(code), "{arguments:?}");
+        let http = server.http(&[arguments, &["-l", "64K"]].concat());
+        assert_eq!(http.status.code(), Some(code), "{arguments:?}: {http:?}");
+    }
+    // A client with a secret does not trust a server without one.
+    let open = Server::start(&[]);
+    assert_eq!(open.client(&["-n", "1M", "--secret-file", &secret]).status.code(), Some(4));
+    assert_eq!(open.http(&["-n", "1M", "--secret-file", &secret]).status.code(), Some(4));
+}
+
+#[test]
+fn a_server_holds_its_bounds_and_says_which() {
+    let server = Server::start(&["--max-streams", "4", "--max-duration", "2s", "--max-tests", "1"]);
+    let refused = |output: Output, word: &str| {
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{errors}");
+        assert!(errors.contains(word), "{errors}");
+    };
+    refused(server.client(&["-t", "0.1", "-P", "5"]), "limit");
+    refused(server.client(&["-t", "1h"]), "limit");
+    let mut long = Command::new(env!("CARGO_BIN_EXE_adit"));
+    long.args(["bench", "client", &server.address.to_string(), "-t", "2", "-i", "0.1", "-b", "1M"]);
+    let mut long = Process::start("long", &mut long);
+    long.wait_for_line("0.00-0.");
+    refused(server.client(&["-t", "0.1"]), "busy");
+    assert!(long.wait().success(), "{}", long.output());
+}
+
+#[test]
+fn nobody_there_a_stranger_and_a_bad_line_are_told_apart() {
+    let nobody = format!("127.0.0.1:{}", free_tcp_port());
+    let output = client(&nobody, &["-t", "0.1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot connect"), "{output:?}");
+    assert_eq!(client(&format!("http://{nobody}/"), &["-t", "0.1"]).status.code(), Some(1));
+    let document = json_of_failure(&client(&nobody, &["-t", "0.1", "--json"]), 1);
+    assert!(document["error"].as_str().is_some_and(|error| error.contains("cannot connect")));
+    assert_eq!(client(&nobody, &["--http2"]).status.code(), Some(64));
+    // An HTTP origin that is not ours: loaded by a URL with a path, refused as a server.
+    let edge = start_edge("127.0.0.1:0");
+    let _connector = start_connector(&edge, "hello_world");
+    let web = edge.entry_point("web").to_string();
+    let to = |url: &str, arguments: &[&str]| client(url, &[&["--connect-to", &web], arguments].concat());
+    assert_eq!(to("http://a.home.test/", &["-t", "0.1"]).status.code(), Some(1));
+    let run = json(&to("http://a.home.test/bytes?count=100", &["--requests", "20", "--json"]));
+    assert_eq!(number(&run, "/end/sum_received/bytes"), 2000);
+    assert!(run["end"]["cpu_seconds"]["server"].is_null());
+}
+
+#[test]
+fn a_signal_ends_either_side_in_order() {
+    let mut server = Server::start(&[]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+    command.args(["bench", "client", &server.address.to_string(), "-t", "60", "-i", "0.1"]);
+    let mut first = Process::start("client", &mut command);
+    first.wait_for_line("0.00-0.");
+    first.signal("INT");
+    assert_eq!(first.wait().code(), Some(130));
+    assert!(
+        first.output().contains("Limited by") && first.output().contains("Interrupted"),
+        "{}",
+        first.output()
+    );
+    let mut second = Process::start("client", &mut command);
+    second.wait_for_line("0.00-0.");
+    server.process.signal("TERM");
+    assert_eq!(second.wait().code(), Some(4));
+    assert!(second.output().contains("stopping"), "{}", second.output());
+    assert_eq!(server.process.wait().code(), Some(0));
+}
+
+#[test]
+fn one_run_is_all_that_a_server_with_one_off_serves() {
+    let mut server = Server::start(&["--one-off"]);
+    check(&server.run(&["-n", "1M"]), "", "TCP");
+    assert_eq!(server.process.wait().code(), Some(0));
+    let mut server = Server::start(&["-1"]);
+    check(&json(&server.http(&["--requests", "3", "--json"])), "", "HTTP/1.1");
+    assert_eq!(server.process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_client_of_another_version_is_refused_by_that_name() {
+    use std::io::{Read, Write};
+    let server = Server::start(&[]);
+    let mut stream = std::net::TcpStream::connect(server.address).expect("the server listens");
+    let mut header = [0; 32];
+    header[..10].copy_from_slice(b"adit-bench");
+    header[11] = 99;
+    header[12] = b'C';
+    stream.write_all(&header).expect("32 bytes fit");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the server closes");
+    let answer: Value = serde_json::from_slice(&answer[4..]).expect("a frame of JSON");
+    assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(1)));
+}
+
+/// `adit mesh genkey` and the public key of what it prints.
+fn mesh_key() -> (String, String) {
+    use std::io::Write;
+    let adit = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    };
+    let text = |output: Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let private = text(adit().args(["mesh", "genkey"]).output().expect("the binary starts"));
+    let mut public = adit().args(["mesh", "pubkey"]).spawn().expect("the binary starts");
+    let written = public.stdin.take().expect("it is piped").write_all(private.as_bytes());
+    written.expect("the binary reads its input");
+    (private, text(public.wait_with_output().expect("the binary ends")))
+}
+
+#[test]
+fn a_mesh_without_an_interface_is_measured_through_entry_points() {
+    let server = Server::start(&[]);
+    let (near, far) = (mesh_key(), mesh_key());
+    let far_port = free_udp_port();
+    let node = |own: &str, number: u8, peer: String| {
+        format!(
+            "mesh:\n  mode: netstack\n  private-key: \"{own}\"\n  address: 10.77.0.{number}/24\n{peer}\
+             admin: {{ address: \"127.0.0.1:0\" }}\ntcp:\n  routers:\n    bench: {{ rule: \"HostSNI(`*`)\", \
+             entryPoints: [ bench ], service: bench }}\n"
+        )
+    };
+    let peer = |key: &str, number: u8, endpoint: &str| {
+        format!(
+            "  peers:\n    other: {{ public-key: \"{key}\", allowed-ips: [ 10.77.0.{number}/32 ]{endpoint} }}\n"
+        )
+    };
+    let service = |address: &str| {
+        format!(
+            "  services:\n    bench: {{ loadBalancer: {{ servers: [ {{ address: \"{address}\" }} ] }} }}\n"
+        )
+    };
+    let far_config = format!(
+        "{}{}entryPoints:\n  bench: {{ address: \":5210\", on: mesh }}\n",
+        node(&far.0, 2, format!("  listen-port: {far_port}\n{}", peer(&near.1, 1, ""))),
+        service(&server.address.to_string())
+    );
+    let near_config = format!(
+        "{}{}entryPoints:\n  bench: {{ address: \"127.0.0.1:0\" }}\n",
+        node(&near.0, 1, peer(&far.1, 2, &format!(", endpoint: \"127.0.0.1:{far_port}\""))),
+        service("10.77.0.2:5210")
+    );
+    let _far = Adit::start("far", &far_config);
+    let near = Adit::start("near", &near_config);
+    let target = near.entry_point("bench").to_string();
+    let run = |arguments: &[&str]| json(&client(&target, &[arguments, &["--json"]].concat()));
+    check(&run(&["-n", "4M", "-P", "2"]), "", "TCP");
+    check(&run(&["-n", "4M", "-R"]), "", "TCP");
+    check(&json(&client(&format!("http://{target}/"), &["--requests", "50", "--json"])), "", "HTTP/1.1");
+}
