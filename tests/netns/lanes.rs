@@ -139,3 +139,26 @@ fn a_policy_knows_flows_whichever_lane_they_take() {
     assert!(!cable.right.run("iperf3", &refused).status.success());
     assert!(cable.left.metric("adit_mesh_drops_total{reason=\"policy\"}") > 0);
 }
+
+#[test]
+fn all_lanes_follow_a_peer_that_roams() {
+    let Some(cable) = cable(1500) else { return };
+    let mut sides = Side::pair();
+    sides[0].dials = false;
+    let [left, right] = &sides;
+    let _nodes = [start(&cable.left, [left, right], 3), start(&cable.right, [right, left], 3)];
+    cable.right.wait_for_ping(&left.inner(false));
+    wait_for_lanes(&cable.left, 3, &right.inner(false));
+    for (v6, from, to) in [(false, "192.0.2.2/24", "192.0.2.77/24"), (true, "192.0.2.77/24", "192.0.2.78/24")]
+    {
+        cable.right.ip(&["addr", "del", from, "dev", "cable"]);
+        cable.right.ip(&["addr", "add", to, "dev", "cable"]);
+        // A packet on one lane, whichever it is, tells where the peer is on all.
+        cable.right.wait_for_ping(&left.inner(v6));
+        let before = [0, 1, 2].map(|lane| sent(&cable.left, lane));
+        transfers(&cable, right, &["-P", "16", "-n", "32M"]);
+        for (lane, before) in before.into_iter().enumerate() {
+            assert!(sent(&cable.left, lane) > before + 500, "lane {lane}");
+        }
+    }
+}

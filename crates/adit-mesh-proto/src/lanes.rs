@@ -5,6 +5,7 @@
 //! know each other. The first lane's engine says which lane each packet takes; one whose lane is not connected stays there.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -92,6 +93,39 @@ impl Mesh {
             self.start_handshake(id, now);
         }
         Some(id)
+    }
+
+    /// The peer was heard from another address on the first lane: it is there on this one as well, for all we know. What it
+    /// sends here says better.
+    pub fn relocate(&mut self, identity: PublicKey, address: IpAddr, now: Instant) {
+        let Some(id) = self
+            .further
+            .as_ref()
+            .and_then(|further| further.key_of(identity))
+            .and_then(|key| self.peers.id_of_key(key))
+        else {
+            return;
+        };
+        let Some(peer) = self.peers.find(id) else { return };
+        if let Some(path) = peer.path.filter(|path| path.remote.ip() != address) {
+            peer.move_to(Path { remote: (address, path.remote.port()).into(), local: None }, now);
+        }
+    }
+
+    /// The peer was heard from another address on a further lane. Asks it there, by a handshake: if it answers, this lane has
+    /// moved as well. Not moved at once, because an address of one lane need not be that of another behind a large NAT.
+    pub fn ask_at(&mut self, identity: PublicKey, address: IpAddr, now: Instant) {
+        let jitter = self.draw_jitter();
+        let Some(id) = self.peers.id_of_key(identity) else { return };
+        let Some(peer) = self.peers.find(id) else { return };
+        let Some(path) = peer.path.filter(|path| path.remote.ip() != address) else { return };
+        if let Some(len) = peer.session.initiate(&mut self.scratch, jitter, now) {
+            peer.statistics.initiations += 1;
+            let mut outlet = outlet(&mut self.trains, &mut self.scratch, &mut self.drops, self.mtu);
+            let there = Path { remote: (address, path.remote.port()).into(), local: None };
+            peer.send_handshake(&mut outlet, there, len);
+            self.rearm(id, now);
+        }
     }
 
     /// Ends a peer's use of this further lane.

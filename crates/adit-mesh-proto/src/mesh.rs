@@ -348,7 +348,7 @@ impl Mesh {
         }
     }
 
-    fn draw_jitter(&mut self) -> Duration {
+    pub(crate) fn draw_jitter(&mut self) -> Duration {
         Duration::from_millis(self.rng.random_range(1..=u64::try_from(JITTER_MAX.as_millis()).unwrap_or(1)))
     }
 

@@ -298,3 +298,26 @@ fn a_peer_that_announces_the_key_of_another_does_not_take_its_place() {
     assert_eq!(peers, [key(1).public()]);
     assert_eq!(lane.identity_of(PeerId(0)), Some(key(1).public()));
 }
+
+#[test]
+fn a_peer_heard_elsewhere_on_one_lane_is_asked_there_on_the_first_and_found_on_all() {
+    let mut pair = Pair::new(None);
+    pair.pass(3);
+    let now = pair.now;
+    let elsewhere: std::net::IpAddr = [192, 0, 2, 99].into();
+    let first = &mut pair.nodes[0].lanes[0];
+    let at = |lane: &Mesh| lane.peers().next().unwrap().path.unwrap().remote;
+    let before = at(first);
+    first.ask_at(key(1).public(), elsewhere, now);
+    let asked: Vec<SocketAddr> =
+        std::iter::from_fn(|| first.poll_transmit().map(|sent| sent.path.remote)).collect();
+    assert_eq!(asked, [SocketAddr::from((elsewhere, before.port()))]);
+    assert_eq!(at(first), before, "nobody has answered");
+    first.ask_at(key(1).public(), before.ip(), now);
+    assert!(first.poll_transmit().is_none(), "it is there already");
+
+    let further = &mut pair.nodes[0].lanes[1];
+    let port = at(further).port();
+    further.relocate(key(1).public(), elsewhere, now);
+    assert_eq!(at(further), SocketAddr::from((elsewhere, port)));
+}

@@ -1,7 +1,7 @@
 //! What stands behind a further lane: packets that the first lane hands over, and the same device for those that come.
 //!
 //! One lane alone reads the device, so that the packets of a flow stay in order however lanes come and go: they go one
-//! after the other into the queue of one lane. Reading takes a fifth of what sealing takes.
+//! after the other into the queue of one lane. Reading takes a tenth of what sealing takes.
 
 use std::io;
 use std::ops::Range;

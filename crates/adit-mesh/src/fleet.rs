@@ -2,6 +2,7 @@
 //! until it is heard, and what the first tells the others is repeated when the peer announces its lanes anew.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -125,7 +126,23 @@ impl Fleet {
                     self.report(identity, mesh.carries(*peer));
                 }
             }
-            Event::Roamed { .. } | Event::Probed { .. } | Event::PathMtu { .. } => {}
+            Event::Roamed { peer, path } => {
+                let (Some(identity), address) = (mesh.identity_of(*peer), path.remote.ip()) else { return };
+                match self {
+                    Self::First(_) => self.relocate(identity, address),
+                    Self::Further(further) => _ = further.first.ask(Control::AskAt(identity, address)),
+                }
+            }
+            Event::Probed { .. } | Event::PathMtu { .. } => {}
+        }
+    }
+
+    /// Tells further lanes where a peer is now, which may not have sent anything there since.
+    pub(crate) fn relocate(&self, identity: PublicKey, address: IpAddr) {
+        if let Self::First(siblings) = self {
+            for sibling in siblings {
+                sibling.line.ask(Control::Relocate(identity, address));
+            }
         }
     }
 

@@ -125,6 +125,7 @@ impl<D: Device> Pump<D> {
                 Control::SetEndpoint(key, remote) => {
                     if let Some(&id) = self.roll.ids.get(&key) {
                         self.mesh.set_endpoint(id, remote, now);
+                        self.fleet.relocate(key, remote.ip());
                     }
                 }
                 Control::Initiate(key) => {
@@ -140,6 +141,8 @@ impl<D: Device> Pump<D> {
                     }
                     self.fleet.report(lane.identity, joined.is_some_and(|id| self.mesh.carries(id)));
                 }
+                Control::AskAt(identity, address) => self.mesh.ask_at(identity, address, now),
+                Control::Relocate(identity, address) => self.mesh.relocate(identity, address, now),
                 Control::Leave(identity) => self.mesh.leave(identity),
                 Control::Snapshot(answer) => {
                     // An asker that has gone away is no reason to stop.
