@@ -194,13 +194,16 @@ fn quic_limit(senders: &[Look], seconds: f64) -> Option<String> {
 /// Requests one after the other on each stream: what they wait for is the answer.
 fn http_limit(outcome: &Outcome) -> Option<String> {
     let requests = outcome.requests.as_ref()?;
-    let latency = outcome.loaded.as_ref().and_then(|latency| latency.mean());
+    let latency = outcome.loaded.as_ref().and_then(|latency| latency.mean()).map(time_text);
     let streams = outcome.head.up + outcome.head.down;
+    let plural = if streams == 1 { "" } else { "s" };
     Some(match latency {
-        Some(latency) if requests.done > 0 => format!(
-            "the peer or the path: {streams} request{} at once, answered in {} on average, while neither machine was busy",
-            if streams == 1 { "" } else { "s" },
-            time_text(latency)
+        Some(latency) if outcome.latency_of_requests && requests.done > 0 => format!(
+            "the peer or the path: {streams} request{plural} at once, answered in {latency} on average, while neither \
+             machine was busy"
+        ),
+        Some(latency) if outcome.bytes() > 0 => format!(
+            "the peer or the path: neither machine was busy, and small requests beside the bodies took {latency} on average"
         ),
         _ => "the peer or the path: no request was answered in time".to_owned(),
     })

@@ -246,9 +246,9 @@ impl<'a> Run<'a> {
         self.load.switch.stop();
         self.ping.iter().for_each(|(load, _)| load.switch.stop());
         let _ = tokio::time::timeout(GRACE, async { while workers.join_next().await.is_some() {} }).await;
+        // Bytes that are under way are counted when they have come, or when their connection is seen to have ended.
         let counted = match &self.peer {
-            // Bytes that are under way are counted when they have come, or when their connection is seen to have ended.
-            Some(peer) => Some(Box::pin(peer.end(&self.load)).await?),
+            Some(peer) => Some(Box::pin(peer.end(&self.load)).await),
             None => None,
         };
         self.outcome(head, recorder, ended, counted)
@@ -354,7 +354,7 @@ impl<'a> Run<'a> {
         head: Head,
         recorder: Recorder,
         ended: Ended,
-        counted: Option<Counted>,
+        counted: Option<Result<Counted, BenchError>>,
     ) -> Result<Outcome, BenchError> {
         let seconds = recorder.last_end();
         let totals = recorder.totals();
@@ -383,6 +383,12 @@ impl<'a> Run<'a> {
                 round_trips: Default::default(),
             }
         });
+        // What this end counted is worth telling without the other's figures.
+        let (counted, unknown) = match counted {
+            Some(Ok(counted)) => (Some(counted), None),
+            Some(Err(error)) => (None, Some(format!("no figures of the server: {error}"))),
+            None => (None, None),
+        };
         let failures = recorder
             .flows()
             .iter()
@@ -394,7 +400,7 @@ impl<'a> Run<'a> {
         let pings = self.ping.as_ref().map(|(_, tally)| lock(tally).latency.clone());
         Ok(Outcome {
             flows: flows.collect(),
-            failures: failures.collect(),
+            failures: failures.chain(unknown).collect(),
             far_sums,
             seconds,
             idle: self.idle,
