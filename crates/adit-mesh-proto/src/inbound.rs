@@ -44,7 +44,16 @@ impl Mesh {
             }
         }
         let after = self.damage();
-        Damage { forged: after.forged - before.forged, nonsense: after.nonsense - before.nonsense }
+        let nonsense = after.nonsense - before.nonsense;
+        let is_peers =
+            nonsense > 0 && datagrams.chunks(stride.max(1)).any(|datagram| self.is_known(datagram));
+        Damage { forged: after.forged - before.forged, nonsense: if is_peers { nonsense } else { 0 } }
+    }
+
+    /// Whether a datagram names one of our sessions, which only their peers and those on the path know.
+    fn is_known(&self, datagram: &[u8]) -> bool {
+        let is_data = matches!(Kind::of(datagram), Some(Kind::Data));
+        is_data && self.peers.id_of_index(field(datagram, 4)).is_some()
     }
 
     /// Since the beginning.

@@ -60,7 +60,7 @@ pub struct Transmit<'a> {
 pub struct Damage {
     /// Data of an existing session that fails to authenticate; who is not on the path does not know its index.
     pub forged: u64,
-    /// Datagrams that are no WireGuard message, or of no session: anybody can send them.
+    /// Datagrams that are no WireGuard message, or of no session, beside one of a session: alone, they may be anybody's.
     pub nonsense: u64,
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Coalescing {
     off_until: Option<Instant>,
     /// How long the next pause lasts.
     hold: Duration,
+    /// When the last pause ended.
+    resumed: Instant,
     steps_down: u64,
 }
 
@@ -43,6 +45,7 @@ impl Coalescing {
             since: now,
             off_until: None,
             hold: HOLD_MIN,
+            resumed: now,
             steps_down: 0,
         }
     }
@@ -51,19 +54,21 @@ impl Coalescing {
     pub(crate) fn observe(&mut self, datagrams: usize, damage: Damage, now: Instant) -> Option<Change> {
         if self.off_until.is_some_and(|until| until <= now) {
             self.off_until = None;
+            self.resumed = now;
             self.restart(now);
             return Some(Change::On);
         }
         let datagrams = datagrams as u64;
-        // Nonsense counts only behind something that a peer may have sent: all of it together is a stranger's.
-        let nonsense = if damage.nonsense < datagrams { damage.nonsense } else { 0 };
         let tally = if datagrams > 1 { &mut self.joined } else { &mut self.alone };
         tally.datagrams += datagrams;
-        tally.damaged += damage.forged + nonsense;
+        tally.damaged += damage.forged + damage.nonsense;
         if self.off_until.is_none()
             && self.joined.is_bad()
             && self.joined.share() > self.alone.share() * WORSE
         {
+            if now.duration_since(self.resumed) > HOLD_MAX {
+                self.hold = HOLD_MIN;
+            }
             let until = now + self.hold;
             self.off_until = Some(until);
             self.hold = (self.hold * 2).min(HOLD_MAX);
@@ -89,7 +94,9 @@ impl Coalescing {
 
 impl Tally {
     fn is_bad(&self) -> bool {
-        self.damaged >= DAMAGED_MIN && self.share() > SUSPICIOUS
+        let many = self.damaged >= DAMAGED_MIN && self.share() > SUSPICIOUS;
+        // A flow that loses whatever comes joined sends hardly more than one segment per time-out.
+        many || (self.damaged >= DAMAGED_FEW && self.share() > MOST)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "windows are far shorter than 2^53 datagrams")]
@@ -104,8 +111,11 @@ const DAMAGED_MIN: u64 = 64;
 const SUSPICIOUS: f64 = 0.02;
 /// How much worse the joined ones must be than those that came alone.
 const WORSE: f64 = 4.0;
-const WINDOW: Duration = Duration::from_secs(5);
-/// First pause, doubled each time up to the longest.
+/// Damaged ones that are enough where most are.
+const DAMAGED_FEW: u64 = 16;
+const MOST: f64 = 0.5;
+const WINDOW: Duration = Duration::from_secs(30);
+/// First pause, doubled each time up to the longest; the first again after as long without one.
 const HOLD_MIN: Duration = Duration::from_secs(60);
 const HOLD_MAX: Duration = Duration::from_secs(3600);
 
@@ -125,8 +135,9 @@ mod tests {
         let mut coalescing = Coalescing::new(now);
         for hold in [HOLD_MIN, HOLD_MIN * 2] {
             assert_eq!(coalescing.observe(1, NONE, now), None);
-            let fell = (1..=8).find(|_| coalescing.observe(16, FORGED, now).is_some());
-            assert_eq!(fell, Some(4));
+            let fell =
+                (1..=8).find(|_| coalescing.observe(16, Damage { forged: 8, nonsense: 0 }, now).is_some());
+            assert_eq!(fell, Some(8), "half is not most: it takes many");
             assert_eq!(coalescing.counts().1, 1);
             now += hold - Duration::from_millis(1);
             assert_eq!(coalescing.observe(1, NONE, now), None);
@@ -147,13 +158,54 @@ mod tests {
     }
 
     #[test]
-    fn junk_of_strangers_says_nothing_and_a_little_damage_neither() {
+    fn a_little_damage_says_nothing() {
         let now = Instant::now();
         let mut coalescing = Coalescing::new(now);
         for _ in 0..1000 {
-            assert_eq!(coalescing.observe(16, Damage { forged: 0, nonsense: 16 }, now), None);
             assert_eq!(coalescing.observe(64, Damage { forged: 1, nonsense: 0 }, now), None);
         }
+    }
+
+    #[test]
+    fn a_flow_that_has_collapsed_is_enough_and_a_good_hour_is_forgiven() {
+        let mut now = Instant::now();
+        let mut coalescing = Coalescing::new(now);
+        for _ in 0..2 {
+            let mut fell = None;
+            for _ in 0..20 {
+                assert_eq!(
+                    coalescing.observe(1, NONE, now),
+                    None,
+                    "a segment sent again comes alone, and passes"
+                );
+                now += Duration::from_millis(400);
+                fell = fell.or(coalescing.observe(2, Damage { forged: 2, nonsense: 0 }, now));
+                if fell.is_some() {
+                    break;
+                }
+            }
+            assert_eq!(fell, Some(Change::Off));
+            now += HOLD_MIN;
+            assert_eq!(coalescing.observe(1, NONE, now), Some(Change::On));
+            now += HOLD_MAX + Duration::from_secs(1);
+            assert_eq!(coalescing.observe(1, NONE, now), None);
+        }
+    }
+
+    #[test]
+    fn a_stranger_who_sends_trains_is_not_heard() {
+        let now = Instant::now();
+        let mut node = Mesh::new(config(1), [1; 32], now);
+        // As long as an initiation, and joined with one by the kernel.
+        let mut train: Vec<u8> = (0..64 * 148).map(|n| (n % 251) as u8 | 8).collect();
+        train[63 * 148..].fill(0);
+        train[63 * 148] = 1;
+        let damage = node.handle_marked_datagram(path(0), &train, 148, 0, now);
+        assert_eq!((damage.forged, damage.nonsense), (0, 0));
+        // Data of no session.
+        train.chunks_mut(148).for_each(|datagram| datagram[..8].copy_from_slice(&[4, 0, 0, 0, 7, 7, 7, 7]));
+        let damage = node.handle_marked_datagram(path(0), &train, 148, 0, now);
+        assert_eq!((damage.forged, damage.nonsense), (0, 0));
     }
 
     /// Two engines; what the first sends to the second arrives joined with a wrong length of each datagram, as from a
