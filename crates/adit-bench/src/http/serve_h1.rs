@@ -160,27 +160,39 @@ async fn send_bytes<S: AsyncWrite + Unpin>(
     keep: bool,
 ) -> Result<(), Stop> {
     let head = head_text(StatusCode::OK, "application/octet-stream", keep, count);
-    let sent = |bytes: usize| {
+    // Before they are sent: whoever has received the last ones may ask for the count at once.
+    let sends = |bytes: usize| {
         if let Some(run) = &run {
             run.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    };
+    let unsent = |bytes: usize| {
+        if let Some(run) = &run {
+            run.sent.fetch_sub(bytes as u64, Ordering::Relaxed);
         }
     };
     if count <= SMALL_BYTES {
         // One segment for head and body.
         let body = &origin.pattern[..usize::try_from(count).unwrap_or_default()];
         let message = [head.as_bytes(), body].concat();
-        stream.write_all(&message).await.map_err(|_| Stop::Gone)?;
-        sent(body.len());
-        return Ok(());
+        sends(body.len());
+        return stream.write_all(&message).await.map_err(|_| {
+            unsent(body.len());
+            Stop::Gone
+        });
     }
     stream.write_all(head.as_bytes()).await.map_err(|_| Stop::Gone)?;
     let mut left = count;
     while left > 0 {
         let length = origin.pattern.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        sends(length);
         let written = tokio::time::timeout(SILENCE_MAX, stream.write(&origin.pattern[..length])).await;
-        let Ok(Ok(written @ 1..)) = written else { return Err(Stop::Gone) };
+        let written = written.ok().and_then(Result::ok).unwrap_or_default();
+        unsent(length - written);
+        if written == 0 {
+            return Err(Stop::Gone);
+        }
         left -= written as u64;
-        sent(written);
     }
     Ok(())
 }

@@ -107,10 +107,11 @@ async fn pour(
         let room = super::capacity(&mut stream, left).await?;
         let chunk = origin.pattern.slice(..room);
         left -= room as u64;
-        stream.send_data(chunk, left == 0)?;
         if let Some(run) = run {
+            // Before it is sent: whoever has received the last of it may ask for the count at once.
             run.sent.fetch_add(room as u64, Ordering::Relaxed);
         }
+        stream.send_data(chunk, left == 0)?;
     }
     Ok(())
 }
