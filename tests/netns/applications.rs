@@ -375,18 +375,28 @@ tcp:
     shell: { loadBalancer: { servers: [ { address: "127.0.0.1:2022" } ] } }
 "#;
     let Some(hub) = Hub::start(cable, sections) else { return };
-    let ssh = |port: &str, command: &str| {
+    let ssh = |from: &Namespace, port: &str, command: &str| {
         let (known, user) = (format!("UserKnownHostsFile={}", file("known")), file("user"));
         let options = ["-F", "none", "-o", &known, "-o", "HostKeyAlias=shell.test", "-o", "BatchMode=yes"];
         let options = [&options[..], &["-o", "ConnectTimeout=5", "-i", &user, "-p", port]].concat();
-        output(&hub.cable.right, "ssh", &[&options[..], &["root@10.9.0.1", command]].concat())
+        from.run("ssh", &[&options[..], &["root@10.9.0.1", command]].concat())
     };
-    assert_eq!(ssh("22", "echo in the shell").trim(), "in the shell");
-    let bulk = ssh("22", "head -c 4000000 /dev/zero");
+    let right = &hub.cable.right;
+    let shell = |command: &str| String::from_utf8_lossy(&ssh(right, "22", command).stdout).into_owned();
+    assert_eq!(shell("echo in the shell").trim(), "in the shell");
+    let bulk = shell("head -c 4000000 /dev/zero");
     assert!(bulk.len() == 4_000_000 && bulk.bytes().all(|byte| byte == 0), "{} bytes", bulk.len());
-    assert!(!ssh("23", "echo in the shell").contains("in the shell"), "a peer in no such group is let in");
+    // Somebody listens there, who has nothing for this peer.
+    assert_eq!(hub.curl(&["-o", "/dev/null", "http://10.9.0.1:23/"]), " 404");
+    let guest = ssh(right, "23", "echo in the shell");
+    assert!(
+        !guest.status.success() && guest.stdout.is_empty(),
+        "a peer in no such group is let in: {guest:?}"
+    );
     // The hub itself is no peer.
-    assert!(!output(&hub.cable.left, "ssh", &["-o", "BatchMode=yes", "root@10.9.0.1", "true"]).is_empty());
+    assert_eq!(hub.refused("mesh_peer_unknown"), 0);
+    let own = ssh(&hub.cable.left, "22", "echo in the shell");
+    assert!(!own.status.success() && own.stdout.is_empty(), "{own:?}");
     assert!(hub.refused("mesh_peer_unknown") > 0);
 }
 

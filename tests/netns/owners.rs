@@ -11,7 +11,7 @@ struct Hub {
     cable: Cable,
     sides: [Side; 2],
     hub: Node,
-    _client: Node,
+    client: Node,
     /// Says when a connection opens and closes.
     shell: Process,
     _datagrams: Process,
@@ -44,7 +44,7 @@ impl Hub {
             configuration(interface, &sides[1], change)
         });
         let client = stock.start(&cable.right, &sides[1], &sides[0]);
-        let started = Self { cable, sides, hub, _client: client, shell, _datagrams: datagrams };
+        let started = Self { cable, sides, hub, client, shell, _datagrams: datagrams };
         wait_for("the first packet to pass", || (!started.shell().is_empty()).then_some(()));
         Some(started)
     }
@@ -66,7 +66,7 @@ impl Hub {
         )
     }
 
-    /// What comes back for a datagram; empty if nothing does.
+    /// What comes back for a datagram within a second; empty if nothing does.
     fn datagram(&self, from: &Namespace, to: &str, port: u16) -> String {
         python(
             from,
@@ -75,6 +75,44 @@ impl Hub {
                  try:\n s.sendto(b'hello', ('{to}', {port})); print(s.recv(99).decode())\nexcept OSError: pass"
             ),
         )
+    }
+
+    /// Waits for an answer to a datagram: one may be lost.
+    #[track_caller]
+    fn wait_for_datagram(&self, from: &Namespace, to: &str, port: u16) {
+        wait_for("the datagram to be answered", || {
+            (self.datagram(from, to, port) == "server says hello").then_some(())
+        });
+    }
+
+    /// A connection of the right side that stays.
+    fn visitor(&mut self) -> Process {
+        let script = "import socket\ns = socket.create_connection(('10.9.0.1', 2222), 3)\ns.sendall(b'stay')\n\
+                      print(s.recv(99).decode(), flush=True)\ns.settimeout(60)\ns.recv(99)";
+        let mut command = self.cable.right.command("python3");
+        let mut visitor = Process::start("visitor", command.args(["-u", "-c", script]));
+        visitor.wait_for_line("server says stay");
+        self.shell.wait_for_line("opened stay");
+        visitor
+    }
+
+    /// The status of the page for administrators, asked for by the right side.
+    fn page(&self) -> String {
+        let arguments = ["-sk", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}"];
+        let arguments = [&arguments[..], &["https://10.9.0.1:8443/ping"]].concat();
+        String::from_utf8_lossy(&self.cable.right.run("curl", &arguments).stdout).into_owned()
+    }
+
+    /// Asks for a reload that is to be refused, and waits for that; why it was.
+    #[track_caller]
+    fn refuse(&self, text: &str) -> String {
+        let refused = || self.cable.left.metric(r#"adit_config_reloads_total{result="refused"}"#);
+        let before = refused();
+        self.hub.reconfigure(text);
+        wait_for("the refusal", || (refused() > before).then_some(()));
+        let status = self.cable.left.run("curl", &["-s", &format!("http://{ADMIN}/api/status")]);
+        let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+        status["reload_problem"].as_str().unwrap_or_default().to_owned()
     }
 
     fn adit(&self, arguments: &[&str]) -> String {
@@ -155,18 +193,15 @@ const ADMINS: Change<'static> = Change { mesh: "", client: ", groups: [admins]",
 fn datagrams_go_where_their_peer_may_go_and_nobody_else_is_heard() {
     let Some(hub) = Hub::start(Change::default()) else { return };
     let right = &hub.cable.right;
-    assert_eq!(
-        hub.datagram(right, "10.9.0.1", 5301),
-        "server says hello",
-        "a router without a rule takes peers"
-    );
+    // A router without a rule takes peers.
+    hub.wait_for_datagram(right, "10.9.0.1", 5301);
     assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "", "a peer in no group is served");
     assert!(hub.refused("udp_no_route") > 0);
     // The hub's own programs reach the socket and are no peers.
     assert_eq!(hub.datagram(&hub.cable.left, "10.9.0.1", 5301), "");
     assert!(hub.refused("mesh_peer_unknown") > 0);
     hub.take(ADMINS);
-    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "server says hello");
+    hub.wait_for_datagram(right, "10.9.0.1", 5300);
     let routers = hub.cable.left.run("curl", &["-s", &format!("http://{ADMIN}/api/udp/routers")]);
     let routers = String::from_utf8_lossy(&routers.stdout).into_owned();
     assert!(routers.contains("MeshGroup(`admins`)"), "{routers}");
@@ -220,32 +255,41 @@ fn http3_knows_the_peer_as_the_other_versions_do() {
     assert!(hub.refused("mesh_peer_unknown") > 0);
 }
 
-/// A connection that is open while another peer gets its address.
+/// A connection that is open while another peer gets its address, who then comes.
 fn changes_hands(mesh: &str) {
     let Some(mut hub) = Hub::start(Change { mesh, ..ADMINS }) else { return };
     hub.shell.wait_for_line("closed");
-    let script = "import socket, time\ns = socket.create_connection(('10.9.0.1', 2222), 3)\ns.sendall(b'stay')\n\
-                  print(s.recv(99).decode(), flush=True)\ntime.sleep(60)";
-    let mut visitor =
-        Process::start("visitor", hub.cable.right.command("python3").args(["-u", "-c", script]));
-    visitor.wait_for_line("server says stay");
-    hub.shell.wait_for_line("opened stay");
+    let _visitor = hub.visitor();
     // Another reload leaves it alone.
-    hub.take(Change { mesh, peers: "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.3 }\n", ..ADMINS });
-    assert!(hub.refused("mesh_peer_changed") == 0);
-    let moved = Change {
-        mesh,
-        client: ", groups: [admins], allowed-ips: 10.9.0.4",
-        peers: "    third: { public-key: \"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=\", allowed-ips: 10.9.0.2 }\n",
-        sections: "",
+    let [_, other] = Side::pair();
+    let third = |address: &str| {
+        format!("    third: {{ public-key: \"{}\", allowed-ips: {address} }}\n", other.public_key())
     };
-    hub.take(moved);
+    hub.take(Change { mesh, peers: &third("10.9.0.3"), ..ADMINS });
+    assert_eq!(hub.refused("mesh_peer_changed"), 0);
+    let (client, peers) = (", groups: [admins], allowed-ips: 10.9.0.4", third("10.9.0.2"));
+    hub.take(Change { mesh, client, peers: &peers, sections: "" });
     hub.shell.wait_for_line("closed stay");
-    let closed = hub.refused("mesh_peer_changed");
-    assert!(closed == 1 || mesh.contains("netstack"), "{closed}");
+    match mesh.contains("netstack") {
+        // Who is first, the stack or the entry point, is open.
+        true => wait_for("the stack to drop it", || {
+            (hub.cable.left.metric(r#"adit_mesh_stack_drops_total{reason="peer_changed"}"#) > 0).then_some(())
+        }),
+        false => assert_eq!(hub.refused("mesh_peer_changed"), 1),
+    }
     assert_eq!(hub.shell(), "", "the address is another's");
+    // That one has it, and what belongs to it only.
+    drop(hub.client);
+    let stock = stock().expect("it was there");
+    hub.client = stock.start(&hub.cable.right, &other, &hub.sides[0]);
+    wait_for("the new owner to be heard", || (hub.page() != "000").then_some(()));
+    assert_eq!(hub.page(), "404", "the new owner has what the former one had");
+    assert!(hub.shell().contains("server says hello"), "the new owner is not served");
+    assert_eq!(hub.datagram(&hub.cable.right, "10.9.0.1", 5300), "");
+    drop(hub.client);
+    hub.client = stock.start(&hub.cable.right, &hub.sides[1], &hub.sides[0]);
     hub.take(Change { mesh, ..ADMINS });
-    wait_for("the peer to be itself again", || hub.shell().contains("server says hello").then_some(()));
+    wait_for("the peer to be itself again", || (hub.page() == "200").then_some(()));
 }
 
 #[test]
@@ -292,24 +336,85 @@ fn a_reload_that_fails_late_leaves_the_mesh_as_it_was() {
     };
     let tunnel = "tunnel: { name: home, ingress: [ { service: \"http_status:404\" } ] }\n";
     let (good, bad) = (edge(&certificates) + tunnel, edge(&others) + tunnel);
-    let Some(hub) = Hub::start(Change { sections: &good, ..ADMINS }) else { return };
+    let Some(mut hub) = Hub::start(Change { sections: &good, ..ADMINS }) else { return };
     let shown = hub.adit(&["mesh", "show"]);
     assert!(shown.contains("10.9.0.2/32"), "{shown}");
-    let refused = || hub.cable.left.metric(r#"adit_config_reloads_total{result="refused"}"#);
-    let elsewhere = ", groups: [admins], allowed-ips: 10.9.0.4";
-    // The edge's new key does not belong to its certificate, which is seen only when it is set.
-    hub.reconfigure(Change { client: elsewhere, sections: &bad, ..ADMINS });
-    wait_for("the refusal", || (refused() == 1).then_some(()));
-    assert!(hub.adit(&["mesh", "show"]).contains("10.9.0.2/32"), "the mesh has kept a refused change");
-    assert!(hub.shell().contains("server says hello"), "a peer is not who it was");
+    let _visitor = hub.visitor();
+    let interface = hub.hub.interface.clone();
+    let key = hub.sides[1].public_key().to_owned();
+    let third = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
+    let wg = std::fs::read_to_string(hub.hub.folder().join("wg.conf")).expect("it was written");
+    let address = wg.lines().find(|line| line.starts_with("Address")).expect("a node has an address");
+    let late = wg.replace(address, &format!("{address}, 10.9.0.7/32"));
+    for (name, text) in [("gone.conf", &wg), ("late.conf", &late)] {
+        std::fs::write(hub.hub.folder().join(name), text.replace(&key, third)).expect("the folder is there");
+    }
+    // The peer is removed, another has its address.
+    let with = |sections: &str| {
+        configuration(&interface, &hub.sides[1], Change { sections, ..ADMINS })
+            .replace(&key, third)
+            .replace("import: wg.conf", "import: gone.conf")
+    };
+    // The edge's new key does not belong to its certificate.
+    let problem = hub.refuse(&with(&bad));
+    assert!(problem.contains("certificate"), "{problem}");
     // A connector whose origin cannot be set up, in the place of one that runs.
     let origin = "{ service: \"https://127.0.0.1:1\", originRequest: { caPool: /nonexistent.pem } }";
     let tunnel = good.replace("name: home, ingress", "name: home, connections: 2, ingress");
-    let tunnel = tunnel.replace("{ service: \"http_status:404\" }", origin);
-    hub.reconfigure(Change { client: elsewhere, sections: &tunnel, ..ADMINS });
-    wait_for("the refusal", || (refused() == 2).then_some(()));
-    assert!(hub.adit(&["mesh", "show"]).contains("10.9.0.2/32"), "the mesh has kept a refused change");
-    assert!(hub.shell().contains("server says hello"), "a peer is not who it was");
+    let problem = hub.refuse(&with(&tunnel.replace("{ service: \"http_status:404\" }", origin)));
+    assert!(problem.contains("/nonexistent.pem"), "{problem}");
+    // A port that somebody else has, outside and on the mesh.
+    let _other = server(&hub.cable.left, OTHER);
+    for entry_point in ["taken: { address: \"127.0.0.1:9002\" }", "taken: { address: \":9004\", on: mesh }"] {
+        let text = with(&good).replace("entryPoints:\n", &format!("entryPoints:\n  {entry_point}\n"));
+        let problem = hub.refuse(&text);
+        assert!(problem.contains("entry point taken"), "{problem}");
+    }
+    // A change that needs a restart.
+    let problem = hub.refuse(&with(&good).replace("import: gone.conf", "import: gone.conf\n  fwmark: 7"));
+    assert!(problem.contains("fwmark"), "{problem}");
+    assert!(hub.adit(&["mesh", "show"]).contains(&key), "the mesh has kept a refused change");
+    assert_eq!(hub.refused("mesh_peer_changed"), 0, "a refused reload has cut a connection");
+    assert!(!hub.shell.output().contains("closed stay"), "a refused reload has cut a connection");
+    assert!(hub.shell().contains("server says hello"), "the session is gone");
+    // Only an address that comes with the reload cannot be tried before.
+    let text = with(&good)
+        .replace("entryPoints:\n", "entryPoints:\n  taken: { address: \"10.9.0.7:9004\", on: mesh }\n");
+    let problem = hub.refuse(&text.replace("import: gone.conf", "import: late.conf"));
+    assert!(problem.contains("entry point taken"), "{problem}");
+    assert!(hub.adit(&["mesh", "show"]).contains(&key), "the mesh has kept a refused change");
+    hub.shell.wait_for_line("closed stay");
+    wait_for("the peer to be itself again", || (hub.page() == "200").then_some(()));
+}
+
+#[test]
+fn an_entry_point_that_goes_to_the_mesh_with_its_port_is_refused_with_the_way_to_do_it() {
+    let Some(hub) = Hub::start(ADMINS) else { return };
+    let on_mesh = configuration(&hub.hub.interface, &hub.sides[1], ADMINS);
+    let without =
+        |line: &str| on_mesh.replace(line, "").replace(", entryPoints: [ssh]", ", entryPoints: [admin]");
+    let take = |text: &str| {
+        let before = hub.reloads();
+        hub.hub.reconfigure(text);
+        wait_for("the reload", || (hub.reloads() > before).then_some(()));
+    };
+    for (line, outside) in [
+        ("  ssh: { address: \":2222\", on: mesh }\n", "  ssh: { address: \":2222\" }\n"),
+        ("  open: { address: \":5301/udp\", on: mesh }\n", "  open: { address: \":5301/udp\" }\n"),
+    ] {
+        let public = on_mesh.replace(line, outside);
+        let advice = "take it away in one reload and add the new one in the next";
+        let problem = hub.refuse(&public);
+        assert!(problem.contains(advice), "{problem}");
+        take(&without(line));
+        take(&public);
+        let problem = hub.refuse(&on_mesh);
+        assert!(problem.contains(advice), "{problem}");
+        take(&without(line));
+        take(&on_mesh);
+    }
+    assert!(hub.shell().contains("server says hello"));
+    hub.wait_for_datagram(&hub.cable.right, "10.9.0.1", 5301);
 }
 
 #[test]
@@ -327,7 +432,7 @@ fn entry_points_change_their_network_and_sockets_their_names_by_a_reload() {
     let public = text
         .replace("open: { address: \":5301/udp\", on: mesh }", "open: { address: \"192.0.2.1:5301/udp\" }");
     take(&public);
-    assert_eq!(hub.datagram(right, "192.0.2.1", 5301), "server says hello");
+    hub.wait_for_datagram(right, "192.0.2.1", 5301);
     assert_eq!(hub.datagram(right, "10.9.0.1", 5301), "");
     // Its socket gets another name, and its name another socket: the public one does not lead to what is routed by the name.
     let renamed = public
@@ -336,7 +441,7 @@ fn entry_points_change_their_network_and_sockets_their_names_by_a_reload() {
         .replace("entryPoints: [dns]", "entryPoints: [open, public]")
         .replace("    open: { entryPoints: [open], service: dns }\n", "");
     take(&renamed);
-    assert_eq!(hub.datagram(right, "10.9.0.1", 5300), "server says hello");
+    hub.wait_for_datagram(right, "10.9.0.1", 5300);
     assert_eq!(hub.datagram(right, "192.0.2.1", 5301), "", "the public is in no group of the mesh");
     // TCP: from the mesh to the public and back.
     let outside = "import socket\ntry:\n s = socket.create_connection(('192.0.2.1', 2222), 3); s.sendall(b'hello')\n \
@@ -403,6 +508,14 @@ print('listening')
 while True:
     data, visitor = s.recvfrom(99)
     s.sendto(b'server says ' + data, visitor)
+";
+
+/// Has a port on all addresses.
+const OTHER: &str = "
+import socket, time
+s = socket.create_server(('0.0.0.0', 9004))
+print('listening')
+time.sleep(60)
 ";
 
 /// Asks all the time, over connections that last and over new ones.

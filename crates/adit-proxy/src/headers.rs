@@ -154,7 +154,7 @@ pub fn append_forwarded_for(headers: &mut HeaderMap, address: IpAddr) {
 }
 
 /// [`append_forwarded_for`] with the address as text.
-pub(crate) fn append_forwarded_text(headers: &mut HeaderMap, address: &HeaderValue) {
+pub fn append_forwarded_text(headers: &mut HeaderMap, address: &HeaderValue) {
     let value = forwarded_for(headers).and_then(|before| {
         let address = address.to_str().ok()?;
         HeaderValue::try_from(format!("{before}, {address}")).ok()

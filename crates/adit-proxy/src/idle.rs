@@ -32,6 +32,11 @@ impl Idle {
         self.last = clock::now();
     }
 
+    /// Gives the timer up until somebody waits again.
+    pub fn disarm(&mut self) {
+        self.timer = None;
+    }
+
     /// Starts counting afresh with another limit.
     pub fn restart(&mut self, limit: Duration) {
         self.limit = limit;

@@ -198,6 +198,11 @@ impl Reader {
         if self.buffer.is_empty() { self.io.socket() } else { None }
     }
 
+    /// The content that follows is not read through here: what comes behind it is small again.
+    pub(crate) fn expect_little(&mut self) {
+        self.chunk = READ_BYTES_MIN;
+    }
+
     /// True if neither a byte nor an end has arrived. If one has, nothing can be read of it any more.
     pub fn is_silent(&mut self) -> bool {
         match &self.io {

@@ -71,7 +71,8 @@ impl Service for EdgeService {
         let mut exchange = Exchange::begin(&request, &request_id, &self.metrics, self.access_log.as_ref());
         // Only what a page of ours would need is kept; the head itself goes into the tunnel.
         let accept = request.headers.get(header::ACCEPT).cloned();
-        let response = match self.forward(request, &request_id, &mut exchange).await {
+        let ray = HeaderValue::try_from(format!("{request_id}-{}", self.location)).ok();
+        let response = match self.forward(request, (&request_id, ray.as_ref()), &mut exchange).await {
             Ok(response) => response,
             Err(failed) => {
                 exchange.failed(failed.reason);
@@ -84,7 +85,7 @@ impl Service for EdgeService {
             }
         };
         let mut response = exchange.finish_with(response);
-        if let Ok(ray) = HeaderValue::from_str(&format!("{request_id}-{}", self.location)) {
+        if let Some(ray) = ray {
             response.headers.insert(CF_RAY, ray);
         }
         response
@@ -95,7 +96,7 @@ impl EdgeService {
     async fn forward(
         &self,
         mut request: Request,
-        request_id: &str,
+        (request_id, ray): (&str, Option<&HeaderValue>),
         exchange: &mut Exchange,
     ) -> Result<Response, Failed> {
         let route = {
@@ -113,7 +114,7 @@ impl EdgeService {
             }
         };
         exchange.answered_by(&route.name);
-        let (head, raw, client) = self.tunnel_head(&mut request, request_id);
+        let (head, raw, client) = self.tunnel_head(&mut request, ray);
         exchange.asked_by(client);
         let opened = self.edge.open(route.id, &head).await.map_err(open_failed)?;
         let is_head = request.method == Method::HEAD;
@@ -142,7 +143,7 @@ impl EdgeService {
     }
 
     /// The head as it crosses the tunnel, whether the bytes behind it are raw, and who asks.
-    fn tunnel_head(&self, request: &mut Request, request_id: &str) -> (RequestHead, bool, IpAddr) {
+    fn tunnel_head(&self, request: &mut Request, ray: Option<&HeaderValue>) -> (RequestHead, bool, IpAddr) {
         let raw = request.upgrade.as_deref() == Some("websocket");
         if request.upgrade.is_some() && !raw {
             // RFC 9110 §7.8: an offer to upgrade may be ignored, and the wire carries WebSocket only.
@@ -150,7 +151,8 @@ impl EdgeService {
         }
         let (client, mut head_fields) = self.about_visitor(request);
         let secure = forwarded_secure(&head_fields).unwrap_or(request.visitor.secure);
-        let scheme = if secure { "https" } else { "http" };
+        let (scheme, cf_visitor) =
+            if secure { ("https", r#"{"scheme":"https"}"#) } else { ("http", r#"{"scheme":"http"}"#) };
         // `*` has no place in a URL; it asks about the server as a whole.
         let target = match encode::target(&request.uri) {
             whole if whole == "*" => "/".into(),
@@ -159,19 +161,29 @@ impl EdgeService {
         let dest = format!("{scheme}://{}{target}", request.host);
         headers::remove_hop_by_hop(&mut head_fields);
         head_fields.remove(header::EXPECT);
-        set(&mut head_fields, X_FORWARDED_PROTO, scheme);
+        head_fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         if !head_fields.contains_key(&X_FORWARDED_HOST) {
             set(&mut head_fields, X_FORWARDED_HOST, &request.host);
         }
-        headers::append_forwarded_for(&mut head_fields, request.visitor.remote.ip().to_canonical());
-        set(&mut head_fields, CF_CONNECTING_IP, &client.to_string());
-        set(&mut head_fields, CF_RAY, &format!("{request_id}-{}", self.location));
-        set(&mut head_fields, CF_VISITOR, &format!("{{\"scheme\":\"{scheme}\"}}"));
-        set(&mut head_fields, CDN_LOOP, "adit");
+        let address = request.visitor.address_text();
+        if let Some(address) = address {
+            headers::append_forwarded_text(&mut head_fields, address);
+        }
+        match address {
+            Some(address) if client == request.visitor.remote.ip().to_canonical() => {
+                head_fields.insert(CF_CONNECTING_IP, address.clone());
+            }
+            _ => set(&mut head_fields, CF_CONNECTING_IP, &client.to_string()),
+        }
+        if let Some(ray) = ray {
+            head_fields.insert(CF_RAY, ray.clone());
+        }
+        head_fields.insert(CF_VISITOR, HeaderValue::from_static(cf_visitor));
+        head_fields.insert(CDN_LOOP, HeaderValue::from_static("adit"));
         set(&mut head_fields, X_REQUEST_START, &format!("t={}", unix_micros()));
         if raw {
-            set(&mut head_fields, header::CONNECTION, "Upgrade");
-            set(&mut head_fields, header::UPGRADE, "websocket");
+            head_fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            head_fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         } else {
             announce_length(&mut head_fields, request.body.length(), true);
         }
@@ -190,6 +202,7 @@ impl EdgeService {
     fn about_visitor(&self, request: &mut Request) -> (IpAddr, HeaderMap) {
         let remote = request.visitor.remote.ip().to_canonical();
         let mut fields = std::mem::take(&mut *request.headers);
+        fields.reserve(OWN_FIELDS);
         let trust = self.entry_points.load();
         let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
         let trusted = |ip: IpAddr| {
@@ -362,4 +375,6 @@ const CF_RAY: HeaderName = HeaderName::from_static("cf-ray");
 const CF_VISITOR: HeaderName = HeaderName::from_static("cf-visitor");
 /// When the edge had the request, in microseconds since 1970; what applications' monitors call queue time.
 const X_REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
+/// Fields that [`EdgeService::tunnel_head`] adds at most.
+const OWN_FIELDS: usize = 12;
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

@@ -1,6 +1,7 @@
 //! The public entry points while the process runs: started, changed on reload, drained.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,12 +127,22 @@ pub(crate) enum ListenersError {
     /// One cannot be bound.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// One cannot be bound, and what overlaps it is ours until the reload is over.
+    #[error(
+        "{holder} still listens on this port: take it away in one reload and add the new one in the next, or restart"
+    )]
+    Held {
+        /// Name of the entry point that has the port.
+        holder: String,
+        /// What the system says.
+        source: ListenError,
+    },
     /// TLS cannot be set up.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
     /// The threads that serve visitors.
     #[error("cannot start the threads that serve visitors")]
-    Threads(#[source] std::io::Error),
+    Threads(#[source] io::Error),
 }
 
 /// What is to listen, with the sockets that are new.
@@ -219,19 +230,42 @@ impl Listeners {
                 if !is_reachable || prepared.has(entry_point.transport, &place) {
                     continue;
                 }
-                if entry_point.transport == EntryPointTransport::Udp {
-                    self.prepare_udp(name, entry_point, place, config, &mut prepared)?;
+                let port = place.address.port();
+                let bound = if entry_point.transport == EntryPointTransport::Udp {
+                    self.prepare_udp(name, entry_point, place, config, &mut prepared)
                 } else {
                     let settings = Settings {
                         entry_point: entry_point.clone(),
                         limits: config.limits.clone(),
                         is_edges: config.edge.iter().any(|edge| edge.public.contains(name)),
                     };
-                    self.prepare_tcp((name, settings), place, switches, &mut prepared)?;
-                }
+                    self.prepare_tcp((name, settings), place, switches, &mut prepared)
+                };
+                bound.map_err(|error| self.explain(error, entry_point.transport, port))?;
             }
         }
         Ok(prepared)
+    }
+
+    /// Tells an address that somebody else has from one that overlaps ours: an entry point that goes to the mesh or comes
+    /// from there, or to one address of many, with the port that it had.
+    fn explain(&self, error: ListenersError, transport: EntryPointTransport, port: u16) -> ListenersError {
+        let ListenersError::Listen(source) = error else { return error };
+        let mut tcp = self.running.values().map(|running| (running.address, &running.name));
+        let mut udp = self.udp.values().map(|udp| (udp.address, &udp.name));
+        let mut h3 = self.h3.values().map(|h3| (h3.address, &h3.name));
+        let has_port = |(address, _): &(SocketAddr, &String)| address.port() == port;
+        let holder = match transport {
+            _ if source.source.kind() != io::ErrorKind::AddrInUse => None,
+            EntryPointTransport::Tcp => tcp.find(has_port),
+            EntryPointTransport::Udp => udp.find(has_port).or_else(|| h3.find(has_port)),
+        };
+        match holder {
+            Some((address, name)) => {
+                ListenersError::Held { holder: format!("the entry point {name} ({address})"), source }
+            }
+            None => source.into(),
+        }
     }
 
     fn prepare_udp(

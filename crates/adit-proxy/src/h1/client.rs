@@ -286,8 +286,11 @@ impl BodySource for OriginSource {
 
     fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
         self.poll_background(cx);
-        let Some(reader) = &self.reader else { return Poll::Ready(Ok(None)) };
+        let Some(reader) = &mut self.reader else { return Poll::Ready(Ok(None)) };
         let more = ready!(self.content.poll_pipe(reader, cx, pipe))?;
+        if more.is_some() {
+            reader.expect_little();
+        }
         if more == Some(false) {
             self.go_home();
         }

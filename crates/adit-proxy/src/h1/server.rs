@@ -195,6 +195,10 @@ impl Connection<'_> {
         };
         let raw = upgrade_asked && response.status == StatusCode::SWITCHING_PROTOCOLS;
         self.raw = raw;
+        if raw {
+            // There is no next head to wait for, and many of these are open for long.
+            self.idle.disarm();
+        }
         let limit = self.options.write_timeout.filter(|_| !raw);
         let response = Response { body: Deadline::limit(response.body, limit), ..response };
         let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();

@@ -308,12 +308,21 @@ mod tests {
         running.await.unwrap();
     }
 
-    /// What comes back for one datagram within a moment.
-    async fn ask(visitor: &UdpSocket) -> Option<Vec<u8>> {
+    /// What comes back for one datagram within `patience`.
+    async fn answer(visitor: &UdpSocket, patience: Duration) -> Option<Vec<u8>> {
         let mut answer = [0; 16];
         visitor.send(b"ask").await.unwrap();
-        let received = tokio::time::timeout(Duration::from_millis(300), visitor.recv(&mut answer)).await;
+        let received = tokio::time::timeout(patience, visitor.recv(&mut answer)).await;
         received.ok()?.ok().map(|length| answer[..length].to_vec())
+    }
+
+    async fn is_served(visitor: &UdpSocket) -> bool {
+        answer(visitor, Duration::from_secs(5)).await.as_deref() == Some(&b"ask"[..])
+    }
+
+    /// Looks for a moment only: what is wrong is found on most machines, what is right on every one.
+    async fn is_ignored(visitor: &UdpSocket) -> bool {
+        answer(visitor, Duration::from_millis(300)).await.is_none()
     }
 
     #[tokio::test]
@@ -341,26 +350,26 @@ mod tests {
         };
         let (laptop, site, nobody) =
             (from("127.0.0.1").await, from("127.9.0.1").await, from("127.8.0.1").await);
-        assert_eq!(ask(&laptop).await.as_deref(), Some(&b"ask"[..]));
-        assert_eq!(ask(&site).await, None, "a peer that no router is for");
-        assert_eq!(ask(&nobody).await, None);
+        assert!(is_served(&laptop).await);
+        assert!(is_ignored(&site).await, "a peer that no router is for");
+        assert!(is_ignored(&nobody).await);
         let refused = |reason: &str| metrics.refusals(reason);
         assert_eq!((refused("udp_no_route"), refused("mesh_peer_unknown")), (1, 1));
         // Another has the address now: the session is not his, nor are the answers that are still to come.
         let moved = peers(&[("thief", 3, "127.0.0.1", "admins")]);
         gate.hold(&moved);
-        assert_eq!(ask(&laptop).await, None);
+        assert!(is_ignored(&laptop).await);
         cell.store(Arc::new(routes(server, "MeshGroup(`admins`)", of(&moved, &gate))));
         gate.open(Arc::clone(&moved));
-        assert_eq!(ask(&laptop).await.as_deref(), Some(&b"ask"[..]), "as a session of his own");
+        assert!(is_served(&laptop).await, "as a session of his own");
         let revoked = peers(&[("thief", 3, "127.0.0.1", "")]);
         gate.hold(&revoked);
         cell.store(Arc::new(routes(server, "MeshGroup(`admins`)", of(&revoked, &gate))));
         gate.open(revoked);
-        assert_eq!(ask(&laptop).await, None, "who has left the group is not served any longer");
+        assert!(is_ignored(&laptop).await, "who has left the group is not served any longer");
         // A name that has become one of the public: nobody of the mesh goes along.
         cell.store(Arc::new(routes(server, "", None)));
-        assert_eq!(ask(&laptop).await, None);
+        assert!(is_ignored(&laptop).await);
         assert_eq!(refused("entry_point_moved"), 1);
     }
 }
