@@ -173,6 +173,10 @@ fn transport(parts: &QuicParts, remote: Option<SocketAddr>, window: Option<u32>)
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     if let Some(window) = window {
         transport.stream_receive_window(VarInt::from_u32(window));
+        if window > WIDE_WINDOW_BYTES {
+            // One stream of this window must fit the connection, and what its sender keeps until it is acknowledged.
+            transport.receive_window(VarInt::from_u32(window)).send_window(u64::from(window));
+        }
     }
     transport
 }
@@ -247,6 +251,8 @@ const ALPN: &[u8] = b"adit-bench/1";
 /// In the certificate; clients look at its fingerprint alone.
 pub(crate) const SERVER_NAME: &str = "bench.adit.invalid";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The connection's own windows hold this and more.
+const WIDE_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 /// A run that is paced slowly has long silences.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Handshakes not looked at yet: those of a few runs.
