@@ -6,7 +6,6 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
 
 use tokio::time::Instant;
 
@@ -15,15 +14,15 @@ pub fn now() -> Instant {
     TAKEN_UP.get().unwrap_or_else(Instant::now)
 }
 
-/// Runs a task to which [`now`] is the time at which it was taken up.
-pub async fn ticking<T>(task: impl Future<Output = T>) -> T {
-    let mut task = pin!(task);
-    poll_fn(|cx| {
+/// A task to which [`now`] is the time at which it was taken up. It is behind a pointer: a future that is handed on by value
+/// is kept once more by each that it is handed to.
+pub fn ticking<T>(task: impl Future<Output = T>) -> impl Future<Output = T> {
+    let mut task = Box::pin(task);
+    poll_fn(move |cx| {
         let _reset = Reset;
         TAKEN_UP.set(Some(Instant::now()));
         task.as_mut().poll(cx)
     })
-    .await
 }
 
 /// Other tasks of the thread are not to see this one's time, even if it panics.

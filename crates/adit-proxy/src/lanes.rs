@@ -47,8 +47,9 @@ impl Lanes {
     pub fn spawn(&self, tasks: &mut JoinSet<()>, connection: impl Future<Output = ()> + Send + 'static) {
         let Some(lane) = self.0.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else { return };
         let load = Load::new(&lane.load);
+        let connection = clock::ticking(connection);
         let serving = async move {
-            clock::ticking(connection).await;
+            connection.await;
             drop(load);
         };
         tasks.spawn_on(serving, &lane.handle);

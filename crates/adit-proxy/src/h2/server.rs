@@ -86,8 +86,7 @@ pub async fn serve<S: Service>(
         match accepted {
             Some(Ok((request, respond))) => {
                 look.touch();
-                // Behind a pointer, because spawning moves a future several times.
-                tokio::spawn(Box::pin(clock::ticking(answer(request, respond, Arc::clone(&exchange)))));
+                tokio::spawn(clock::ticking(answer(request, respond, Arc::clone(&exchange))));
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, reason = "h2_connection", "connection ended");
