@@ -2,6 +2,8 @@
 
 #[path = "netns/applications.rs"]
 mod applications;
+#[path = "netns/bench.rs"]
+mod bench;
 #[path = "netns/blackhole.rs"]
 mod blackhole;
 #[path = "netns/floods.rs"]

@@ -14,6 +14,8 @@ pub(crate) struct Machine {
     cores: usize,
     memory_gib: f64,
     kernel: String,
+    /// Bytes of an IP packet on loopback.
+    mtu: String,
     programs: Vec<(&'static str, String)>,
 }
 
@@ -31,6 +33,7 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: kib.unwrap_or_default() / 1024.0 / 1024.0,
             kernel,
+            mtu: std::env::var(super::ETHERNET).unwrap_or_else(|_| "65536".to_owned()),
             programs: programs(),
         }
     }
@@ -38,11 +41,12 @@ impl Machine {
     pub(crate) fn markdown(&self) -> String {
         let programs: Vec<String> = self.programs.iter().map(|(_, version)| version.clone()).collect();
         format!(
-            "Machine: {} cores of {}, {:.0} GiB, Linux {}. {}.",
+            "Machine: {} cores of {}, {:.0} GiB, Linux {}, loopback with an MTU of {}. {}.",
             self.cores,
             self.processor,
             self.memory_gib,
             self.kernel,
+            self.mtu,
             programs.join("; ")
         )
     }
@@ -52,7 +56,7 @@ impl Machine {
             self.programs.iter().map(|(name, version)| ((*name).to_owned(), json!(version))).collect();
         json!({
             "processor": self.processor, "cores": self.cores, "memory_gib": self.memory_gib,
-            "kernel": self.kernel, "programs": programs,
+            "kernel": self.kernel, "mtu": self.mtu, "programs": programs,
         })
     }
 }

@@ -175,6 +175,25 @@ fn datagrams_go_where_their_peer_may_go_and_nobody_else_is_heard() {
 }
 
 #[test]
+fn programs_of_this_machine_are_no_peers_even_where_a_peer_may_use_every_address() {
+    let exit = Side::pair()[0].public_key().to_owned();
+    let exit = format!(
+        "    exit: {{ public-key: \"{exit}\", allowed-ips: [0.0.0.0/0, 10.9.0.0/24], groups: [admins] }}\n"
+    );
+    let Some(hub) = Hub::start(Change { peers: &exit, ..ADMINS }) else { return };
+    assert_ne!(hub.shell(), "", "the true peer is heard");
+    let unknown = hub.refused("mesh_peer_unknown");
+    let own = python(
+        &hub.cable.left,
+        "import socket\ns = socket.create_connection(('10.9.0.1', 2222), 3); s.sendall(b'hello')\n\
+         try: print(s.recv(99).decode())\nexcept OSError: pass",
+    );
+    assert_eq!(own, "");
+    assert_eq!(hub.datagram(&hub.cable.left, "10.9.0.1", 5300), "");
+    wait_for("both to be refused", || (hub.refused("mesh_peer_unknown") >= unknown + 2).then_some(()));
+}
+
+#[test]
 fn http3_knows_the_peer_as_the_other_versions_do() {
     let Some(python) = require_python_with("aioquic") else { return };
     let Some(hub) = Hub::start(Change::default()) else { return };

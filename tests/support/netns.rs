@@ -19,6 +19,11 @@ pub(crate) struct Cable {
     pub(crate) right: Namespace,
 }
 
+/// Whether this process may make network namespaces.
+pub(crate) fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
+}
+
 /// One network namespace.
 pub(crate) struct Namespace {
     name: String,
@@ -61,8 +66,7 @@ pub(crate) struct Node {
 impl Cable {
     /// A cable of this MTU; nothing, with a printed reason, without root or `ip`.
     pub(crate) fn lay(mtu: u32) -> Option<Self> {
-        let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
-        if !root {
+        if !is_root() {
             // An ordinary user's run of the suite is whole without them.
             note("skipped: network namespaces need root");
             return None;

@@ -2,13 +2,14 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use crate::error::BenchError;
 use crate::flow::{Flow, Switch, Under};
-use crate::plan::Plan;
+use crate::plan::{Amount, Plan};
 use crate::udp::UdpFlow;
 use crate::{quic, tcp, udp};
 
@@ -95,6 +96,12 @@ impl Engine {
         self.congestion.as_deref()
     }
 
+    /// The largest share of one CPU that the thread of a flow took (0–1); flows of QUIC have none.
+    pub(crate) fn busiest_thread(&self) -> f64 {
+        let shares = self.flows.iter().map(|flow| flow.counters.thread_permille.load(Ordering::Relaxed));
+        shares.max().unwrap_or_default() as f64 / 1000.0
+    }
+
     /// Lets those begin that receive, or those that send.
     pub(crate) fn start(&mut self, sends: bool) {
         let (begin, wait) = self.waiting.drain(..).partition(|(flow, _)| flow.sends == sends);
@@ -115,17 +122,31 @@ impl Engine {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Stops, waits for what is under way, and cuts what does not end within `grace`.
-    pub(crate) async fn finish(&mut self, grace: Duration) {
+    /// Stops, waits for what is under way, and cuts what has not come when it was waited for long enough: what a slow path
+    /// holds in its buffers is worth a while where time ended the run, and all of it where a number of bytes is to come.
+    pub(crate) async fn finish(&mut self) {
         self.stop();
-        if tokio::time::timeout(grace, self.ended()).await.is_err() {
-            for flow in &self.flows {
-                flow.fail("did not end in time");
-                flow.cut();
+        let rounds = match self.plan.amount {
+            Amount::Time(_) => 1,
+            Amount::Bytes(_) => GRACES_OF_BYTES,
+        };
+        for _ in 0..rounds {
+            let before = self.bytes();
+            if tokio::time::timeout(GRACE, self.ended()).await.is_ok() {
+                return;
             }
-            let _ = tokio::time::timeout(grace, self.ended()).await;
-            self.tasks.abort_all();
+            if self.bytes() == before {
+                self.flows.iter().for_each(|flow| flow.fail("stood still at the end"));
+                break;
+            }
         }
+        self.flows.iter().for_each(|flow| flow.cut());
+        let _ = tokio::time::timeout(GRACE, self.ended()).await;
+        self.tasks.abort_all();
+    }
+
+    fn bytes(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.counters.bytes.load(Ordering::Relaxed)).sum()
     }
 
     fn sends(&self, index: u16) -> bool {
@@ -171,3 +192,12 @@ impl Drop for Engine {
         self.flows.iter().for_each(|flow| flow.cut());
     }
 }
+
+/// For what is under way when a run ends.
+const GRACE: Duration = Duration::from_secs(10);
+/// A run of bytes ends with the last of them, if they come at all: ten minutes, the default bound of a server's run.
+const GRACES_OF_BYTES: u32 = 60;
+/// The longest that [`Engine::finish`] takes in a run of time.
+pub(crate) const FINISH_MAX: Duration = Duration::from_secs(20);
+/// The same in a run of bytes.
+pub(crate) const FINISH_BYTES_MAX: Duration = Duration::from_secs(610);

@@ -34,8 +34,8 @@ pub(crate) struct Counters {
     pub(crate) lost: AtomicU64,
     pub(crate) out_of_order: AtomicU64,
     pub(crate) jitter_ns: AtomicU64,
-    /// CPU time of the thread that served the flow, set at its end.
-    pub(crate) thread_us: AtomicU64,
+    /// Share of one CPU, in thousandths, that the thread of the flow took; set at its end.
+    pub(crate) thread_permille: AtomicU64,
 }
 
 /// What carries a flow and can be asked how it fares.

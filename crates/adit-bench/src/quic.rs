@@ -24,8 +24,8 @@ use crate::tcp::pattern;
 /// QUIC as the product sets it up; the binary fills this in, so that the bench measures what the tunnel uses.
 #[derive(Clone, Copy, Debug)]
 pub struct QuicParts {
-    /// Windows, congestion control, packet sizes.
-    pub transport: fn() -> TransportConfig,
+    /// Windows, congestion control, packet sizes: of a client towards an address, or of a server.
+    pub transport: fn(Option<SocketAddr>) -> TransportConfig,
     /// Socket of a client towards an address, from an address if given.
     pub dial: fn(SocketAddr, Option<IpAddr>) -> io::Result<Endpoint>,
     /// Socket of a server.
@@ -77,7 +77,7 @@ pub(crate) fn server_config(
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let tls = QuicServerConfig::try_from(tls).map_err(|error| BenchError::Tls(error.to_string()))?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport(parts, window)));
+    config.transport_config(Arc::new(transport(parts, None, window)));
     config.max_incoming(INCOMING_MAX);
     Ok(config)
 }
@@ -97,7 +97,7 @@ pub(crate) async fn connect(
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let tls = QuicClientConfig::try_from(tls).map_err(|error| BenchError::Tls(error.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport(parts, plan.window)));
+    config.transport_config(Arc::new(transport(parts, Some(remote), plan.window)));
     let endpoint = (parts.dial)(remote, bind).map_err(BenchError::io("cannot bind a UDP socket"))?;
     let connecting = endpoint
         .connect_with(config, remote, SERVER_NAME)
@@ -166,8 +166,8 @@ async fn pour(stream: &mut SendStream, flow: &Flow, plan: &Plan) -> Result<(), q
     Ok(())
 }
 
-fn transport(parts: &QuicParts, window: Option<u32>) -> TransportConfig {
-    let mut transport = (parts.transport)();
+fn transport(parts: &QuicParts, remote: Option<SocketAddr>, window: Option<u32>) -> TransportConfig {
+    let mut transport = (parts.transport)(remote);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(u32::from(STREAMS_MAX) * 2 + 1));
     transport.max_concurrent_uni_streams(VarInt::from_u32(0));
     transport.keep_alive_interval(Some(KEEP_ALIVE));

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -52,7 +52,7 @@ pub(crate) fn congestion(socket: &TcpStream) -> Option<String> {
 
 /// Sends until stopped, or until `budget` bytes are sent; then tells the peer that nothing follows.
 pub(crate) fn send(socket: &TcpStream, flow: &Flow, switch: &Switch, plan: &Plan) {
-    let before = cpu::thread();
+    let before = (Instant::now(), cpu::thread());
     if let Err(error) = pour(socket, flow, switch, plan)
         && !switch.is_stopped()
     {
@@ -64,7 +64,7 @@ pub(crate) fn send(socket: &TcpStream, flow: &Flow, switch: &Switch, plan: &Plan
 
 /// Reads until the peer's end.
 pub(crate) fn receive(mut socket: &TcpStream, flow: &Flow, switch: &Switch, plan: &Plan) {
-    let before = cpu::thread();
+    let before = (Instant::now(), cpu::thread());
     let mut buffer = vec![0; plan.length as usize];
     loop {
         match socket.read(&mut buffer) {
@@ -97,10 +97,11 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sets the flow's CPU time to what its thread used since `before`.
-pub(crate) fn note_thread(flow: &Flow, before: cpu::CpuTime) {
+/// Notes how busy the flow's thread was since `began`, when it had used `before`.
+pub(crate) fn note_thread(flow: &Flow, (began, before): (Instant, cpu::CpuTime)) {
     let spent = cpu::thread().total().saturating_sub(before.total());
-    flow.counters.thread_us.store(u64::try_from(spent.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    let share = spent.as_secs_f64() / began.elapsed().as_secs_f64().max(1e-3);
+    flow.counters.thread_permille.store((share.min(1.0) * 1000.0) as u64, Ordering::Relaxed);
 }
 
 fn pour(mut socket: &TcpStream, flow: &Flow, switch: &Switch, plan: &Plan) -> io::Result<()> {

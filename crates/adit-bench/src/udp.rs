@@ -79,7 +79,7 @@ pub(crate) fn any_address(remote: SocketAddr, bind: Option<IpAddr>) -> SocketAdd
 
 /// Sends numbered datagrams until stopped, or until the flow's share is sent.
 pub(crate) fn send(socket: &UdpFlow, flow: &Flow, switch: &Switch, plan: &Plan) {
-    let before = cpu::thread();
+    let before = (Instant::now(), cpu::thread());
     if let Err(error) = pour(socket, flow, switch, plan) {
         flow.fail(if quinn_udp::is_msg_size_err(&error) {
             format!("datagrams of {} bytes do not fit the path; give a smaller --len", plan.length)
@@ -107,7 +107,7 @@ pub(crate) fn knock(socket: &UdpSocket, header: [u8; HEADER_BYTES], collected: &
 
 /// Counts what comes until stopped and quiet, or until all that is to come has come.
 pub(crate) fn receive(socket: &UdpFlow, flow: &Flow, switch: &Switch, plan: &Plan) {
-    let before = cpu::thread();
+    let before = (Instant::now(), cpu::thread());
     let mut sequence = Sequence::default();
     let mut buffer = vec![0; BATCH_BYTES];
     let mut stopped_at: Option<Instant> = None;

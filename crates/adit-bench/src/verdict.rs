@@ -18,7 +18,7 @@ pub(crate) fn limit(outcome: &Outcome) -> String {
         .or_else(|| quic_limit(&senders, outcome.seconds))
         .or_else(|| busy_machine(outcome))
         .or_else(|| http_limit(outcome))
-        .or_else(|| lossy(outcome, is_up));
+        .or_else(|| lossy(outcome, is_up).map(|lost| format!("loss: {lost}")));
     found.unwrap_or_else(|| {
         "unknown: no rate cap, no busy CPU, and what carries the load says nothing else".to_owned()
     })
@@ -87,8 +87,10 @@ fn capped(outcome: &Outcome, is_up: bool) -> Option<String> {
     let cap = rate as f64 * f64::from(streams);
     let sum = outcome.sent(is_up).or_else(|| outcome.received(is_up))?;
     let share = sum.bits_per_second() / cap;
+    let lost = lossy(outcome, is_up).map_or_else(String::new, |lost| format!("; {lost}"));
     (share >= CAP_SHARE).then(|| {
-        format!("the rate cap of {} a stream ({:.0} % of it was sent)", rate_text(rate as f64), share * 100.0)
+        let rate = rate_text(rate as f64);
+        format!("the rate cap of {rate} a stream ({:.0} % of it was sent{lost})", share * 100.0)
     })
 }
 
@@ -109,19 +111,25 @@ fn busy_thread(outcome: &Outcome, is_up: bool) -> Option<String> {
 }
 
 fn busy_machine(outcome: &Outcome) -> Option<String> {
-    let ends = [(Some(&outcome.near), "the client"), (outcome.far.as_ref(), "the server")];
+    let ends = [(Some(&outcome.near), "client"), (outcome.far.as_ref(), "server")];
     let busy = |cpu: &CpuUse| cpu.host_busy.unwrap_or(0.0);
     let (cpu, end) = ends
         .into_iter()
         .filter_map(|(cpu, end)| Some((cpu?, end)))
-        .filter(|(cpu, _)| busy(cpu) >= MACHINE_SHARE)
-        .max_by(|a, b| busy(a.0).total_cmp(&busy(b.0)))?;
-    let own = cpu.total() / cpu.seconds.max(1e-9) / cpu.cores as f64;
+        // Of both ends on one machine, the client, which knows the processes that are watched.
+        .find(|(cpu, _)| busy(cpu) >= MACHINE_SHARE)?;
+    let percent = |seconds: f64| (seconds / cpu.seconds.max(1e-9) / cpu.cores as f64).min(1.0) * 100.0;
+    let watched: f64 = cpu.others.iter().map(|(_, _, seconds)| seconds).sum();
+    let watched = if watched > 0.0 {
+        format!(", {:.0} % by the processes watched", percent(watched))
+    } else {
+        String::new()
+    };
     Some(format!(
-        "CPU: the {} CPUs of {end}'s machine were busy {:.0} % of the time, {:.0} % by the bench itself",
+        "CPU: the {} CPUs of the {end}'s machine were busy {:.0} % of the time, {:.0} % by the bench's {end}{watched}",
         cpu.cores,
         busy(cpu) * 100.0,
-        own.min(1.0) * 100.0
+        percent(cpu.total()),
     ))
 }
 
@@ -200,7 +208,7 @@ fn http_limit(outcome: &Outcome) -> Option<String> {
 
 fn lossy(outcome: &Outcome, is_up: bool) -> Option<String> {
     let sum: Sum = outcome.received(is_up)?;
-    (sum.lost > 0).then(|| format!("loss: {:.2} % of the datagrams did not arrive", sum.lost_percent()))
+    (sum.lost > 0).then(|| format!("{:.2} % of the datagrams did not arrive", sum.lost_percent()))
 }
 
 /// A cap that is reached to this share is what held the run.

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_mesh_proto::{Config, Event, LanePeer, Mesh, MeshStatistics, PeerSnapshot, PublicKey};
 use rustix::event::{EventfdFlags, eventfd};
@@ -69,6 +69,17 @@ pub type EventSink = Box<dyn FnMut(Event) + Send>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the mesh's lane has ended")]
 pub struct LaneEnded;
+
+/// Why a lane has not become another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReconfigureError {
+    /// It has ended.
+    #[error(transparent)]
+    Ended(#[from] LaneEnded),
+    /// It has not said so in time, and may still do it.
+    #[error("the mesh's lane has not answered within 10 s, and may still change")]
+    Late,
+}
 
 /// What a handle can ask for.
 pub(crate) enum Control {
@@ -145,18 +156,24 @@ impl LaneHandle {
     /// more, at most 10 s.
     ///
     /// # Errors
-    /// [`LaneEnded`], also for a lane that does not answer.
-    pub fn reconfigure(&self, config: Config) -> Result<(), LaneEnded> {
+    /// [`ReconfigureError`]; lanes before the one at fault have changed, or will.
+    pub fn reconfigure(&self, config: Config) -> Result<(), ReconfigureError> {
+        let until = Instant::now() + RECONFIGURE_WAIT;
         let mut answers = Vec::new();
         for lane in &self.further {
             // One that has ended takes no packets of anybody.
-            answers.extend(lane.reconfigure(config.clone()).ok());
+            match lane.reconfigure(config.clone(), until) {
+                Err(ReconfigureError::Ended(_)) => {}
+                answer => answers.push(answer?),
+            }
         }
-        answers.push(self.inner.reconfigure(config)?);
+        answers.push(self.inner.reconfigure(config, until)?);
         for done in answers {
-            done.recv_timeout(RECONFIGURE_WAIT).map_err(|error| match error {
-                RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
-            })?;
+            match done.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => return Err(ReconfigureError::Late),
+                Err(RecvTimeoutError::Disconnected) => return Err(LaneEnded.into()),
+            }
         }
         Ok(())
     }
@@ -254,17 +271,33 @@ impl Inner {
         Ok(())
     }
 
+    /// As [`Self::request`], for those that cannot wait for ever.
+    fn request_until(&self, mut control: Control, until: Instant) -> Result<(), ReconfigureError> {
+        loop {
+            control = match self.line.requests.try_send(control) {
+                Ok(()) => break,
+                Err(TrySendError::Disconnected(_)) => return Err(LaneEnded.into()),
+                Err(TrySendError::Full(_)) if Instant::now() >= until => return Err(ReconfigureError::Late),
+                Err(TrySendError::Full(control)) => control,
+            };
+            std::thread::sleep(FULL_PAUSE);
+        }
+        let _ = rustix::io::write(&self.line.wake, &1_u64.to_ne_bytes());
+        Ok(())
+    }
+
     /// What comes of it says when it is done.
-    fn reconfigure(&self, config: Config) -> Result<Receiver<()>, LaneEnded> {
+    fn reconfigure(&self, config: Config, until: Instant) -> Result<Receiver<()>, ReconfigureError> {
         let (sender, done) = sync_channel(1);
-        self.request(Control::Reconfigure(Box::new(config), sender))?;
+        self.request_until(Control::Reconfigure(Box::new(config), sender), until)?;
         Ok(done)
     }
 
     fn snapshot(&self) -> Result<LaneSnapshot, LaneEnded> {
         let (sender, receiver) = sync_channel(1);
-        self.request(Control::Snapshot(sender))?;
-        receiver.recv_timeout(SNAPSHOT_WAIT).map_err(|error| match error {
+        let until = Instant::now() + SNAPSHOT_WAIT;
+        self.request_until(Control::Snapshot(sender), until).map_err(|_| LaneEnded)?;
+        receiver.recv_timeout(until.saturating_duration_since(Instant::now())).map_err(|error| match error {
             RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected => LaneEnded,
         })
     }
@@ -290,5 +323,7 @@ impl Drop for Inner {
 const REQUESTS_MAX: usize = 16;
 /// How long a lane may take to become another: each of 10,000 new peers costs some 0.1 ms.
 const RECONFIGURE_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks at a queue that is full: the lane empties all of it in one turn.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// How long a snapshot may take: the lane answers between two batches, which take well under 1 ms each.
 pub const SNAPSHOT_WAIT: Duration = Duration::from_secs(1);

@@ -28,7 +28,7 @@ pub mod uapi;
 pub mod udp;
 
 pub use device::Device;
-pub use lane::{EventSink, LaneEnded, LaneHandle, LaneLoad, LaneSnapshot, SNAPSHOT_WAIT};
+pub use lane::{EventSink, LaneEnded, LaneHandle, LaneLoad, LaneSnapshot, ReconfigureError, SNAPSHOT_WAIT};
 pub use metrics::MeshMetrics;
 pub use node::{Node, NodeError};
 pub use statistics::IoStatistics;

@@ -52,9 +52,9 @@ pub enum NodeError {
     /// No thread or descriptor left.
     #[error("cannot start the mesh's thread")]
     Thread(#[source] io::Error),
-    /// The lane has ended, because its device is gone.
+    /// The lane has ended, because its device is gone, or does not answer.
     #[error(transparent)]
-    Ended(#[from] crate::LaneEnded),
+    Lane(#[from] crate::ReconfigureError),
     /// A change that needs a new node.
     #[error("`mesh.{0}` changes only with a restart")]
     Restart(&'static str),
@@ -113,36 +113,58 @@ impl Node {
         Ok(Self { inside, lane, port, addresses: mesh.addresses.clone(), spec, resolver })
     }
 
+    /// Whether [`Self::reconfigure`] can take `mesh` without a restart; touches nothing.
+    ///
+    /// # Errors
+    /// [`NodeError::Restart`].
+    pub fn check(&self, mesh: &Mesh, running: &Mesh) -> Result<(), NodeError> {
+        let spec = socket_spec(mesh);
+        let changes = [
+            ("interface", mesh.interface != running.interface),
+            ("mode", mesh.mode != running.mode),
+            ("lanes", mesh.lanes != running.lanes),
+            ("listen-port", spec.port != self.spec.port),
+            ("fwmark", spec.mark != self.spec.mark),
+        ];
+        match changes.into_iter().find(|(_, changed)| *changed) {
+            Some((key, _)) => Err(NodeError::Restart(key)),
+            None => Ok(()),
+        }
+    }
+
     /// Becomes what `mesh` says; untouched peers keep their sessions.
     ///
     /// # Errors
     /// [`NodeError`]; a change that needs a restart is refused before anything has changed.
     pub fn reconfigure(&mut self, mesh: &Mesh, running: &Mesh) -> Result<(), NodeError> {
-        if mesh.interface != running.interface {
-            return Err(NodeError::Restart("interface"));
-        }
-        if mesh.mode != running.mode {
-            return Err(NodeError::Restart("mode"));
-        }
-        if mesh.lanes != running.lanes {
-            return Err(NodeError::Restart("lanes"));
-        }
-        let spec = socket_spec(mesh);
-        if spec.port != self.spec.port {
-            return Err(NodeError::Restart("listen-port"));
-        }
-        if spec.mark != self.spec.mark {
-            return Err(NodeError::Restart("fwmark"));
-        }
+        self.check(mesh, running)?;
+        self.relocate(mesh)?;
+        self.change_peers(mesh)
+    }
+
+    /// Takes a [`Self::reconfigure`] back. Who owns which address comes first and does not depend on the interface.
+    ///
+    /// # Errors
+    /// [`NodeError::Interface`] if only the interface is not what it was; with all others the owners are not, either.
+    pub fn restore(&mut self, before: &Mesh) -> Result<(), NodeError> {
+        self.change_peers(before)?;
+        Ok(self.relocate(before)?)
+    }
+
+    fn relocate(&mut self, mesh: &Mesh) -> Result<(), InterfaceError> {
         match &mut self.inside {
             Inside::Tun(interface) => interface.apply(&interface_spec(mesh))?,
             Inside::Stack(stack) => stack.relocate(mesh.addresses.clone(), mesh.mtu),
         }
+        self.addresses.clone_from(&mesh.addresses);
+        Ok(())
+    }
+
+    fn change_peers(&mut self, mesh: &Mesh) -> Result<(), NodeError> {
         let known = self.resolver.addresses();
         let config =
             engine_config(mesh, |peer| literal_endpoint(peer).or_else(|| known.get(&key_of(peer)).copied()));
         self.lane.reconfigure(config)?;
-        self.addresses.clone_from(&mesh.addresses);
         self.resolver.watch(mesh, &self.lane);
         Ok(())
     }

@@ -7,6 +7,7 @@ mod support;
 use std::future::Future;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::task::Poll;
 use std::time::Duration;
 
 use adit_mesh::netstack::{BufferClass, ConnectError, Limits, StackDrop, Stream};
@@ -297,6 +298,35 @@ fn a_connection_ends_when_its_address_is_another_peers() {
         let ended = ours.read(&mut byte).await;
         assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!(pair.stacks[0].statistics().of(StackDrop::PeerChanged), 1);
+    });
+}
+
+#[test]
+fn what_nobody_has_read_when_its_address_changes_hands_nobody_reads() {
+    let pair = Pair::new(Wire::default(), Limits::default());
+    run(async {
+        let [ours, theirs] = &pair.stacks;
+        let gone = || ours.statistics().of(StackDrop::PeerChanged);
+        // Over already, and half read.
+        let (mut half_read, mut writing) = connected(&pair, V4).await;
+        writing.write_all(b"ab").await.unwrap();
+        half_read.read_exact(&mut [0; 1]).await.unwrap();
+        writing.abort();
+        until(|| ours.statistics().connections == 0).await;
+        // Not accepted yet, and a datagram that waits.
+        let mut listener = ours.listen(address("0.0.0.0:1"), BufferClass::Small).unwrap();
+        let udp = ours.bind_udp(address("0.0.0.0:1")).unwrap();
+        let mut waiting = theirs.connect(address("10.0.0.1:1"), BufferClass::Small).await.unwrap();
+        waiting.write_all(b"c").await.unwrap();
+        theirs.bind_udp(address("0.0.0.0:0")).unwrap().send_to(b"d", address("10.0.0.1:1")).unwrap();
+        std::future::poll_fn(|cx| udp.poll_readable(cx)).await;
+        until(|| ours.statistics().accepted == 1).await;
+        pair.disown();
+        until(|| gone() == 3).await;
+        assert_eq!(half_read.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(udp.try_recv_from(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let waits = std::future::poll_fn(|cx| Poll::Ready(listener.poll_accept(cx).is_pending())).await;
+        assert!(waits, "a connection of another peer is accepted");
     });
 }
 

@@ -12,6 +12,8 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use thiserror::Error;
 
+use crate::tcp::splice::Pipe;
+
 /// Chunks on their way from one socket to another, in order.
 pub type Batch = VecDeque<Bytes>;
 
@@ -28,6 +30,16 @@ pub trait BodySource: Send {
     /// `Ok(true)`: more may follow. `Ok(false)`: the body is complete (chunks may have been appended as well); the
     /// source is not polled again.
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>>;
+
+    /// Moves some content into an empty pipe, as [`Self::poll_chunks`] would append it; `None` if it has to be asked for chunks,
+    /// which is so wherever content is looked at or comes over anything but a socket.
+    fn poll_pipe(
+        &mut self,
+        _cx: &mut Context<'_>,
+        _pipe: &mut Pipe,
+    ) -> Poll<Result<Option<bool>, BodyError>> {
+        Poll::Ready(Ok(None))
+    }
 
     /// The trailer section (RFC 9110 §6.5), at most once and only after the body is complete.
     fn take_trailers(&mut self) -> Option<HeaderMap> {
@@ -154,6 +166,21 @@ impl Body {
                 Poll::Ready(Ok(false))
             }
             Kind::Stream(source) => source.poll_chunks(cx, out),
+        }
+    }
+
+    /// See [`BodySource::poll_pipe`].
+    ///
+    /// # Errors
+    /// The source's; the body is finished then.
+    pub fn poll_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Result<Option<bool>, BodyError>> {
+        match &mut self.kind {
+            Kind::Stream(source) => source.poll_pipe(cx, pipe),
+            Kind::Empty | Kind::Full(_) => Poll::Ready(Ok(None)),
         }
     }
 

@@ -383,7 +383,7 @@ mod tests {
             local: remote,
             secure,
             entry_point: "web".into(),
-            on_mesh: false,
+            peer: None,
             tls: None,
             address: Default::default(),
         }

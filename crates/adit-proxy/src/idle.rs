@@ -9,6 +9,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::body::{Batch, Body, BodyError, BodySource};
 use crate::clock;
+use crate::tcp::splice::Pipe;
 
 /// Fires when `limit` has passed since the last [`Idle::touch`].
 ///
@@ -78,6 +79,13 @@ impl BodySource for Deadline {
             return Poll::Ready(Err(BodyError::Late));
         }
         self.body.poll_chunks(cx, out)
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        if self.due.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(BodyError::Late));
+        }
+        self.body.poll_pipe(cx, pipe)
     }
 
     fn take_trailers(&mut self) -> Option<HeaderMap> {

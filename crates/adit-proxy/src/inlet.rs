@@ -4,10 +4,13 @@ use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::BytesMut;
+use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
@@ -24,6 +27,30 @@ pub enum Inlet {
     Tcp(TcpStream),
     /// Anything else.
     Other(Box<dyn ByteStream>),
+}
+
+/// A second handle of a kernel's socket, by which it can be reset after whoever uses it has let go of it.
+#[derive(Debug)]
+pub(crate) struct Cut(Option<OwnedFd>);
+
+impl Inlet {
+    /// For connections that may have to end without another byte. Other stacks reset by themselves.
+    pub(crate) fn cut(&self) -> Cut {
+        Cut(match self {
+            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned().ok(),
+            Self::Other(_) => None,
+        })
+    }
+}
+
+impl Cut {
+    /// Once every other handle is closed, the connection is reset and what waits in its buffer is dropped.
+    pub(crate) fn reset(self) {
+        if let Some(socket) = &self.0 {
+            // A socket that cannot is closed all the same.
+            let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+        }
+    }
 }
 
 /// Accepts connections that do not come from the kernel.

@@ -11,6 +11,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::{client, server};
 
 use crate::inlet::{ByteStream, Inlet};
+use crate::tcp::splice::Plain;
 
 /// A connected byte stream.
 #[derive(Debug)]
@@ -190,6 +191,11 @@ impl Reader {
     /// Takes a half and bytes that were read from it before.
     pub fn new(io: ReadIo, buffer: BytesMut) -> Self {
         Self { io, buffer, chunk: READ_BYTES_MIN }
+    }
+
+    /// The socket, if there is nothing on top of it and nothing was read ahead.
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        if self.buffer.is_empty() { self.io.socket() } else { None }
     }
 
     /// True if neither a byte nor an end has arrived. If one has, nothing can be read of it any more.

@@ -53,6 +53,11 @@ impl Lanes {
         };
         tasks.spawn_on(serving, &lane.handle);
     }
+
+    /// The lanes' runtimes, for what lives as long as they and is spread over them otherwise.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.0.iter().map(|lane| lane.handle.clone()).collect()
+    }
 }
 
 impl Lane {

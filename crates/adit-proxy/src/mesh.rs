@@ -5,7 +5,8 @@
 //! move, then the engine takes the new peers, then everything that decides is swapped and [`MeshGate::open`] ends the
 //! connections of whoever is no longer who he was. In between a moving address is nobody.
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 
 use adit_route::mesh::{MeshIdentity, MeshPeers, MovingAddresses};
@@ -26,6 +27,8 @@ pub struct MeshGate {
 pub struct MeshVisitors {
     peers: Arc<MeshPeers>,
     gate: Arc<MeshGate>,
+    /// Whether an address is this machine's own; another only in tests, which have no other addresses to speak from.
+    is_own: fn(IpAddr) -> bool,
 }
 
 /// A peer let in: its connection lasts no longer than it is this peer.
@@ -80,7 +83,12 @@ impl Default for MeshGate {
 impl MeshVisitors {
     /// Decides by `peers`.
     pub fn new(peers: Arc<MeshPeers>, gate: Arc<MeshGate>) -> Self {
-        Self { peers, gate }
+        Self { peers, gate, is_own: is_of_this_machine }
+    }
+
+    /// Whether one of this machine's own programs speaks from an address: see [`is_of_this_machine`].
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
+        (self.is_own)(address)
     }
 
     /// The peer that speaks from an address; `None` if nobody of the mesh does, or not at this moment.
@@ -88,11 +96,39 @@ impl MeshVisitors {
         self.peers.identify(address).filter(|_| !self.gate.holds(address))
     }
 
+    /// Lets in whoever speaks from an address, until that is another.
     pub(crate) fn admit(&self, address: IpAddr) -> Option<Admitted> {
+        if self.is_own(address) {
+            return None;
+        }
         // Before the look: no change after it is missed.
         let turns = self.gate.turns.subscribe();
         let identity = Arc::clone(self.identify(address)?);
         Some(Admitted { identity, address, gate: Arc::clone(&self.gate), turns })
+    }
+}
+
+/// Whether an address is one of this machine's own. Its programs reach the mesh's sockets without passing the engine, and a
+/// peer may be allowed a network that holds our address, or all there are.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    if address.is_loopback() || address.is_unspecified() {
+        return true;
+    }
+    let any: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    let bound = any.map(|any| UdpSocket::bind((any, 0)).ok());
+    let [v6, v4] = &bound;
+    let socket = match if address.is_ipv6() { v6 } else { v4 } {
+        Some(socket) => socket,
+        // A machine without this family has no such address; one without descriptors cannot tell.
+        None => return bound.iter().all(Option::is_none),
+    };
+    // Nothing is sent: towards its own address the kernel chooses that same address.
+    let chosen = socket.connect((address, DISCARD_PORT)).and_then(|()| socket.local_addr());
+    match chosen {
+        Ok(chosen) => chosen.ip().to_canonical() == address,
+        // What has no route is elsewhere: a netstack's peers, say.
+        Err(error) => !matches!(error.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable),
     }
 }
 
@@ -108,6 +144,9 @@ impl Admitted {
         std::future::pending().await
     }
 }
+
+/// Any port would do.
+const DISCARD_PORT: u16 = 9;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -131,8 +170,26 @@ pub(crate) mod tests {
         Arc::new(MeshPeers::new(&config.mesh.unwrap()))
     }
 
+    /// Takes programs of this machine for peers.
+    pub(crate) fn believing(peers: Arc<MeshPeers>, gate: Arc<MeshGate>) -> MeshVisitors {
+        MeshVisitors { is_own: |_| false, ..MeshVisitors::new(peers, gate) }
+    }
+
     fn name(visitors: &MeshVisitors, address: &str) -> Option<String> {
         visitors.identify(address.parse().unwrap()).map(|identity| identity.name.to_string())
+    }
+
+    #[tokio::test]
+    async fn programs_of_this_machine_are_no_peers_whatever_the_networks_of_a_peer() {
+        let everything = peers(&[("exit", 1, "0.0.0.0/0, ::/0", "")]);
+        let gate = Arc::new(MeshGate::default());
+        gate.open(Arc::clone(&everything));
+        let visitors = MeshVisitors::new(everything, gate);
+        let is_let_in = |address: &str| visitors.admit(address.parse().unwrap()).is_some();
+        for own in ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1", "0.0.0.0"] {
+            assert!(!is_let_in(own), "{own}");
+        }
+        assert!(is_let_in("192.0.2.7"));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use adit_route::mesh::MeshIdentity;
 use http::{HeaderValue, Method, StatusCode, Uri, Version};
 
 use crate::body::{Body, Length};
@@ -52,8 +53,8 @@ pub struct Visitor {
     pub secure: bool,
     /// Name of the entry point that accepted the connection.
     pub entry_point: Arc<str>,
-    /// True if the socket is one that only peers of the mesh reach, each from its own addresses.
-    pub on_mesh: bool,
+    /// The mesh's peer that was let in, on sockets that only those reach; whoever speaks from its address later is another.
+    pub peer: Option<Arc<MeshIdentity>>,
     /// What the TLS handshake settled, if this process ended TLS.
     pub tls: Option<Arc<TlsInfo>>,
     /// The address as fields have it; `AddressText::default()`.

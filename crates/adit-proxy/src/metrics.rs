@@ -2,6 +2,8 @@
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+use crate::tcp::splice::Pipes;
+
 /// Counters of listeners and connections; labels are names from our own code only.
 #[derive(Debug)]
 pub struct Metrics {
@@ -10,6 +12,7 @@ pub struct Metrics {
     refused: IntCounterVec,
     aborted: IntCounter,
     udp_sessions: IntGauge,
+    pipes: Pipes,
     /// By entry point and protocol; registered only where somebody wants Traefik's names.
     open: IntGaugeVec,
 }
@@ -35,6 +38,7 @@ impl Metrics {
                 "Exchanges that ended before the visitor had the whole answer",
             )?,
             udp_sessions: IntGauge::new("adit_proxy_udp_sessions", "UDP visitors' sessions open now")?,
+            pipes: Pipes::new(registry)?,
             open: IntGaugeVec::new(
                 Opts::new("traefik_open_connections", "Visitors' connections open now"),
                 &["entrypoint", "protocol"],
@@ -46,6 +50,11 @@ impl Metrics {
         registry.register(Box::new(metrics.aborted.clone()))?;
         registry.register(Box::new(metrics.udp_sessions.clone()))?;
         Ok(metrics)
+    }
+
+    /// What TCP content may be moved through without a copy.
+    pub(crate) fn pipes(&self) -> &Pipes {
+        &self.pipes
     }
 
     /// Counts a refusal under its name.

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Buf;
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 
 use crate::body::Batch;
 use crate::idle::Idle;
+use crate::tcp::splice::Pipe;
 
 /// A reader that takes nothing: the time since a write last moved, counted only while one is blocked.
 #[derive(Debug)]
@@ -37,6 +39,29 @@ impl Stall {
         let before = bytes_of(batch);
         let written = poll_write_batch(io, cx, batch);
         self.judge(cx, written, before > bytes_of(batch))
+    }
+
+    /// Writes what is in a pipe.
+    ///
+    /// # Errors
+    /// As [`Self::poll_write`].
+    pub(crate) fn poll_pipe(
+        &mut self,
+        to: &TcpStream,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<io::Result<()>> {
+        let before = pipe.filled();
+        let drained = loop {
+            if pipe.filled() == 0 {
+                break Poll::Ready(Ok(()));
+            }
+            match pipe.poll_drain(cx, to) {
+                Poll::Ready(Ok(_)) => {}
+                other => break other.map_ok(|_| ()),
+            }
+        };
+        self.judge(cx, drained, before > pipe.filled())
     }
 
     /// Flushes what the transport still holds, such as TLS records.

@@ -18,7 +18,7 @@ use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::metrics::Metrics;
 use adit_proxy::origin::Origin;
 use http::{HeaderValue, Method, StatusCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Answers by path; stands in for an application.
@@ -462,6 +462,63 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_a_bad_answer() {
     let chain = Chain { address, ..chain };
     let answer = chain.converse("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("origin_head_invalid"), "{answer}");
+}
+
+/// Answers each request of each connection with `content` after its length, or with half of it and an end.
+async fn send_content(origin: tokio::net::TcpListener, content: Arc<Vec<u8>>) {
+    while let Ok((mut stream, _)) = origin.accept().await {
+        let content = Arc::clone(&content);
+        tokio::spawn(async move {
+            let mut request = vec![0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut request).await {
+                let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
+                let _ = stream.write_all(head.as_bytes()).await;
+                if request[..length].starts_with(b"GET /half") {
+                    let _ = stream.write_all(&content[..content.len() / 2]).await;
+                    return;
+                }
+                let _ = stream.write_all(&content).await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn much_content_goes_from_socket_to_socket_and_the_connections_stay() {
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) =
+        listen(Gateway(Origin::new(&service, &OriginSettings::default()).unwrap()), &metrics);
+    let content: Arc<Vec<u8>> = Arc::new((0..5_000_000u32).map(|byte| (byte % 253) as u8).collect());
+    tokio::spawn(send_content(origin, Arc::clone(&content)));
+    let mut visitor = tokio::io::BufReader::new(TcpStream::connect(address).await.unwrap());
+    for target in ["/", "/", "/half"] {
+        let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        visitor.get_mut().write_all(request.as_bytes()).await.unwrap();
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            assert_ne!(visitor.read_line(&mut line).await.unwrap(), 0, "{target}");
+        }
+        let mut answer = vec![0; content.len()];
+        if target == "/" {
+            visitor.read_exact(&mut answer).await.unwrap();
+            assert!(answer == *content, "the content has changed on the way");
+        } else {
+            answer.clear();
+            let _ = visitor.read_to_end(&mut answer).await;
+            assert!(answer == content[..content.len() / 2], "what had come is passed on, and then the end");
+        }
+    }
+    let piped = metrics.gather().into_iter().filter(|family| family.name().starts_with("adit_proxy_splice"));
+    let values: Vec<f64> = piped
+        .flat_map(|family| family.get_metric().to_vec())
+        .map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value())
+        .collect();
+    let [denied, lent, moved] = values[..] else { panic!("{values:?}") };
+    assert_eq!((denied, lent), (0.0, 0.0), "every pipe was there and has come back");
+    assert!(moved > 8e6, "most of it was not copied: {moved}");
 }
 
 #[tokio::test]

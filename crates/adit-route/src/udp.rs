@@ -3,7 +3,7 @@
 //! In Traefik an entry point has one UDP router and that takes everybody. Here routers may have a rule of who it is for, so
 //! that a port of the mesh can be kept for some; a router without one takes whom no rule has taken.
 
-use std::net::IpAddr;
+use std::{cmp::Reverse, net::IpAddr};
 
 use adit_config::dynamic::network;
 use ipnet::IpNet;
@@ -66,7 +66,7 @@ impl<R> UdpTable<R> {
             }
         }
         routers.sort_by(|left, right| {
-            let rank = |router: &Router<R>| (router.condition.is_none(), -router.priority);
+            let rank = |router: &Router<R>| (router.condition.is_none(), Reverse(router.priority));
             rank(left).cmp(&rank(right)).then_with(|| left.name.cmp(&right.name))
         });
         let first_open = routers.iter().position(|router| router.condition.is_none());

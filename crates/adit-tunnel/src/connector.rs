@@ -27,6 +27,7 @@ use bytes::Bytes;
 use rand::{SeedableRng, rngs::StdRng};
 use thiserror::Error;
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, watch},
     task::{Id, JoinError, JoinSet},
     time::{sleep_until, timeout},
@@ -77,6 +78,9 @@ pub struct ConnectorOptions {
     pub rpc_timeout: Duration,
     /// Longest service after unregistering (§3.6).
     pub grace_period: Duration,
+    /// Runtimes of one thread, over which connections are spread by index: whatever a request of one waits
+    /// for wakes the thread that runs it. Empty = the caller's runtime.
+    pub lanes: Vec<Handle>,
 }
 
 /// Why a connector ended, or could not start.
@@ -263,13 +267,18 @@ impl<H: RequestHandler> Runner<H> {
             registered: self.registered.clone(),
         };
         let shared = Arc::clone(&self.shared);
-        let task = self.tasks.spawn(async move {
+        let serving = async move {
             let failure = match protocol {
                 Protocol::Quic => Box::pin(quic::run(shared, dial)).await,
                 Protocol::Http2 => Box::pin(http2::run(shared, dial)).await,
             };
             Done::Connection { slot, failure }
-        });
+        };
+        let lanes = &self.shared.options.lanes;
+        let task = match at.checked_rem(lanes.len()) {
+            Some(lane) => self.tasks.spawn_on(serving, &lanes[lane]),
+            None => self.tasks.spawn(serving),
+        };
         line.task = Some(task.id());
     }
 

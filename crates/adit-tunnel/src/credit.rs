@@ -1,8 +1,8 @@
 //! Keeps streams that are read slowly from starving the others of their QUIC connection.
 //!
 //! Every stream whose reader lags is taken to hold a whole stream window, and the connection's window
-//! is raised by as much, so that the rest always share the window that a connection has anyway. What
-//! it is raised by is borrowed from a budget that all connections share. Where the budget ends, the
+//! is raised by as much, so that the rest always share the window that a connection has anyway. So it
+//! is for a connection that fills a long line: by what that holds beyond it. What it is raised by is borrowed from a budget that all connections share. Where the budget ends, the
 //! streams that are as good as not read are taken from their readers, longest stalled first.
 
 use std::{
@@ -10,16 +10,17 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use prometheus::{IntCounter, IntGauge};
 use quinn::VarInt;
 
 use crate::{
+    bdp::Bdp,
     reader::Readers,
     streams::StreamError,
-    transport::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES},
+    transport::{CONNECTION_WINDOW_BYTES, SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES},
 };
 
 /// What the connections of one edge or connector may borrow together.
@@ -73,11 +74,23 @@ pub(crate) struct Credit {
     readers: Arc<Readers>,
     ledger: Ledger,
     borrowed: u64,
+    received: Bdp,
+    sent: Bdp,
+    send_window: u64,
 }
 
 impl Credit {
     pub(crate) fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), readers: Arc::default(), ledger: Ledger::default(), borrowed: 0 }
+        let now = Instant::now();
+        Self {
+            budget: Arc::clone(budget),
+            readers: Arc::default(),
+            ledger: Ledger::default(),
+            borrowed: 0,
+            received: Bdp::new(now),
+            sent: Bdp::new(now),
+            send_window: SEND_WINDOW_BYTES,
+        }
     }
 
     /// Where the connection's streams are to be counted.
@@ -85,12 +98,17 @@ impl Credit {
         &self.readers
     }
 
-    /// Fits the window to the readers' pace; whether slow readers may starve the others all the same.
+    /// Fits the windows to the line and the readers' pace; whether slow readers may starve the others
+    /// all the same.
     pub(crate) fn look(&mut self, now: Instant, connection: &quinn::Connection) -> bool {
-        self.ledger.handle_taken(self.readers.taken());
+        let (taken, rtt) = (self.readers.taken(), connection.rtt());
+        self.fit_send_window(now, rtt, connection);
+        self.ledger.handle_taken(taken);
         let survey = self.readers.survey(now);
         let held = survey.lagging * STREAM_BYTES;
-        let wanted = held.min(EXTRA_BYTES_PER_CONNECTION_MAX);
+        let on_the_line = self.received.observe(taken, now, rtt).min(LINE_BYTES_MAX);
+        let beyond = on_the_line.saturating_sub(u64::from(CONNECTION_WINDOW_BYTES));
+        let wanted = held.min(EXTRA_BYTES_PER_CONNECTION_MAX) + beyond;
         let before = self.ledger.extra;
         let missing = wanted.saturating_sub(self.ledger.lent());
         if missing > 0 {
@@ -114,6 +132,15 @@ impl Credit {
             tracing::info!(reason = StreamError::SlowReader.reason(), stalled_ms, "stream is stopped");
         }
         short > 0
+    }
+
+    fn fit_send_window(&mut self, now: Instant, rtt: Duration, connection: &quinn::Connection) {
+        let sent = connection.stats().udp_tx.bytes;
+        let window = self.sent.observe(sent, now, rtt).clamp(SEND_WINDOW_BYTES, LINE_BYTES_MAX);
+        if window != self.send_window {
+            self.send_window = window;
+            connection.set_send_window(window);
+        }
     }
 
     fn give_back(&mut self, bytes: u64) {
@@ -163,11 +190,14 @@ impl Ledger {
 }
 
 const STREAM_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
-/// Beyond its own window, of one connection: 32 streams that nobody reads.
+/// Largest window of one connection, either way, for streams that are read as fast as bytes come: 8
+/// Gbit/s over 128 ms. Sending, it is the worst case of what is kept until it is acknowledged.
+const LINE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Beyond its own window, of one connection: 16 streams that nobody reads.
 const EXTRA_BYTES_PER_CONNECTION_MAX: u64 = 256 * 1024 * 1024;
 /// Of all connections together. Worst-case receive memory of an edge or a connector is therefore
 /// 512 MiB, and [`CONNECTION_WINDOW_BYTES`] for each registered connection; that is what slow readers
-/// can cost, whatever their number.
+/// and long lines can cost, whatever their number.
 pub(crate) const EXTRA_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 #[cfg(test)]

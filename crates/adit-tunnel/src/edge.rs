@@ -62,6 +62,9 @@ pub struct EdgeCertificate {
     pub key: PrivateKeyDer<'static>,
 }
 
+/// A certificate that [`EdgeHandle::set_certificate`] can take: chain and key belong together.
+pub struct CheckedCertificate(quinn::ServerConfig);
+
 /// A bound edge, ready to run.
 pub struct Edge {
     endpoint: Endpoint,
@@ -229,12 +232,8 @@ impl EdgeHandle {
     }
 
     /// Replaces the certificate for connections to come.
-    ///
-    /// # Errors
-    /// When it is of no use; the old one stays.
-    pub fn set_certificate(&self, certificate: EdgeCertificate) -> Result<(), EdgeError> {
-        self.endpoint.set_server_config(Some(server_config(certificate)?));
-        Ok(())
+    pub fn set_certificate(&self, certificate: CheckedCertificate) {
+        self.endpoint.set_server_config(Some(certificate.0));
     }
 
     /// Pushes a configuration (JSON of tunnel-protocol.md §3.7) to every connection of `tunnel`; what
@@ -266,6 +265,22 @@ impl fmt::Debug for EdgeHandle {
 fn report_panic(done: Result<(), JoinError>) {
     if let Err(error) = done {
         tracing::error!(%error, "connection task failed");
+    }
+}
+
+impl CheckedCertificate {
+    /// Looks whether an edge could show it.
+    ///
+    /// # Errors
+    /// [`EdgeError::Certificate`].
+    pub fn new(certificate: EdgeCertificate) -> Result<Self, EdgeError> {
+        server_config(certificate).map(Self)
+    }
+}
+
+impl fmt::Debug for CheckedCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CheckedCertificate")
     }
 }
 

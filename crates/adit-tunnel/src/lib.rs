@@ -16,8 +16,10 @@
 //!
 //! # Where to begin
 //! `edge/open.rs` for a request on its way in; `connector/stream.rs` for where it comes out;
-//! `connector.rs` and `edge/session.rs` for the life of a connection.
+//! `connector.rs` and `edge/session.rs` for the life of a connection; `udp/turn.rs` for how what QUIC has
+//! to send leaves.
 
+mod bdp;
 mod channel;
 mod connector;
 mod credit;
@@ -39,8 +41,8 @@ pub use connector::{
     ConnectionPhase, ConnectionStatus, Connector, ConnectorError, ConnectorHandle, ConnectorOptions,
 };
 pub use edge::{
-    Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions, LearntHostnames,
-    OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
+    CheckedCertificate, Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions,
+    LearntHostnames, OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
 };
 pub use request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest};
 pub use streams::{CHUNKS_MAX, Loss, RecvHalf, SendHalf, StreamError};

@@ -8,10 +8,11 @@ use quinn::{Endpoint, ServerConfig, TransportConfig};
 use crate::transport;
 use crate::udp::{JUMBO_PAYLOAD_BYTES, TurnRuntime, UdpMetrics, payload_max_towards};
 
-/// Windows, congestion control and packet sizes of a registered connection; streams are for the caller to allow.
+/// Windows, congestion control and packet sizes of a registered connection, of a connector towards `remote` or of an edge;
+/// streams are for the caller to allow.
 #[must_use]
-pub fn transport() -> TransportConfig {
-    transport::registered(JUMBO_PAYLOAD_BYTES)
+pub fn transport(remote: Option<SocketAddr>) -> TransportConfig {
+    transport::registered(remote.map_or(JUMBO_PAYLOAD_BYTES, payload_max_towards))
 }
 
 /// Socket of one connection towards `remote`.

@@ -135,7 +135,7 @@ impl AccessGate {
             secure: true,
             tls: None,
             entry_point: "access".into(),
-            on_mesh: false,
+            peer: None,
             address: adit_proxy::message::AddressText::default(),
         };
         let request = Request {

@@ -8,6 +8,7 @@ use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::clock;
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::Attempt;
+use adit_proxy::tcp::splice::Pipe;
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -329,6 +330,15 @@ impl BodySource for Counted {
         self.exchange.sent += out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
         if let Err(error) = &result {
             self.exchange.failed(error.reason());
+        }
+        Poll::Ready(result)
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        let result = ready!(self.body.poll_pipe(cx, pipe));
+        match &result {
+            Ok(moved) => self.exchange.sent += moved.map_or(0, |_| pipe.filled() as u64),
+            Err(error) => self.exchange.failed(error.reason()),
         }
         Poll::Ready(result)
     }

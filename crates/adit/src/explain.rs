@@ -100,13 +100,13 @@ impl Asked {
         Ok(Self { method, uri, host, headers, from, secure })
     }
 
-    fn request(&self, entry_point: &str, on_mesh: bool) -> Request {
+    fn request(&self, entry_point: &str) -> Request {
         let visitor = Visitor {
             remote: SocketAddr::new(self.from, 0),
             local: SocketAddr::from(([0, 0, 0, 0], 0)),
             secure: self.secure,
             entry_point: Arc::from(entry_point),
-            on_mesh,
+            peer: None,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };
@@ -127,7 +127,7 @@ impl Asked {
         let mut explained =
             json!({ "entryPoint": entry_point, "tls": self.secure, "router": null, "others": [] });
         let Some(entry) = generation.entry(entry_point) else { return explained };
-        let mut request = self.request(entry_point, entry.is_on_mesh());
+        let mut request = self.request(entry_point);
         if !entry.tidy_fields(&mut request) {
             explained["refused"] = json!("underscore_header");
             return explained;

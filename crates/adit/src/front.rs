@@ -36,7 +36,7 @@ impl Front {
         let is_public = public.iter().any(|entry| {
             *entry.name == *visitor.entry_point
                 && entry.tls == visitor.secure
-                && entry.on_mesh == visitor.on_mesh
+                && entry.on_mesh == visitor.peer.is_some()
         });
         self.edge.as_deref().filter(|_| is_public)
     }
@@ -48,7 +48,8 @@ impl Service for Front {
             && !self.gateway.has_challenge(request.uri.path()).await
             && !self.gateway.wants(&request)
         {
-            return edge.call(request).await;
+            // Larger than what follows: it would be moved about for each request of the ingress.
+            return Box::pin(edge.call(request)).await;
         }
         match asks_about_server(&request) {
             true => Response::status(StatusCode::OK),

@@ -1,7 +1,7 @@
 //! The public entry points while the process runs: started, changed on reload, drained.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,6 +142,15 @@ pub(crate) struct Prepared {
     h3: BTreeMap<Place, (H3Options, Leave, Option<H3Listener>)>,
 }
 
+impl Prepared {
+    fn has(&self, transport: EntryPointTransport, place: &Place) -> bool {
+        match transport {
+            EntryPointTransport::Udp => self.udp.contains_key(place),
+            EntryPointTransport::Tcp => self.wanted.contains_key(place),
+        }
+    }
+}
+
 /// How an entry point ends (`transport.lifeCycle`).
 #[derive(Clone, Copy, Debug)]
 struct Leave {
@@ -182,12 +191,18 @@ impl Listeners {
         })
     }
 
+    /// The threads that serve what the ingress alone answers.
+    pub(crate) fn lanes(&self) -> Vec<Handle> {
+        self.lanes.handles()
+    }
+
     /// Listens for entry points on the mesh here from now on; `None` = at sockets of the kernel.
     pub(crate) fn reach(&mut self, stack: Option<Stack>) {
         self.stack = stack;
     }
 
-    /// Binds what `config` has and we do not have yet; nothing that runs is touched.
+    /// Binds what `config` has and neither we nor `prepared` have yet; nothing that runs is touched. Addresses on the mesh
+    /// that are not `reachable` yet are left for a second call.
     ///
     /// # Errors
     /// [`ListenersError`] of the first that cannot be bound.
@@ -195,10 +210,15 @@ impl Listeners {
         &self,
         config: &Config,
         switches: &Switches<'_>,
+        mut prepared: Prepared,
+        reachable: &dyn Fn(IpAddr) -> bool,
     ) -> Result<Prepared, ListenersError> {
-        let mut prepared = Prepared::default();
         for (name, entry_point) in &config.entry_points {
             for place in Place::all(name, entry_point, config) {
+                let is_reachable = place.device.is_none() || reachable(place.address.ip());
+                if !is_reachable || prepared.has(entry_point.transport, &place) {
+                    continue;
+                }
                 if entry_point.transport == EntryPointTransport::Udp {
                     self.prepare_udp(name, entry_point, place, config, &mut prepared)?;
                 } else {

@@ -72,7 +72,7 @@ impl Control {
         use tokio::io::AsyncWriteExt;
         let header = Header { kind: Kind::Control, cookie: [0; 16], index: 0 };
         stream.write_all(&header.encode()).await.map_err(BenchError::io("cannot reach the server"))?;
-        let hello = answer(&mut stream, "the server's hello").await?;
+        let hello = answer(&mut stream, "the server's hello", ANSWER_TIMEOUT).await?;
         let theirs = hello["version"].as_u64().and_then(|version| u16::try_from(version).ok());
         match theirs {
             Some(wire::VERSION) => {}
@@ -86,7 +86,7 @@ impl Control {
         let proof = secret.map(|secret| wire::prove(secret, Side::Client, (&server_nonce, &nonce), &text));
         let wish = json!({ "plan": text, "nonce": wire::hex(&nonce), "proof": proof });
         wire::send(&mut stream, &wish).await.map_err(BenchError::io("cannot reach the server"))?;
-        let accepted = answer(&mut stream, "the server's agreement").await?;
+        let accepted = answer(&mut stream, "the server's agreement", ANSWER_TIMEOUT).await?;
         let text = accepted["accept"].as_str().ok_or_else(|| malformed("no agreement"))?;
         if let Some(secret) = secret {
             let proof = accepted["proof"].as_str().unwrap_or_default();
@@ -111,14 +111,14 @@ impl Control {
 
     /// Waits until the server has all streams; fails as soon as it says that it gives up.
     pub(super) async fn collected(&mut self) -> Result<(), BenchError> {
-        let _ = done(&mut self.stream, "collect").await?;
+        let _ = done(&mut self.stream, "collect", ANSWER_TIMEOUT).await?;
         Ok(())
     }
 
     /// Has the server begin.
     pub(super) async fn start(&mut self) -> Result<(), BenchError> {
         self.say("start").await?;
-        done(&mut self.stream, "start").await.map(drop)
+        done(&mut self.stream, "start", ANSWER_TIMEOUT).await.map(drop)
     }
 
     /// Tells that the warm-up is over.
@@ -141,17 +141,18 @@ impl Control {
         if matches!(broken, BenchError::Lost(_)) {
             return broken;
         }
-        match answer(&mut self.stream, "the server's reason").await {
+        match answer(&mut self.stream, "the server's reason", ANSWER_TIMEOUT).await {
             Ok(_) => malformed("it speaks in the midst of the run"),
             Err(error) => error,
         }
     }
 
     /// Ends the run and fetches what the server counted.
-    pub(super) async fn end(&mut self) -> Result<Results, BenchError> {
+    /// The server takes `patience` at most for what is under way.
+    pub(super) async fn end(&mut self, patience: Duration) -> Result<Results, BenchError> {
         // A server that has given up is not listening, but has said why.
         let _ = self.say("end").await;
-        let results = done(&mut self.stream, "end").await?;
+        let results = done(&mut self.stream, "end", patience + ANSWER_TIMEOUT).await?;
         let flows = results["flows"].as_array().into_iter().flatten();
         let flows: Option<Vec<Counted>> = flows.map(Counted::from_json).collect();
         Ok(Results {
@@ -169,17 +170,17 @@ impl Control {
 }
 
 /// The next frame; a refusal is an error.
-async fn answer(stream: &mut TcpStream, what: &'static str) -> Result<Value, BenchError> {
-    let frame = tokio::time::timeout(ANSWER_TIMEOUT, wire::receive(stream)).await;
-    let frame = frame.map_err(|_| BenchError::Timeout { what, seconds: ANSWER_TIMEOUT.as_secs() })??;
+async fn answer(stream: &mut TcpStream, what: &'static str, timeout: Duration) -> Result<Value, BenchError> {
+    let frame = tokio::time::timeout(timeout, wire::receive(stream)).await;
+    let frame = frame.map_err(|_| BenchError::Timeout { what, seconds: timeout.as_secs() })??;
     match wire::refused(&frame) {
         Some(error) => Err(error),
         None => Ok(frame),
     }
 }
 
-async fn done(stream: &mut TcpStream, what: &'static str) -> Result<Value, BenchError> {
-    let frame = answer(stream, what).await?;
+async fn done(stream: &mut TcpStream, what: &'static str, timeout: Duration) -> Result<Value, BenchError> {
+    let frame = answer(stream, what, timeout).await?;
     if frame["did"] == what { Ok(frame) } else { Err(malformed("an answer to another question")) }
 }
 
@@ -187,5 +188,5 @@ fn malformed(why: &str) -> BenchError {
     BenchError::Protocol(why.to_owned())
 }
 
-/// Longer than the server waits for the last streams and bytes.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+/// Longer than the server waits for the last streams.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);

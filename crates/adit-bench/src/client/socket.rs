@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 use super::control::{self, Control, Results};
 use crate::cpu::{CpuMark, CpuUse};
-use crate::engine::Engine;
+use crate::engine::{Engine, FINISH_BYTES_MAX, FINISH_MAX};
 use crate::error::BenchError;
 use crate::histogram::Histogram;
 use crate::options::{ClientOptions, Target};
@@ -130,7 +129,9 @@ impl Run<'_> {
                 .write_all(&header.encode())
                 .await
                 .map_err(|error| BenchError::Quic(error.to_string()))?;
-            let local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
+            let mut local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
+            // The socket is bound to any address; the connection knows which one it uses.
+            connection.local_ip().into_iter().for_each(|ip| local.set_ip(ip));
             self.engine.add_quic(index, connection, local, streams);
         }
         Ok(())
@@ -243,9 +244,18 @@ impl Run<'_> {
         reporter: &mut Reporter,
     ) -> Result<Results, BenchError> {
         // Our receivers end when the server's senders do, and the other way round: the senders are stopped already.
-        let (results, ()) = tokio::join!(Box::pin(self.control.end()), Box::pin(self.engine.finish(GRACE)));
+        let patience = match self.plan.amount {
+            Amount::Time(_) => FINISH_MAX,
+            Amount::Bytes(_) => FINISH_BYTES_MAX,
+        };
+        let (control, engine) = (&mut self.control, &mut self.engine);
+        let finish = async {
+            engine.finish().await;
+            recorder.elapsed()
+        };
+        let (results, at) = tokio::join!(Box::pin(control.end(patience)), Box::pin(finish));
         // What comes in the silence after the last datagram is counted, the silence is not.
-        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { recorder.elapsed() };
+        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { at };
         reporter.interval(recorder.cut(end, false));
         results
     }
@@ -276,10 +286,7 @@ impl Run<'_> {
             failures.extend(far_failure.map(|why| format!("stream {}, server: {why}", flow.index + 1)));
         }
         let mut near = ended.near;
-        let busiest =
-            recorder.flows().iter().map(|flow| flow.counters.thread_us.load(Ordering::Relaxed)).max();
-        near.busiest_thread = busiest.unwrap_or_default() as f64 / 1e6 / near.seconds.max(1e-3);
-        near.busiest_thread = near.busiest_thread.min(1.0);
+        near.busiest_thread = self.engine.busiest_thread();
         Outcome {
             flows,
             seconds: near_seconds,
@@ -344,6 +351,3 @@ fn with_tail_loss(
     received.look.lost = received.look.lost.max(missing);
     (sender, Some(received))
 }
-
-/// For what is under way when the run ends.
-const GRACE: Duration = Duration::from_secs(10);

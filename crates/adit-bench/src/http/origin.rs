@@ -36,6 +36,8 @@ pub(crate) struct Origin {
     secret: Option<hmac::Key>,
     runs: Mutex<HashMap<String, Arc<Run>>>,
     runs_max: usize,
+    /// The longest that one request may take.
+    pub(super) request_max: Duration,
     nonces: Mutex<Vec<Nonce>>,
     watched: Vec<u32>,
     ended: Notify,
@@ -77,13 +79,14 @@ pub(crate) enum Answer {
 impl Origin {
     pub(crate) fn new(
         secret: Option<hmac::Key>,
-        runs_max: usize,
+        (runs_max, request_max): (usize, Duration),
         watched: Vec<u32>,
     ) -> Result<Arc<Self>, BenchError> {
         Ok(Arc::new(Self {
             secret,
             runs: Mutex::default(),
             runs_max,
+            request_max,
             nonces: Mutex::default(),
             watched,
             ended: Notify::new(),
@@ -301,7 +304,7 @@ mod tests {
 
     fn origin(secret: Option<&[u8]>) -> Arc<Origin> {
         let key = secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
-        Origin::new(key, 2, Vec::new()).unwrap()
+        Origin::new(key, (2, Duration::from_secs(10)), Vec::new()).unwrap()
     }
 
     fn text(answer: Answer) -> (u16, Value) {

@@ -15,8 +15,8 @@ use super::origin::{Answer, Origin, PATTERN_BYTES, Run};
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(origin: &Origin, mut stream: S) {
     let mut buffer = BytesMut::with_capacity(HEAD_BYTES_MAX);
     while let Ok(Some(head)) = read_head(&mut stream, &mut buffer).await {
-        let keep = exchange(origin, &mut stream, &mut buffer, head).await;
-        if !matches!(keep, Ok(true)) {
+        let exchange = exchange(origin, &mut stream, &mut buffer, head);
+        if !matches!(tokio::time::timeout(origin.request_max, exchange).await, Ok(Ok(true))) {
             break;
         }
     }

@@ -45,7 +45,8 @@ async fn answer(origin: Arc<Origin>, request: Request<RecvStream>, respond: Send
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
     let answer = origin.route(request.method(), &target);
     // A stream that was reset has no one to tell.
-    let _ = send(&origin, request.into_body(), respond, answer).await;
+    let _ =
+        tokio::time::timeout(origin.request_max, send(&origin, request.into_body(), respond, answer)).await;
 }
 
 async fn send(

@@ -106,7 +106,11 @@ impl Server {
             quic: Some(endpoint.clone()),
             quic_port,
             udp_port: udp.port(),
-            origin: Origin::new(options.secret.clone(), options.limits.tests, options.watched.clone())?,
+            origin: Origin::new(
+                options.secret.clone(),
+                (options.limits.tests, options.limits.duration),
+                options.watched.clone(),
+            )?,
             tls,
             stopping: watch::Sender::new(false),
             done: watch::Sender::new(0),

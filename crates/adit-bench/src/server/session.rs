@@ -27,6 +27,8 @@ use crate::{ping, print};
 /// Serves one run and says on standard output how it ended.
 pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketAddr) {
     let _ = control.set_nodelay(true);
+    // A client that vanishes without a word must not be sent to until the run's time is over.
+    let _ = socket2::SockRef::from(&control).set_tcp_keepalive(&keep_alive());
     let (mut reader, mut writer) = control.into_split();
     let _session = server.registry.session();
     let mut stopping = server.stopping.subscribe();
@@ -121,6 +123,12 @@ fn within_limits(server: &Server, plan: &Plan) -> Result<(), BenchError> {
     if plan.streams() > limits.streams {
         let text = format!("{} streams; this server allows {}", plan.streams(), limits.streams);
         return Err(refuse(Refusal::Limit, &text));
+    }
+    if u64::from(plan.streams()) * u64::from(plan.length) > BUFFERS_BYTES_MAX {
+        return Err(refuse(
+            Refusal::Limit,
+            "a write this long for so many streams; at most 256 MiB together",
+        ));
     }
     let time = match plan.amount {
         Amount::Time(time) => time.saturating_add(plan.omit),
@@ -259,7 +267,7 @@ impl<'a> Run<'a> {
                 }
                 Some("omit") => self.mark(),
                 Some("end") => {
-                    self.engine.finish(GRACE).await;
+                    self.engine.finish().await;
                     let (results, summary) = self.results();
                     wire::send(writer, &results).await.map_err(lost())?;
                     // The client closes when it has read them.
@@ -281,9 +289,7 @@ impl<'a> Run<'a> {
         let mut spent: CpuUse = self.mark.elapsed();
         let flows = self.engine.flows();
         spent.shared = !self.place.was_alone();
-        let busiest =
-            flows.iter().map(|flow| flow.counters.thread_us.load(std::sync::atomic::Ordering::Relaxed)).max();
-        spent.busiest_thread = busiest.unwrap_or_default() as f64 / 1e6 / spent.seconds.max(1e-3);
+        spent.busiest_thread = self.engine.busiest_thread();
         let none = Look::default();
         let counted: Vec<Counted> = flows
             .iter()
@@ -349,7 +355,16 @@ fn refuse(reason: Refusal, text: &str) -> BenchError {
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the agreement to the last stream.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(15);
-/// For what is under way when a run ends.
+fn keep_alive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(2))
+        .with_retries(3)
+}
+
+/// Buffers of one run's streams.
+const BUFFERS_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// For a client to read the results.
 const GRACE: Duration = Duration::from_secs(10);
 /// For a client that was refused to read why.
 const LINGER: Duration = Duration::from_secs(1);

@@ -231,7 +231,14 @@ pub(super) fn read_udp(field: &Field<'_>) -> Option<UdpDynamic> {
             let mut router = UdpRouter::default();
             section.set("entryPoints", &mut router.entry_points, Field::strings);
             section.set("service", &mut router.service, Field::string);
-            section.set("rule", &mut router.rule, Field::string);
+            section.set("rule", &mut router.rule, |field| {
+                let rule = field.string()?;
+                if rule.trim().is_empty() {
+                    // What was to restrict a port must not open it.
+                    field.reject("a rule; without the key, the router takes everybody");
+                }
+                Some(rule)
+            });
             section.set("priority", &mut router.priority, Field::whole);
             section.finish();
             router.fault = field.sink.take_fault();

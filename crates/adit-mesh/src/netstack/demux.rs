@@ -15,7 +15,7 @@ use smoltcp::iface::SocketSet;
 
 use super::budget::PeerBytes;
 use super::drops::StackDrop;
-use super::lifecycle::Entry;
+use super::lifecycle::{Departed, Entry};
 use super::link::{Answers, Emitted, Links, Width};
 use super::packet::{
     FourTuple, Header, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, UDP, complete_tcp,
@@ -38,6 +38,7 @@ pub struct Netstack {
     /// One for each peer that has sent something, of at most 10,000 configured ones.
     pub(super) peers: HashMap<PeerId, PeerUse>,
     pub(super) half_open: usize,
+    pub(super) departed: Departed,
     inbox: Inbox,
     epoch: Instant,
 }
@@ -82,6 +83,7 @@ impl Netstack {
             answers: Answers::default(),
             peers: HashMap::new(),
             half_open: 0,
+            departed: Departed::default(),
             inbox: Inbox::default(),
             epoch,
         }
@@ -176,7 +178,10 @@ impl Netstack {
         let mut datagrams = payload.chunks(size);
         // An empty datagram is one, too.
         let first = datagrams.next().unwrap_or_default();
-        let refused = std::iter::once(first).chain(datagrams).filter(|one| !port.push(&tuple, one)).count();
+        let refused = std::iter::once(first)
+            .chain(datagrams)
+            .filter(|one| !port.push(packet.peer, &tuple, one))
+            .count();
         (0..refused).for_each(|_| self.shared.drops.count(StackDrop::UdpReceiveFull));
         Ok(())
     }
@@ -274,6 +279,10 @@ impl Device for Netstack {
             self.shared.drops.count(StackDrop::PeerChanged);
             self.fail(&tuple, io::ErrorKind::ConnectionReset);
         }
+        let udp: Vec<_> = self.shared.ports().udp.values().map(Arc::clone).collect();
+        let datagrams: usize = udp.iter().map(|port| port.forget_others(owner)).sum();
+        let waiting = self.departed.forget_others(owner) + datagrams;
+        (0..waiting).for_each(|_| self.shared.drops.count(StackDrop::PeerChanged));
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {

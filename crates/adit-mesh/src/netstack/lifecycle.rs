@@ -1,8 +1,9 @@
 //! What becomes of a connection: opened under limits, announced when established, forgotten when over.
 
 use std::io;
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use adit_mesh_proto::PeerId;
@@ -93,6 +94,42 @@ impl Entry {
             (false, 0) => Width::Wide,
             (false, _) => Width::Single,
         }
+    }
+}
+
+/// Connections that are over and whose streams may hold what has not been read. As many as there are streams, whose
+/// buffers are under the budget, and as many again that have gone meanwhile.
+#[derive(Default)]
+pub(super) struct Departed {
+    all: Vec<(IpAddr, PeerId, Weak<Connection>)>,
+    /// Length from which on those that have gone are looked for.
+    full: usize,
+}
+
+impl Departed {
+    fn add(&mut self, tuple: &FourTuple, entry: &Entry) {
+        let connection = &entry.connection;
+        let Some(peer) = entry.peer.filter(|_| !connection.lock().is_revoked()) else { return };
+        if self.all.len() >= self.full {
+            self.all.retain(|(_, _, stream)| stream.strong_count() > 0);
+            self.full = 2 * self.all.len() + DEPARTED_MIN;
+        }
+        self.all.push((tuple.remote.ip(), peer, Arc::downgrade(connection)));
+    }
+
+    /// Takes from streams what came from addresses that are another's now; how many streams that were.
+    pub(super) fn forget_others(&mut self, owner: &dyn Fn(IpAddr) -> Option<PeerId>) -> usize {
+        let mut revoked = 0;
+        self.all.retain(|(address, peer, stream)| {
+            let Some(stream) = stream.upgrade() else { return false };
+            let stays = owner(*address) == Some(*peer);
+            if !stays {
+                stream.lock().revoke(io::ErrorKind::ConnectionReset);
+                revoked += 1;
+            }
+            stays
+        });
+        revoked
     }
 }
 
@@ -277,10 +314,7 @@ impl Netstack {
     /// Ends a connection without a word to its peer.
     pub(super) fn fail(&mut self, tuple: &FourTuple, failure: io::ErrorKind) {
         let Some(entry) = self.connections.get(tuple) else { return };
-        let mut held = entry.connection.lock();
-        held.failure = Some(failure);
-        held.socket().abort();
-        drop(held);
+        entry.connection.lock().revoke(failure);
         self.forget(tuple);
     }
 
@@ -294,6 +328,7 @@ impl Netstack {
             opening.fail(ConnectError::Ended);
         }
         self.shared.gauges.connections.store(self.connections.len() as u64, Ordering::Relaxed);
+        self.departed.add(tuple, &entry);
     }
 
     /// Draws the consequences of a connection's state.
@@ -458,6 +493,8 @@ fn orphan(socket: &mut Socket<'_>, ends_at: Option<Instant>, now: Instant) -> Op
     Some(if all_said { latest.min(now + FIN_WAIT) } else { latest })
 }
 
+/// [`Departed`] are not looked through for fewer.
+const DEPARTED_MIN: usize = 64;
 /// Payload up to which an acknowledgement may wait for an answer to ride on.
 const SMALL_PAYLOAD: usize = 1024;
 /// Bytes of one step of [`steps`]: about a segment.

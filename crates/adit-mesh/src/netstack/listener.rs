@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
 
@@ -35,11 +35,17 @@ impl Listener {
 
     /// As [`Self::accept`].
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Stream, SocketAddr)>> {
-        let with_address = |stream: Stream| {
-            let remote = stream.peer_addr();
-            (stream, remote)
-        };
-        self.accepted.poll_recv(cx).map(|stream| stream.map(with_address))
+        loop {
+            match ready!(self.accepted.poll_recv(cx)) {
+                // Whoever has its address now has not asked for it.
+                Some(stream) if stream.is_revoked() => {}
+                Some(stream) => {
+                    let remote = stream.peer_addr();
+                    return Poll::Ready(Some((stream, remote)));
+                }
+                None => return Poll::Ready(None),
+            }
+        }
     }
 }
 

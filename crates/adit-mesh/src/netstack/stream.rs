@@ -40,6 +40,8 @@ pub(super) struct Held {
     pub(super) abandoned: bool,
     /// Why the connection is over, if not by agreement.
     pub(super) failure: Option<io::ErrorKind>,
+    /// Its address has changed hands, or is none of ours any more: what it brought is nobody's.
+    revoked: bool,
     /// Bytes read whose room the peer has not been told of.
     unannounced: usize,
     _reservation: Reservation,
@@ -60,6 +62,7 @@ impl Connection {
             handle,
             abandoned: false,
             failure: None,
+            revoked: false,
             unannounced: 0,
             _reservation: reservation,
         };
@@ -79,6 +82,21 @@ impl Connection {
 impl Held {
     pub(super) fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    /// Ends the connection with nothing left to read.
+    pub(super) fn revoke(&mut self, failure: io::ErrorKind) {
+        (self.failure, self.revoked) = (Some(failure), true);
+        let socket = self.socket();
+        // A ring holds its bytes in up to two pieces.
+        for _ in 0..2 {
+            let _ = socket.recv(|bytes| (bytes.len(), ()));
+        }
+        socket.abort();
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked
     }
 }
 
@@ -110,6 +128,11 @@ impl Stream {
     /// Ends the connection at once: the peer gets a reset.
     pub fn abort(self) {
         self.connection.lock().socket().abort();
+    }
+
+    /// Whether the connection ended because of who its peer is.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.connection.lock().revoked
     }
 
     fn touch(&self) {

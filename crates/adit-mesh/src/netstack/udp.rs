@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use adit_mesh_proto::PeerId;
+
 use super::drops::StackDrop;
 use super::packet::{FourTuple, udp_packet, udp_payload_max};
 use super::shared::{Port, Shared};
@@ -32,6 +34,7 @@ struct Queue {
 
 #[derive(Debug)]
 struct Datagram {
+    peer: PeerId,
     remote: SocketAddr,
     local: IpAddr,
     payload: Vec<u8>,
@@ -39,14 +42,15 @@ struct Datagram {
 
 impl UdpPort {
     /// Queues what has arrived; says whether there was room.
-    pub(super) fn push(&self, tuple: &FourTuple, payload: &[u8]) -> bool {
+    pub(super) fn push(&self, peer: PeerId, tuple: &FourTuple, payload: &[u8]) -> bool {
         let mut queue = self.lock();
         let cost = payload.len() + DATAGRAM_OVERHEAD;
         if queue.bytes + cost > RECEIVE_BYTES_MAX {
             return false;
         }
         queue.bytes += cost;
-        let datagram = Datagram { remote: tuple.remote, local: tuple.local.ip(), payload: payload.to_vec() };
+        let payload = payload.to_vec();
+        let datagram = Datagram { peer, remote: tuple.remote, local: tuple.local.ip(), payload };
         queue.datagrams.push_back(datagram);
         let waker = queue.waker.take();
         drop(queue);
@@ -54,6 +58,15 @@ impl UdpPort {
             waker.wake();
         }
         true
+    }
+
+    /// Lets go of what waits from addresses that are another's now; how many datagrams that was.
+    pub(super) fn forget_others(&self, owner: &dyn Fn(IpAddr) -> Option<PeerId>) -> usize {
+        let mut queue = self.lock();
+        let before = queue.datagrams.len();
+        queue.datagrams.retain(|datagram| owner(datagram.remote.ip()) == Some(datagram.peer));
+        queue.bytes = queue.datagrams.iter().map(|datagram| datagram.payload.len() + DATAGRAM_OVERHEAD).sum();
+        before - queue.datagrams.len()
     }
 
     /// The lane has ended.

@@ -24,6 +24,7 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
+use crate::tcp::splice::Pipe;
 use crate::write::Stall;
 
 /// A connection to an origin between exchanges.
@@ -278,6 +279,16 @@ impl BodySource for OriginSource {
         let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
         let more = ready!(self.content.poll_chunks(reader, cx, out))?;
         if !more {
+            self.go_home();
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        self.poll_background(cx);
+        let Some(reader) = &self.reader else { return Poll::Ready(Ok(None)) };
+        let more = ready!(self.content.poll_pipe(reader, cx, pipe))?;
+        if more == Some(false) {
             self.go_home();
         }
         Poll::Ready(Ok(more))

@@ -107,10 +107,12 @@ fn put_name(out: &mut BytesMut, name: &str) {
     let start = out.len();
     out.put_slice(name.as_bytes());
     let written = &mut out[start..];
-    let mut begins = true;
+    let mut before = b'-';
     for letter in &mut *written {
-        *letter = if begins { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
-        begins = *letter == b'-';
+        if before == b'-' {
+            letter.make_ascii_uppercase();
+        }
+        before = *letter;
     }
     if written.starts_with(WEBSOCKET) {
         // RFC 6455's own spelling: there are servers that compare it with case.

@@ -28,6 +28,7 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
+use crate::tcp::splice::{Pipe, Plain};
 use crate::write::Stall;
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
@@ -172,12 +173,7 @@ impl Connection<'_> {
         encode::response_head(&mut out, status, &response.headers);
         encode::framing(&mut out, response.body.length());
         out.put_slice(b"\r\n");
-        let mut sending = Sending {
-            out: [out.freeze()].into(),
-            body: response.body,
-            encoding: Encoding::Plain,
-            done: false,
-        };
+        let mut sending = Sending::new(out.freeze(), response.body, Encoding::Plain);
         let _ = poll_fn(|cx| self.poll_send(cx, &mut sending, None)).await;
     }
 
@@ -315,7 +311,11 @@ impl Connection<'_> {
         handback: Option<&SharedHandback>,
     ) -> Poll<Result<(), SendError>> {
         loop {
-            if !sending.done {
+            if sending.splices() {
+                if !ready!(self.poll_splice(cx, sending, handback))? {
+                    (sending.may_splice, sending.pipe) = (false, None);
+                }
+            } else if !sending.done {
                 match sending.poll_body(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
@@ -339,6 +339,41 @@ impl Connection<'_> {
                 ready!(self.stall.poll_flush(&mut self.writer, cx))
                     .map_err(|error| self.send_error(error))?;
                 return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Has the kernel move what fits into a pipe; false if the content has to be copied.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        sending: &mut Sending,
+        handback: Option<&SharedHandback>,
+    ) -> Poll<Result<bool, SendError>> {
+        if sending.pipe.is_none() && self.writer.socket().is_some() {
+            sending.pipe = self.options.metrics.pipes().lend();
+        }
+        let Some(pipe) = &mut sending.pipe else { return Poll::Ready(Ok(false)) };
+        if pipe.filled() == 0 {
+            match sending.body.poll_pipe(cx, pipe) {
+                Poll::Ready(Ok(Some(more))) => sending.done = !more,
+                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(false)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
+                Poll::Pending => {
+                    // Others may have the pipe meanwhile.
+                    sending.pipe = None;
+                    return self.poll_visitor_gone(cx, handback).map(|_| Err(SendError::VisitorGone));
+                }
+            }
+        }
+        let Some(socket) = self.writer.socket() else { return Poll::Ready(Ok(false)) };
+        match self.stall.poll_pipe(socket, cx, pipe) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.send_error(error))),
+            Poll::Pending => {
+                // The upload that belongs to this exchange goes on while its answer is stuck.
+                sending.body.poll_background(cx);
+                Poll::Pending
             }
         }
     }
@@ -395,6 +430,9 @@ struct Sending {
     body: Body,
     encoding: Encoding,
     done: bool,
+    /// Much content of a known length: the kernel is asked to move it.
+    may_splice: bool,
+    pipe: Option<Pipe>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -405,6 +443,18 @@ enum Encoding {
 }
 
 impl Sending {
+    fn new(out: Bytes, body: Body, encoding: Encoding) -> Self {
+        let may_splice = encoding == Encoding::Plain
+            && matches!(body.length(), Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN);
+        Self { out: [out].into(), body, encoding, done: false, may_splice, pipe: None }
+    }
+
+    /// Whether what is to be sent next goes through a pipe, or is in it already.
+    fn splices(&self) -> bool {
+        let is_filled = self.pipe.as_ref().is_some_and(|pipe| pipe.filled() > 0);
+        self.may_splice && self.out.is_empty() && (!self.done || is_filled)
+    }
+
     /// Moves the next chunks of the body, encoded, to `out`.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         if self.encoding == Encoding::Plain {
@@ -449,7 +499,7 @@ fn start_answer(
     let mut body = response.body;
     if raw {
         out.put_slice(b"\r\n");
-        return Sending { out: [out.freeze()].into(), body, encoding, done: false };
+        return Sending::new(out.freeze(), body, encoding);
     }
     if bodiless {
         // The length that a GET would have had, if the origin told it (RFC 9110 §8.6).
@@ -478,14 +528,13 @@ fn start_answer(
     }
     out.put_slice(b"\r\n");
     // One buffer is written for less than two.
-    let done = match body.take_little(MERGED_BYTES_MAX).filter(|_| encoding == Encoding::Plain) {
-        Some(content) => {
-            out.put_slice(&content);
-            true
-        }
-        None => false,
+    let little = match encoding {
+        Encoding::Plain => body.take_little(MERGED_BYTES_MAX),
+        Encoding::Chunked => None,
     };
-    Sending { out: [out.freeze()].into(), body, encoding, done }
+    let done = little.is_some();
+    out.put_slice(&little.unwrap_or_default());
+    Sending { done, ..Sending::new(out.freeze(), body, encoding) }
 }
 
 /// Takes off what this side of the connection alone says (RFC 9112 §6.1, §9.6): a middleware may have put it there, and a
@@ -608,6 +657,8 @@ fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
     handback.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Content that is worth a pipe: several times what one read brings.
+const SPLICED_BYTES_MIN: u64 = 256 * 1024;
 /// Content copied behind its head.
 const MERGED_BYTES_MAX: usize = 4 * 1024;
 /// Requests sent ahead of an answer that are read to notice a closed connection.

@@ -10,6 +10,7 @@ use super::framing::{Chunk, ChunkedDecoder, Framing};
 use crate::body::{Batch, BodyError};
 use crate::idle::Idle;
 use crate::io::Reader;
+use crate::tcp::splice::Pipe;
 
 /// The state of one message's content.
 #[derive(Debug)]
@@ -77,6 +78,38 @@ impl Content {
                 }
             }
         }
+    }
+
+    /// Moves content of a known length from the socket into an empty pipe; see [`crate::body::BodySource::poll_pipe`].
+    ///
+    /// # Errors
+    /// As [`Self::poll_chunks`].
+    pub(crate) fn poll_pipe(
+        &mut self,
+        reader: &Reader,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+    ) -> Poll<Result<Option<bool>, BodyError>> {
+        let (Decoder::Length(left), Some(socket)) = (&mut self.decoder, reader.socket()) else {
+            return Poll::Ready(Ok(None));
+        };
+        match pipe.poll_fill(cx, socket, *left) {
+            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(BodyError::Truncated)),
+            Poll::Ready(Ok(bytes)) => *left = left.saturating_sub(bytes as u64),
+            Poll::Pending => {
+                return match &mut self.idle {
+                    Some(idle) => idle.poll(cx).map(|()| Err(BodyError::Idle)),
+                    None => Poll::Pending,
+                };
+            }
+        }
+        if *left == 0 {
+            self.decoder = Decoder::Done;
+        }
+        if let Some(idle) = &mut self.idle {
+            idle.touch();
+        }
+        Poll::Ready(Ok(Some(!self.is_done())))
     }
 
     /// The trailer section of a chunked message, once it was read.

@@ -2,6 +2,7 @@
 
 pub mod client;
 pub(crate) mod fields;
+mod gathered;
 pub mod server;
 mod stream;
 pub(crate) mod websocket;

@@ -12,16 +12,16 @@ use h2::server::SendResponse;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
 
 use super::fields::{self, Refused};
+use super::gathered::Gathered;
 use super::stream::{Incoming, Outgoing, SendFailure};
 use super::websocket;
 use crate::body::{Body, Length};
 use crate::clock;
 use crate::drain::Drain;
 use crate::h1::server::Options;
-use crate::idle::Deadline;
+use crate::idle::{Deadline, Idle};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::wanted;
 
@@ -33,17 +33,8 @@ pub async fn serve<S: Service>(
     options: &Options,
     drain: &Drain,
 ) {
-    let Options { head_bytes_max, metrics, .. } = options;
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(options.streams_max)
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(u32::try_from(*head_bytes_max).unwrap_or(u32::MAX))
-        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
-        .enable_connect_protocol();
+    let (metrics, builder) = (&options.metrics, builder(options));
+    let io = Gathered::new(io);
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io));
     let Ok(Ok(mut connection)) = handshake.await else {
         metrics.refused("h2_handshake");
@@ -56,11 +47,22 @@ pub async fn serve<S: Service>(
         options: options.clone(),
     });
     let mut draining = false;
-    let mut look = Instant::now() + options.keep_alive_timeout;
+    // One timer and one wait for a drain serve all requests of the connection.
+    let mut look = Idle::new(options.keep_alive_timeout);
+    let mut drained = pin!(drain.started());
     loop {
-        let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
-            () = sleep_until(look) => {
+        let next = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Next::Accepted(accepted));
+            }
+            if !draining && drained.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::Drain);
+            }
+            look.poll(cx).map(|()| Next::Look)
+        });
+        let accepted = match next.await {
+            Next::Accepted(accepted) => accepted,
+            Next::Look => {
                 let busy = Arc::strong_count(&exchange) > 1;
                 if !busy && draining {
                     // GOAWAY waits for an answer that a silent visitor never gives.
@@ -71,20 +73,21 @@ pub async fn serve<S: Service>(
                     draining = true;
                     connection.graceful_shutdown();
                 }
-                look = Instant::now() + if draining { GOAWAY_TIME } else { options.keep_alive_timeout };
+                look.restart(if draining { GOAWAY_TIME } else { options.keep_alive_timeout });
                 continue;
             }
-            () = drain.started(), if !draining => {
+            Next::Drain => {
                 draining = true;
                 connection.graceful_shutdown();
-                look = Instant::now() + GOAWAY_TIME;
+                look.restart(GOAWAY_TIME);
                 continue;
             }
         };
         match accepted {
             Some(Ok((request, respond))) => {
-                look = Instant::now() + if draining { GOAWAY_TIME } else { options.keep_alive_timeout };
-                tokio::spawn(clock::ticking(answer(request, respond, Arc::clone(&exchange))));
+                look.touch();
+                // Behind a pointer, because spawning moves a future several times.
+                tokio::spawn(Box::pin(clock::ticking(answer(request, respond, Arc::clone(&exchange)))));
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, reason = "h2_connection", "connection ended");
@@ -96,6 +99,28 @@ pub async fn serve<S: Service>(
             None => return,
         }
     }
+}
+
+fn builder(options: &Options) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(options.streams_max)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(u32::try_from(options.head_bytes_max).unwrap_or(u32::MAX))
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .enable_connect_protocol();
+    builder
+}
+
+/// What a connection is to see to.
+enum Next<A> {
+    Accepted(A),
+    /// Whether anything is being answered.
+    Look,
+    Drain,
 }
 
 /// What the requests of a connection share.
@@ -296,7 +321,7 @@ mod tests {
                 local: address,
                 secure: false,
                 entry_point: "web".into(),
-                on_mesh: false,
+                peer: None,
                 tls: None,
                 address: crate::message::AddressText::default(),
             };

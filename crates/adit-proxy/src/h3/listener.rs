@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use adit_route::mesh::MeshIdentity;
 use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use rustls::ServerConfig;
@@ -155,7 +156,6 @@ impl H3Listener {
             let accepted = Accepted {
                 entry_point: options.name.as_str().into(),
                 local: self.address,
-                on_mesh: options.device.is_some(),
                 stamp,
                 options: options.connection.clone(),
                 drain: drain.clone(),
@@ -204,7 +204,6 @@ fn admit(options: &H3Options, remote: SocketAddr) -> Result<Option<Admitted>, &'
 struct Accepted {
     entry_point: Arc<str>,
     local: SocketAddr,
-    on_mesh: bool,
     /// Of the TLS options that the handshake is made under.
     stamp: Stamp,
     options: Options,
@@ -219,19 +218,25 @@ impl Accepted {
         connecting: quinn::Connecting,
         service: Arc<S>,
     ) {
-        let Some(mut admitted) = peer else { return self.serve(connecting, service).await };
+        let Some(mut admitted) = peer else { return self.serve(connecting, service, None).await };
         let metrics = Arc::clone(&self.options.metrics);
+        let identity = Arc::clone(&admitted.identity);
         tokio::select! {
             biased;
             () = admitted.changed() => {
-                tracing::debug!(peer = %admitted.identity.name, reason = "mesh_peer_changed", "connection closed");
+                tracing::debug!(peer = %identity.name, reason = "mesh_peer_changed", "connection closed");
                 metrics.refused("mesh_peer_changed");
             }
-            () = self.serve(connecting, service) => {}
+            () = self.serve(connecting, service, Some(Arc::clone(&identity))) => {}
         }
     }
 
-    async fn serve<S: Service>(self, connecting: quinn::Connecting, service: Arc<S>) {
+    async fn serve<S: Service>(
+        self,
+        connecting: quinn::Connecting,
+        service: Arc<S>,
+        peer: Option<Arc<MeshIdentity>>,
+    ) {
         let metrics = &self.options.metrics;
         let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
@@ -247,7 +252,7 @@ impl Accepted {
             local: self.local,
             secure: true,
             entry_point: Arc::clone(&self.entry_point),
-            on_mesh: self.on_mesh,
+            peer,
             tls: Some(Arc::new(TlsInfo { options: self.stamp, ..tls_info(&connection) })),
             address: crate::message::AddressText::default(),
         };

@@ -40,12 +40,14 @@ pub(super) struct Accepted {
 
 /// Both ends of a connection, as its peer or a trusted PROXY protocol header says.
 #[derive(Clone, Copy)]
-struct Ends {
+struct Ends<'a> {
     remote: SocketAddr,
     local: SocketAddr,
+    /// The mesh's peer that was let in.
+    peer: Option<&'a Arc<MeshIdentity>>,
 }
 
-impl Ends {
+impl Ends<'_> {
     /// Makes a connection ready to be served; `None` if it has gone already.
     fn of(accepted: inlet::Accepted) -> Option<(Inlet, Self)> {
         let (stream, remote, local) = match accepted {
@@ -59,7 +61,7 @@ impl Ends {
             }
         };
         // A socket of both families names its IPv4 visitors `::ffff:…`; nobody else should have to know.
-        Some((stream, Self { remote: super::canonical(remote), local: super::canonical(local) }))
+        Some((stream, Self { remote: super::canonical(remote), local: super::canonical(local), peer: None }))
     }
 }
 
@@ -75,7 +77,7 @@ impl Accepted {
             (Some(switch), _) => {
                 let switch = switch.load_full();
                 match (&switch.mesh, self.shared.on_mesh) {
-                    (None, false) => self.switched(start, ends, (&switch, None), &service).await,
+                    (None, false) => self.switched(start, ends, &switch, &service).await,
                     (Some(visitors), true) => {
                         Box::pin(self.of_mesh(start, ends, (&switch, visitors), &service)).await;
                     }
@@ -96,13 +98,13 @@ impl Accepted {
     }
 
     /// False if the connection is to be closed.
-    async fn take_proxy_header(&self, start: &mut Start, ends: &mut Ends) -> bool {
+    async fn take_proxy_header(&self, start: &mut Start, ends: &mut Ends<'_>) -> bool {
         let Some(policy) = &self.shared.proxy_protocol else { return true };
         let taken = timeout(PROXY_HEADER_TIMEOUT, start.take_proxy_header()).await;
         match taken.map(|taken| self.counted(taken)) {
             Ok(Ok(Some(addresses))) => {
                 if policy.trusts(ends.remote.ip()) {
-                    *ends = Ends { remote: addresses.source, local: addresses.destination };
+                    *ends = Ends { remote: addresses.source, local: addresses.destination, peer: None };
                 }
                 true
             }
@@ -121,7 +123,7 @@ impl Accepted {
     async fn of_mesh<S: Service>(
         &self,
         start: Start,
-        ends: Ends,
+        ends: Ends<'_>,
         (switch, visitors): (&Switch, &MeshVisitors),
         service: &Arc<S>,
     ) {
@@ -132,25 +134,30 @@ impl Accepted {
             return metrics.refused("mesh_peer_unknown");
         };
         let identity = Arc::clone(&admitted.identity);
+        let ends = Ends { peer: Some(&identity), ..ends };
+        let cut = start.stream.cut();
         tokio::select! {
             // First of all: what lies in the socket's buffer may be somebody else's.
             biased;
             () = admitted.changed() => {
                 tracing::debug!(peer = %identity.name, reason = "mesh_peer_changed", %entry_point, "connection closed");
                 metrics.refused("mesh_peer_changed");
+                // What has not been sent yet is not for whoever speaks from there now.
+                cut.reset();
             }
-            () = self.switched(start, ends, (switch, Some(&identity)), service) => {}
+            () = self.switched(start, ends, switch, service) => {}
         }
     }
 
     async fn switched<S: Service>(
         &self,
         mut start: Start,
-        ends: Ends,
-        (switch, mesh): (&Switch, Option<&MeshIdentity>),
+        ends: Ends<'_>,
+        switch: &Switch,
         service: &Arc<S>,
     ) {
         let peer = ends.remote.ip().to_canonical();
+        let mesh = ends.peer.map(|peer| &**peer);
         let unknown = TcpHead { server_name: "", alpn: &[], peer, mesh };
         if let Some(route) = switch.speaks_first(&unknown) {
             return self.serve_tcp(route, Io::from(start.stream), start.buffer, ends).await;
@@ -164,7 +171,7 @@ impl Accepted {
         };
         let Ok(Ok(protocol)) = protocol else { return };
         if protocol == Protocol::PostgresTls {
-            return Box::pin(self.postgres(start, ends, switch, mesh)).await;
+            return Box::pin(self.postgres(start, ends, switch)).await;
         }
         if protocol == Protocol::Plain {
             return match switch.decide_plain(&unknown) {
@@ -175,7 +182,7 @@ impl Accepted {
                 }
             };
         }
-        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch, mesh)).await {
+        if let Some((io, stamp)) = Box::pin(self.switched_tls(start, ends, switch)).await {
             self.serve_http(io, stamp, BytesMut::new(), ends, service).await;
         }
     }
@@ -190,18 +197,13 @@ impl Accepted {
 
     /// Serves a visitor who begins with TLS, by its ClientHello; the plain text if it is HTTP, and
     /// under which options the handshake was made.
-    async fn switched_tls(
-        &self,
-        mut start: Start,
-        ends: Ends,
-        switch: &Switch,
-        mesh: Option<&MeshIdentity>,
-    ) -> Option<(Io, Stamp)> {
+    async fn switched_tls(&self, mut start: Start, ends: Ends<'_>, switch: &Switch) -> Option<(Io, Stamp)> {
         let peer = ends.remote.ip().to_canonical();
         let hello = self.within_tls_timeout(start.client_hello()).await?;
         let hello = self.counted(hello).ok()?;
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         switch.look_for_challenge(&alpn).await;
+        let mesh = ends.peer.map(|peer| &**peer);
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.decide_tls(&head) {
             TlsDecision::Http(config, stamp) => {
@@ -228,7 +230,7 @@ impl Accepted {
     }
 
     /// A PostgreSQL client asks for TLS in the clear first; only TCP routers with TLS can be meant.
-    async fn postgres(&self, mut start: Start, ends: Ends, switch: &Switch, mesh: Option<&MeshIdentity>) {
+    async fn postgres(&self, mut start: Start, ends: Ends<'_>, switch: &Switch) {
         let granted = start.grant_postgres_tls().await;
         if self.counted(granted).is_err() {
             return;
@@ -237,6 +239,7 @@ impl Accepted {
         let Ok(hello) = self.counted(hello) else { return };
         let alpn: Vec<&[u8]> = hello.alpn.iter().map(Vec::as_slice).collect();
         let peer = ends.remote.ip().to_canonical();
+        let mesh = ends.peer.map(|peer| &**peer);
         let head = TcpHead { server_name: &hello.server_name, alpn: &alpn, peer, mesh };
         match switch.secure.decide(&head) {
             Some(router) => self.serve_tls(&router.target, hello, start, ends, Opening::Postgres).await,
@@ -249,7 +252,7 @@ impl Accepted {
         route: &Arc<TcpRoute>,
         hello: Hello,
         start: Start,
-        ends: Ends,
+        ends: Ends<'_>,
         opening: Opening,
     ) {
         match &route.tls {
@@ -261,7 +264,7 @@ impl Accepted {
             }
             RouteTls::Passthrough | RouteTls::Plain => {
                 drop(hello);
-                let Ends { remote, local } = ends;
+                let Ends { remote, local, .. } = ends;
                 let metrics = &self.shared.options.metrics;
                 let mut io = Io::from(start.stream);
                 route.serve_after(opening, &mut io, start.buffer, (remote, local), metrics).await;
@@ -269,7 +272,7 @@ impl Accepted {
         }
     }
 
-    async fn serve_tcp(&self, route: &Arc<TcpRoute>, mut io: Io, ahead: BytesMut, ends: Ends) {
+    async fn serve_tcp(&self, route: &Arc<TcpRoute>, mut io: Io, ahead: BytesMut, ends: Ends<'_>) {
         let metrics = &self.shared.options.metrics;
         Box::pin(route.serve(&mut io, ahead, ends.remote, ends.local, metrics)).await;
     }
@@ -315,7 +318,7 @@ impl Accepted {
         mut io: Io,
         options: Stamp,
         ahead: BytesMut,
-        ends: Ends,
+        ends: Ends<'_>,
         service: &Arc<S>,
     ) {
         let tls = match &io {
@@ -327,7 +330,7 @@ impl Accepted {
             local: ends.local,
             secure: tls.is_some(),
             entry_point: Arc::clone(&self.shared.name),
-            on_mesh: self.shared.on_mesh,
+            peer: ends.peer.cloned(),
             tls,
             address: crate::message::AddressText::default(),
         });

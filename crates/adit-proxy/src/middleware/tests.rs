@@ -28,7 +28,7 @@ pub(super) fn request_with(target: &str, fields: &[(&str, &str)]) -> Request {
         local: address,
         secure: false,
         entry_point: "web".into(),
-        on_mesh: false,
+        peer: None,
         tls: None,
         address: crate::message::AddressText::default(),
     };

@@ -187,7 +187,7 @@ fn probe_request(method: Method, uri: Uri, host: &str, headers: HeaderMap) -> Re
         local: nobody,
         secure: false,
         entry_point: "health-check".into(),
-        on_mesh: false,
+        peer: None,
         tls: None,
         address: crate::message::AddressText::default(),
     };

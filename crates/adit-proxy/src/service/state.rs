@@ -11,6 +11,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::body::{Batch, Body, BodyError, BodySource};
+use crate::tcp::splice::Pipe;
 
 /// One server's state, by service and URL.
 #[derive(Debug)]
@@ -160,6 +161,10 @@ struct Followed {
 impl BodySource for Followed {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
         self.body.poll_chunks(cx, out)
+    }
+
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        self.body.poll_pipe(cx, pipe)
     }
 
     fn take_trailers(&mut self) -> Option<HeaderMap> {

@@ -11,5 +11,6 @@ pub(crate) mod postgres;
 pub mod relay;
 pub mod route;
 pub mod service;
+pub mod splice;
 pub mod table;
 pub mod transport;

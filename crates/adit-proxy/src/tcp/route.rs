@@ -9,8 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::layer::{Admission, TcpLayer};
 use super::postgres;
-use super::relay::relay;
+use super::relay::{Relaying, relay};
 use super::service::TcpNode;
+use super::splice::Plain;
 use crate::metrics::Metrics;
 use crate::proxy_protocol::Addresses;
 
@@ -57,7 +58,7 @@ impl TcpRoute {
         destination: SocketAddr,
         metrics: &Metrics,
     ) where
-        V: AsyncRead + AsyncWrite + Unpin,
+        V: AsyncRead + AsyncWrite + Plain + Unpin,
     {
         self.serve_after(Opening::None, visitor, ahead, (source, destination), metrics).await;
     }
@@ -72,7 +73,7 @@ impl TcpRoute {
         ends: (SocketAddr, SocketAddr),
         metrics: &Metrics,
     ) where
-        V: AsyncRead + AsyncWrite + Unpin,
+        V: AsyncRead + AsyncWrite + Plain + Unpin,
     {
         let (source, destination) = ends;
         let admitted = self.admit(source.ip());
@@ -95,7 +96,9 @@ impl TcpRoute {
             tracing::warn!(router = %self.name, server = %dialled.server, reason = "postgres_no_tls", "TCP connection closed");
             return metrics.refused("postgres_no_tls");
         }
-        match relay(visitor, &mut dialled.io, ahead, dialled.termination_delay).await {
+        let relaying =
+            Relaying { ahead, termination_delay: dialled.termination_delay, pipes: metrics.pipes() };
+        match relay(visitor, &mut dialled.io, relaying).await {
             Ok(carried) => tracing::debug!(
                 router = %self.name, server = %dialled.server, up = carried.up, down = carried.down, "TCP connection ended"
             ),

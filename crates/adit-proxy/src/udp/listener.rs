@@ -179,6 +179,9 @@ impl Sessions {
     fn start(&mut self, visitor: SocketAddr, active: &Active) -> Result<(), &'static str> {
         let options = &active.options;
         let routes = active.routes.load();
+        if routes.mesh.as_ref().is_some_and(|visitors| visitors.is_own(visitor.ip())) {
+            return Err("mesh_peer_unknown");
+        }
         let (route, peer) = active.admit(&routes, visitor.ip())?;
         if self.open.len() >= options.sessions_max {
             return Err("udp_sessions_full");
@@ -237,7 +240,7 @@ mod tests {
     use adit_route::udp::{UdpRouterSpec, UdpTable};
 
     use crate::drain;
-    use crate::mesh::tests::peers;
+    use crate::mesh::tests::{believing, peers};
     use crate::mesh::{MeshGate, MeshVisitors};
     use crate::udp::service::UdpServices;
 
@@ -315,9 +318,8 @@ mod tests {
 
     #[tokio::test]
     async fn on_the_mesh_only_peers_that_a_router_is_for_are_served_and_only_while_they_are() {
-        let of = |mesh: &Arc<MeshPeers>, gate: &Arc<MeshGate>| {
-            Some(MeshVisitors::new(Arc::clone(mesh), Arc::clone(gate)))
-        };
+        let of =
+            |mesh: &Arc<MeshPeers>, gate: &Arc<MeshGate>| Some(believing(Arc::clone(mesh), Arc::clone(gate)));
         let admins = peers(&[("laptop", 1, "127.0.0.1", "admins"), ("site", 2, "127.9.0.0/16", "")]);
         let gate = Arc::new(MeshGate::default());
         gate.open(Arc::clone(&admins));

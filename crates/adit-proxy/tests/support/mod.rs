@@ -181,7 +181,7 @@ pub fn request(path: &str) -> Request {
         local: nobody,
         secure: false,
         entry_point: "web".into(),
-        on_mesh: false,
+        peer: None,
         tls: None,
         address: adit_proxy::message::AddressText::default(),
     };

@@ -173,6 +173,7 @@ pub(crate) fn options(identity: &Identity, edge: SocketAddr, connections: u8) ->
         )),
         rpc_timeout: Duration::from_secs(5),
         grace_period: Duration::from_secs(5),
+        lanes: Vec::new(),
     }
 }
 

@@ -113,7 +113,7 @@ fn message(request: http::Request<Bytes>) -> Option<Request> {
             secure: true,
             tls: None,
             entry_point: "acme".into(),
-            on_mesh: false,
+            peer: None,
             address: AddressText::default(),
         }),
     })

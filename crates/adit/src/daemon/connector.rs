@@ -10,6 +10,7 @@ use adit_tunnel::{Connector, ConnectorOptions, Grant};
 use arc_swap::ArcSwapOption;
 use http::{HeaderName, HeaderValue};
 use prometheus::Registry;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -65,10 +66,11 @@ impl RunningConnector {
         reach: Reach,
         grace: Duration,
         gateway: Option<Arc<Gateway>>,
+        lanes: Vec<Handle>,
     ) -> Result<NewConnector, DaemonError> {
         // Of its own: a connector that replaces another after a reload starts its counters afresh.
         let registry = Registry::new();
-        let options = options(tunnel, &reach, grace);
+        let options = ConnectorOptions { lanes, ..options(tunnel, &reach, grace) };
         let ingress = Arc::new(IngressState::new(&tunnel.ingress)?);
         let tunnel_id = options.credentials.tunnel_id;
         let metrics = ProxyMetrics::new(&registry)?;
@@ -80,7 +82,7 @@ impl RunningConnector {
             secure: false,
             tls: None,
             entry_point: "tunnel".into(),
-            on_mesh: false,
+            peer: None,
             address: adit_proxy::message::AddressText::default(),
         };
         let service = Arc::new(ConnectorService {
@@ -208,6 +210,7 @@ fn options(tunnel: &Tunnel, reach: &Reach, grace: Duration) -> ConnectorOptions 
         local_configuration: Some(push(tunnel)),
         rpc_timeout: tunnel.rpc_timeout,
         grace_period: grace,
+        lanes: Vec::new(),
     }
 }
 

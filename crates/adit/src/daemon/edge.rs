@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_config::{Config, Edge as EdgeSettings, HostPattern, Secret, TunnelCredentials, TunnelId};
 use adit_route::Table;
-use adit_tunnel::{Edge, EdgeHandle, EdgeOptions, Grant};
+use adit_tunnel::{CheckedCertificate, Edge, EdgeHandle, EdgeOptions, Grant};
 use arc_swap::ArcSwap;
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ pub(super) struct RunningEdge {
 
 /// An edge's part of a new configuration, ready to be taken.
 pub(super) struct Plan {
-    certificate: Option<adit_tunnel::EdgeCertificate>,
+    certificate: Option<CheckedCertificate>,
     pub(super) grants: Vec<Grant>,
     made: MadeTunnels,
 }
@@ -118,7 +118,7 @@ impl RunningEdge {
     /// What a new configuration makes of this edge; everything that can fail happens here.
     pub(super) fn plan(&self, config: &Config, settings: &EdgeSettings) -> Result<Plan, DaemonError> {
         let certificate = match &settings.certificate {
-            Some(files) => Some(edge_identity(config, Some(files))?.certificate),
+            Some(files) => Some(CheckedCertificate::new(edge_identity(config, Some(files))?.certificate)?),
             None => None,
         };
         let mut made = self.made.clone();
@@ -127,23 +127,15 @@ impl RunningEdge {
     }
 
     /// Takes tunnels, hosts, trust and certificate of a planned configuration.
-    ///
-    /// Only the certificate can still be refused, and then nothing else was taken.
-    pub(super) fn apply(
-        &mut self,
-        plan: Plan,
-        config: &Config,
-        settings: &EdgeSettings,
-    ) -> Result<(), DaemonError> {
+    pub(super) fn apply(&mut self, plan: Plan, config: &Config, settings: &EdgeSettings) {
         if let Some(certificate) = plan.certificate {
-            self.handle.set_certificate(certificate)?;
+            self.handle.set_certificate(certificate);
         }
         self.made = plan.made;
         self.handle.set_grants(plan.grants.clone());
         self.hosts.set_grants(plan.grants);
         self.trust.store(Arc::new(Trust { entry_points: config.entry_points.clone() }));
         self.public.clone_from(&settings.public);
-        Ok(())
     }
 
     /// What is in force, as a plan that changes nothing.

@@ -122,10 +122,12 @@ impl RunningIngress {
     }
 
     /// Keeps everybody from the addresses of the mesh that will be another's when `config` is in force; to be done before
-    /// the mesh changes.
-    pub(super) fn hold_gate(&self, config: &Config) {
+    /// the mesh changes. Says whether there are any.
+    pub(super) fn hold_gate(&self, config: &Config) -> bool {
         let after = config.mesh.as_ref().map(MeshPeers::new).unwrap_or_default();
         self.gateway.gate().hold(&after);
+        let before = self.gateway.load().inputs.mesh.clone().unwrap_or_default();
+        before.moving(&after).is_some()
     }
 
     /// All that decides who is who is in force: the mesh, [`Self::reload`] and the entry points.

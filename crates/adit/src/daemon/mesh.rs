@@ -1,6 +1,7 @@
 //! The mesh while the process runs: started, changed on reload, shown, ended.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +21,8 @@ use crate::mesh_entry;
 #[derive(Debug)]
 pub(super) struct RunningMesh {
     running: Option<RunningNode>,
+    /// A change that may still have to be taken back.
+    undo: Option<Undo>,
     metrics: Watches,
 }
 
@@ -37,6 +40,8 @@ struct RunningNode {
     view: Arc<MeshView>,
     /// As given to the node: interfaces of named networks looked up.
     settings: Mesh,
+    /// A change has failed on the way: it is neither what it was nor what it was to be.
+    is_half_changed: bool,
     _uapi: Option<Uapi>,
 }
 
@@ -48,9 +53,14 @@ pub(crate) struct MeshView {
     port: u16,
 }
 
-/// What the mesh was before a change, to be taken back if something else of a reload fails.
+/// How a change is taken back if something else of a reload fails.
 #[derive(Debug)]
-pub(super) struct Before(Option<Mesh>);
+enum Undo {
+    /// There was none.
+    End,
+    /// It was this.
+    Become(Box<Mesh>),
+}
 
 impl RunningMesh {
     /// Starts what `config` has; to be done before entry points are bound on it.
@@ -61,44 +71,72 @@ impl RunningMesh {
         let metrics =
             Watches { mesh: MeshMetrics::register(registry)?, stack: StackMetrics::register(registry)? };
         let running = config.mesh.as_ref().map(|mesh| RunningNode::start(mesh, &metrics)).transpose()?;
-        Ok(Self { running, metrics })
+        Ok(Self { running, undo: None, metrics })
+    }
+
+    /// Whether [`Self::change`] can take `config` without a restart; touches nothing.
+    ///
+    /// # Errors
+    /// [`NodeError::Restart`].
+    pub(super) fn check(&self, config: &Config) -> Result<(), NodeError> {
+        match (&self.running, &config.mesh) {
+            (Some(running), Some(mesh)) => running.node.check(mesh, &running.settings),
+            _ => Ok(()),
+        }
     }
 
     /// Starts or changes the mesh, so that entry points can be bound on it. One that is to go stays until
     /// [`Self::commit`]: somebody still listens on it.
     ///
     /// # Errors
-    /// [`NodeError`]; the mesh is as it was.
-    pub(super) fn change(&mut self, config: &Config) -> Result<Before, NodeError> {
-        let before = Before(self.running.as_ref().map(|running| running.settings.clone()));
+    /// [`NodeError`]; [`Self::restore`] is to follow.
+    pub(super) fn change(&mut self, config: &Config) -> Result<(), NodeError> {
         match (&mut self.running, &config.mesh) {
             (Some(running), Some(mesh)) => {
-                if let Err(error) = running.reload(mesh) {
-                    self.restore(before);
-                    return Err(error);
+                let settings = looked_up(mesh);
+                if settings != running.settings || running.is_half_changed {
+                    self.undo = Some(Undo::Become(Box::new(running.settings.clone())));
+                    running.take(settings)?;
                 }
             }
-            (None, Some(mesh)) => self.running = Some(RunningNode::start(mesh, &self.metrics)?),
+            (None, Some(mesh)) => {
+                self.running = Some(RunningNode::start(mesh, &self.metrics)?);
+                self.undo = Some(Undo::End);
+            }
             (_, None) => {}
         }
-        Ok(before)
+        Ok(())
     }
 
-    /// Takes back what [`Self::change`] did.
-    pub(super) fn restore(&mut self, before: Before) {
-        match (&mut self.running, before.0) {
-            (Some(running), Some(before)) => {
-                if let Err(error) = running.take(before) {
-                    let error = crate::ingress::chain(&error);
-                    tracing::error!(%error, reason = "mesh_restore", "the mesh stays half changed");
-                }
-            }
-            (running, _) => *running = None,
+    /// Takes back what [`Self::change`] did, if it did anything.
+    ///
+    /// # Errors
+    /// [`NodeError`] if addresses do not belong to whom they did: nobody may be known by them until that is mended, by
+    /// trying again before the next change.
+    pub(super) fn restore(&mut self) -> Result<(), NodeError> {
+        match (&self.undo, &mut self.running) {
+            (Some(Undo::Become(before)), Some(running)) => running.restore(before)?,
+            (Some(Undo::End), running) => *running = None,
+            _ => {}
         }
+        self.undo = None;
+        Ok(())
     }
 
-    /// Ends a mesh that `config` no longer has.
+    /// Whether [`Self::restore`] has failed.
+    pub(super) fn is_to_be_restored(&self) -> bool {
+        self.undo.is_some()
+    }
+
+    /// Whether entry points can be bound at this address of the mesh as it is.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        let running = self.running.as_ref().filter(|running| !running.is_half_changed);
+        running.is_some_and(|running| running.settings.addresses.iter().any(|net| net.addr() == address))
+    }
+
+    /// Stays with what [`Self::change`] did, and ends a mesh that `config` no longer has.
     pub(super) fn commit(&mut self, config: &Config) {
+        self.undo = None;
         if config.mesh.is_none() && self.running.take().is_some() {
             tracing::info!("mesh is down");
         }
@@ -164,30 +202,47 @@ impl RunningNode {
         }
         let (interface, port, peers) = (&settings.interface, node.port(), settings.peers.len());
         tracing::info!(%interface, port, peers, mtu = settings.mtu, "mesh is up");
-        Ok(Self { node, view, settings, _uapi: uapi.ok() })
+        Ok(Self { node, view, settings, is_half_changed: false, _uapi: uapi.ok() })
     }
 
-    /// Becomes what `mesh` says; untouched peers keep their sessions.
+    /// Becomes exactly this; untouched peers keep their sessions.
     ///
     /// # Errors
     /// [`NodeError`]; see [`Node::reconfigure`].
-    fn reload(&mut self, mesh: &Mesh) -> Result<(), NodeError> {
-        let settings = looked_up(mesh);
-        if settings == self.settings {
-            return Ok(());
-        }
-        self.take(settings)
+    fn take(&mut self, settings: Mesh) -> Result<(), NodeError> {
+        self.is_half_changed = true;
+        self.node.reconfigure(&settings, &self.settings)?;
+        tracing::info!(interface = %settings.interface, peers = settings.peers.len(), "mesh changed");
+        self.settle(settings);
+        self.is_half_changed = false;
+        Ok(())
     }
 
-    /// Becomes exactly this, whatever the node is now.
-    fn take(&mut self, settings: Mesh) -> Result<(), NodeError> {
-        self.node.reconfigure(&settings, &self.settings)?;
+    /// Becomes what it was before a change. That an interface does not is said and nothing worse: who is who, the lane
+    /// decides.
+    fn restore(&mut self, before: &Mesh) -> Result<(), NodeError> {
+        self.is_half_changed = true;
+        let restored = self.node.restore(before);
+        if let Err(error) = &restored {
+            let error = crate::ingress::chain(error);
+            tracing::error!(%error, reason = "mesh_restore", "the mesh stays half changed");
+        }
+        match restored {
+            Ok(()) => self.is_half_changed = false,
+            Err(NodeError::Interface(_)) => {}
+            Err(error) => return Err(error),
+        }
+        tracing::info!(interface = %before.interface, peers = before.peers.len(), "mesh changed back");
+        self.settle(before.clone());
+        Ok(())
+    }
+
+    /// Everything beside the node that goes by the settings.
+    fn settle(&mut self, settings: Mesh) {
         mesh_entry::route_through(self.node.stack(), &settings);
         warn_of_forwarding(&settings);
         *self.view.settings.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings.clone());
-        tracing::info!(interface = %settings.interface, peers = settings.peers.len(), "mesh changed");
         self.settings = settings;
-        Ok(())
     }
 }
 

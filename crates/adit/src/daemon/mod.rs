@@ -108,6 +108,13 @@ pub(crate) struct Daemon {
     leaving: JoinSet<()>,
 }
 
+/// What a reload is going to put in force.
+struct Planned {
+    edge: Option<Plan>,
+    connector: Option<ConnectorChange>,
+    listeners: Prepared,
+}
+
 impl Daemon {
     /// Binds everything and starts serving. Signals are listened for first: one that comes now is obeyed, not died of.
     ///
@@ -146,9 +153,9 @@ impl Daemon {
             public: Arc::new(ArcSwap::from_pointee(public(&config))),
         });
         let switches = |name: &str| ingress.switch(name).filter(|_| has_switch(&config, name));
-        let prepared = listeners.prepare(&config, &switches)?;
+        let prepared = listeners.prepare(&config, &switches, Prepared::default(), &|_| true)?;
         listeners.commit(prepared, &front, &switches, &|name| ingress.udp_routes(name));
-        let connector = start_connector(&source, &config, &ingress, edge.as_ref())?;
+        let connector = start_connector(&source, &config, &ingress, (edge.as_ref(), &listeners))?;
         let (admin, admin_address, admin_drain) = start_admin(
             &source,
             &config,
@@ -286,30 +293,33 @@ impl Daemon {
         Watched { files, folder, throttle: providers.throttle }
     }
 
-    /// Everything that can fail comes first and touches nothing that runs; what follows cannot fail.
+    /// What can fail without touching what runs comes first, then the mesh and what only listens where the mesh is new;
+    /// what follows cannot fail.
     async fn try_reload(&mut self) -> Result<(), DaemonError> {
         let config = self.source.load().map_err(DaemonError::Config)?;
-        let plan = match (&self.edge, &config.edge) {
-            (Some(edge), Some(settings)) => Some(edge.plan(&config, settings)?),
-            _ => None,
-        };
-        self.ingress.reserve(&config);
-        self.ingress.hold_gate(&config);
-        let (prepared, replacement) = match self.change(&config, plan) {
-            Ok(changed) => changed,
+        if self.mesh.is_to_be_restored() {
+            self.restore_mesh()?;
+        }
+        let planned = self.plan(&config)?;
+        let is_held = self.ingress.hold_gate(&config);
+        let prepared = match self.change_mesh(&config, planned.listeners) {
+            Ok(prepared) => prepared,
             Err(error) => {
-                self.front.gateway.gate().reopen();
+                // If it fails, it has said so, and the gate stays as it is.
+                let _ = self.restore_mesh();
                 return Err(error);
             }
         };
+        if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, planned.edge) {
+            edge.apply(plan, &config, settings);
+        }
         self.ingress.reload(&config);
         self.front.public.store(Arc::new(public(&config)));
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(&config, name));
         self.listeners.commit(prepared, &self.front, &switches, &|name| self.ingress.udp_routes(name));
-        self.ingress.open_gate();
         self.admin.mesh.store(self.mesh.view().filter(|_| config.mesh.is_some()));
         self.mesh.commit(&config);
-        self.commit_connector(replacement, &config);
+        self.commit_connector(planned.connector, &config);
         self.level.set(config.log.level);
         let waiting = restart_needs(&self.config, &config);
         if !waiting.is_empty() {
@@ -319,40 +329,43 @@ impl Daemon {
         self.admin.config.store(Arc::new(config.to_effective()));
         self.admin.listeners.store(Arc::new(self.listeners.addresses()));
         self.config = config;
+        if is_held {
+            tokio::time::sleep(GATE_REST).await;
+        }
+        self.ingress.open_gate();
         Ok(())
     }
 
-    /// Changes the mesh, on which entry points are to be bound, and the edge's certificate, which may be refused; the rest
-    /// as [`Self::prepare`]. What fails leaves everything as it was.
-    fn change(
-        &mut self,
-        config: &Config,
-        plan: Option<Plan>,
-    ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
-        let before = self.mesh.change(config)?;
-        self.listeners.reach(self.mesh.stack());
-        let changed = self.prepare(config, plan.as_ref()).and_then(|prepared| {
-            if let (Some(edge), Some(settings), Some(plan)) = (&mut self.edge, &config.edge, plan) {
-                edge.apply(plan, config, settings)?;
-            }
-            Ok(prepared)
-        });
-        if changed.is_err() {
-            self.mesh.restore(before);
-            self.listeners.reach(self.mesh.stack());
-        }
-        changed
+    /// Everything of `config` that can be tried while the old configuration runs on.
+    fn plan(&mut self, config: &Config) -> Result<Planned, DaemonError> {
+        self.mesh.check(config)?;
+        let edge = match (&self.edge, &config.edge) {
+            (Some(edge), Some(settings)) => Some(edge.plan(config, settings)?),
+            _ => None,
+        };
+        let connector = self.plan_connector(config, edge.as_ref())?;
+        self.ingress.reserve(config);
+        let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(config, name));
+        let reachable = |address| self.mesh.has(address);
+        let listeners = self.listeners.prepare(config, &switches, Prepared::default(), &reachable)?;
+        Ok(Planned { edge, connector, listeners })
     }
 
-    /// Entry points and connector as `config` wants them, not in force yet.
-    fn prepare(
-        &self,
-        config: &Config,
-        plan: Option<&Plan>,
-    ) -> Result<(Prepared, Option<ConnectorChange>), DaemonError> {
+    /// Changes the mesh, and binds the entry points that had to wait for it.
+    fn change_mesh(&mut self, config: &Config, prepared: Prepared) -> Result<Prepared, DaemonError> {
+        self.mesh.change(config)?;
+        self.listeners.reach(self.mesh.stack());
         let switches = |name: &str| self.ingress.switch(name).filter(|_| has_switch(config, name));
-        let prepared = self.listeners.prepare(config, &switches)?;
-        Ok((prepared, self.plan_connector(config, plan)?))
+        Ok(self.listeners.prepare(config, &switches, prepared, &|_| true)?)
+    }
+
+    /// Takes a change of the mesh back. Only when that has worked, addresses that were to move are known again.
+    fn restore_mesh(&mut self) -> Result<(), DaemonError> {
+        let restored = self.mesh.restore();
+        self.listeners.reach(self.mesh.stack());
+        restored?;
+        self.front.gateway.gate().reopen();
+        Ok(())
     }
 
     /// What becomes of the connector, if there is or will be one.
@@ -374,7 +387,8 @@ impl Daemon {
             return Ok(Some(ConnectorChange::Rules(Box::new(running.plan(tunnel)?))));
         }
         let gateway = gateway_of(config, &self.ingress);
-        let new = RunningConnector::prepare(tunnel, reach, grace(&self.source, config), gateway)?;
+        let (grace, lanes) = (grace(&self.source, config), self.listeners.lanes());
+        let new = RunningConnector::prepare(tunnel, reach, grace, gateway, lanes)?;
         Ok(Some(ConnectorChange::Replace(Some(Box::new(new)))))
     }
 
@@ -457,11 +471,12 @@ fn start_connector(
     source: &Source,
     config: &Config,
     ingress: &RunningIngress,
-    edge: Option<&RunningEdge>,
+    (edge, listeners): (Option<&RunningEdge>, &Listeners),
 ) -> Result<Option<RunningConnector>, DaemonError> {
     let Some(tunnel) = &config.tunnel else { return Ok(None) };
     let (reach, gateway) = (reach(tunnel, edge)?, gateway_of(config, ingress));
-    Ok(Some(RunningConnector::prepare(tunnel, reach, grace(source, config), gateway)?.start()))
+    let grace = grace(source, config);
+    Ok(Some(RunningConnector::prepare(tunnel, reach, grace, gateway, listeners.lanes())?.start()))
 }
 
 /// What the tunnel of a starting process dials.
@@ -605,5 +620,8 @@ fn start_admin(
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Beyond the grace period, for the packets that close connections.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
+/// Addresses that have changed hands are nobody's for so long after that: what their former owners sent, and what still
+/// lay in sockets and tasks, has been looked at and turned away by then.
+const GATE_REST: Duration = Duration::from_secs(1);
 /// Origin pools are swept and systemd's watchdog is fed this often.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(5);

@@ -192,13 +192,14 @@ impl Gateway {
         }
         let trusted = entry.policy.apply(request);
         let address = request.visitor.remote.ip();
-        if request.visitor.on_mesh != entry.is_on_mesh() {
+        if request.visitor.peer.is_some() != entry.is_on_mesh() {
             // The connection is older than its entry point's place.
             return Err(("entry_point_moved", StatusCode::FORBIDDEN));
         }
-        let peer = entry.identify(generation, address).and_then(|peer| match peer {
-            Some(_) if self.gate.holds(address) => Err(UnknownPeer),
-            peer => Ok(peer),
+        let peer = entry.identify(generation, address).and_then(|peer| match (peer, &request.visitor.peer) {
+            // The one who sent it, and not who has its address by now.
+            (Some(now), Some(then)) if now != then || self.gate.holds(address) => Err(UnknownPeer),
+            (peer, _) => Ok(peer),
         });
         let peer = peer.map_err(|UnknownPeer| ("mesh_peer_unknown", StatusCode::FORBIDDEN))?;
         if let Some(peer) = peer {

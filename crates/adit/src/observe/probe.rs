@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::{BoxFuture, Ctx, Outcome, Target};
+use adit_proxy::tcp::splice::Pipe;
 use http::HeaderMap;
 
 /// What the bodies and the origin's answer leave behind.
@@ -107,6 +108,12 @@ impl BodySource for Tally {
         result
     }
 
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        let moved = ready!(self.body.poll_pipe(cx, pipe))?;
+        self.probe.count(self.hop).fetch_add(moved.map_or(0, |_| pipe.filled() as u64), Ordering::Relaxed);
+        Poll::Ready(Ok(moved))
+    }
+
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         self.body.take_trailers()
     }
@@ -142,7 +149,7 @@ mod tests {
             local: SocketAddr::from(([127, 0, 0, 1], 2)),
             secure: false,
             entry_point: "web".into(),
-            on_mesh: false,
+            peer: None,
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };

@@ -1,0 +1,123 @@
+//! Frames of many streams in one write.
+//!
+//! `h2` writes each larger DATA frame by itself, which over TLS is a record and a system call for every small answer. It
+//! flushes when it has nothing more to write at the moment: until then frames are gathered here.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A stream whose writes are gathered until they are flushed, or [`GATHERED_BYTES_MAX`] are waiting.
+#[derive(Debug)]
+pub(super) struct Gathered<T> {
+    io: T,
+    /// No memory while it is empty.
+    waiting: BytesMut,
+}
+
+impl<T> Gathered<T> {
+    pub(super) fn new(io: T) -> Self {
+        Self { io, waiting: BytesMut::new() }
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Gathered<T> {
+    /// Writes what is waiting.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.waiting.is_empty() {
+            let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.waiting))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.waiting.advance(written);
+        }
+        self.waiting = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Makes room for some bytes.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting.len() >= GATHERED_BYTES_MAX { self.poll_drain(cx) } else { Poll::Ready(Ok(())) }
+    }
+
+    fn gather(&mut self, buf: &[u8]) -> usize {
+        let bytes = buf.len().min(GATHERED_BYTES_MAX - self.waiting.len());
+        self.waiting.extend_from_slice(&buf[..bytes]);
+        bytes
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_room(cx))?;
+        Poll::Ready(Ok(this.gather(buf)))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_room(cx))?;
+        Poll::Ready(Ok(bufs.iter().map(|buf| this.gather(buf)).sum()))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// What one connection holds at most before it writes: four whole TLS records, which go out by one system call.
+const GATHERED_BYTES_MAX: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn writes_wait_for_a_flush_or_a_full_buffer() {
+        let (ours, mut theirs) = duplex(1 << 20);
+        let mut gathered = Gathered::new(ours);
+        let slices = [IoSlice::new(b"one "), IoSlice::new(b"two")];
+        assert_eq!(gathered.write_vectored(&slices).await.unwrap(), 7);
+        let mut read = [0; 16];
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, theirs.read(&mut read)).await.is_err());
+        gathered.flush().await.unwrap();
+        assert_eq!(theirs.read(&mut read).await.unwrap(), 7);
+        assert_eq!(gathered.waiting.capacity(), 0);
+        let large = vec![1; GATHERED_BYTES_MAX];
+        gathered.write_all(&large).await.unwrap();
+        gathered.write_all(b"more").await.unwrap();
+        let mut first = vec![0; GATHERED_BYTES_MAX];
+        theirs.read_exact(&mut first).await.unwrap();
+        gathered.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).await.unwrap();
+        assert_eq!((first, rest.as_slice()), (large, &b"more"[..]));
+    }
+}
