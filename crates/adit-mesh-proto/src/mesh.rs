@@ -367,8 +367,8 @@ pub(crate) fn outlet<'a>(
     Outlet { trains, scratch, drops, mtu, ecn: 0 }
 }
 
-/// Decrypted packets and groups between two drains: a batch of receive offload has at most 64 datagrams, and 128 × 64 KiB
-/// of address space becomes memory only where used.
+/// Decrypted packets and groups between two drains: a batch of receive offload has at most 64 datagrams. 128 × 64 KiB, taken
+/// when first used; the stack of free ones keeps to a few.
 const ARRIVALS_MAX: usize = 128;
 /// Longest packet and its padding.
 const SCRATCH_LEN: usize = 65_536 + 16;

@@ -47,8 +47,7 @@ pub struct Merged<'a> {
 }
 
 impl Coalescer {
-    /// With room for `slots` packets or groups at a time; each has 64 KiB of address space
-    /// that becomes memory when first used.
+    /// With room for `slots` packets or groups at a time; each takes 64 KiB from when it is first used.
     #[must_use]
     pub fn new(slots: usize) -> Self {
         Self {
@@ -91,7 +90,7 @@ impl Coalescer {
                 self.saved[..covered].copy_from_slice(&group.bytes[at..group.len]);
                 Pending { slot, at, covered }
             }
-            _ => Pending { slot: self.free.pop()?, at: 0, covered: 0 },
+            _ => Pending { slot: self.take_free()?, at: 0, covered: 0 },
         };
         self.pending = Some(pending);
         self.slots[pending.slot].bytes.get_mut(pending.at..pending.at + room)
@@ -182,7 +181,7 @@ impl Coalescer {
         let slot = if pending.is_fresh() {
             pending.slot
         } else {
-            let slot = self.free.pop().expect("`slot` gives out nothing without a free slot in reserve");
+            let slot = self.take_free().expect("`slot` gives out nothing without a free slot in reserve");
             if let Ok([source, target]) = self.slots.get_disjoint_mut([pending.slot, slot]) {
                 target.bytes[..len].copy_from_slice(&source.bytes[pending.at..pending.at + len]);
             }
@@ -197,6 +196,15 @@ impl Coalescer {
                 self.open.remove(0);
             }
         }
+    }
+
+    fn take_free(&mut self) -> Option<usize> {
+        let slot = self.free.pop()?;
+        let bytes = &mut self.slots[slot].bytes;
+        if bytes.is_empty() {
+            *bytes = vec![0; SLOT_LEN];
+        }
+        Some(slot)
     }
 
     fn undo(&mut self, pending: Pending) {
@@ -248,7 +256,7 @@ struct Slot {
 impl Slot {
     fn new() -> Self {
         Self {
-            bytes: vec![0; SLOT_LEN],
+            bytes: Vec::new(),
             len: 0,
             key: 0,
             shape: None,
