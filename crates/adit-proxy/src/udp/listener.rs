@@ -149,8 +149,8 @@ impl UdpListener {
 
 struct Sessions {
     listener: UdpListener,
-    /// At most `sessions_max`.
     open: HashMap<SocketAddr, Session>,
+    /// At most `sessions_max`: of those that are open, and of those let go of that have not noticed yet.
     workers: JoinSet<(SocketAddr, u64)>,
     next: u64,
 }
@@ -183,7 +183,7 @@ impl Sessions {
             return Err("mesh_peer_unknown");
         }
         let (route, peer) = active.admit(&routes, visitor.ip())?;
-        if self.open.len() >= options.sessions_max {
+        if self.workers.len() >= options.sessions_max {
             return Err("udp_sessions_full");
         }
         let server = route.service.choose().ok_or("udp_no_server")?.to_string();

@@ -213,17 +213,17 @@ impl RunningIngress {
         &mut self,
         config: &Config,
         generation: &Generation,
-        mut tables: HashMap<String, UdpTable<UdpRoute>>,
+        tables: HashMap<String, UdpTable<UdpRoute>>,
     ) {
-        for name in tables.keys() {
-            self.udp_routes.entry(name.clone()).or_default();
+        let mut held = std::mem::take(&mut self.udp_routes);
+        for (name, table) in tables {
+            let cell = held.remove(&name).unwrap_or_default();
+            let mesh = self.mesh_of(config, &generation.inputs, &name);
+            cell.store(Arc::new(UdpRoutes { table, mesh }));
+            self.udp_routes.insert(name, cell);
         }
-        for (name, cell) in &self.udp_routes {
-            let routes = tables
-                .remove(name)
-                .map(|table| UdpRoutes { table, mesh: self.mesh_of(config, &generation.inputs, name) });
-            cell.store(Arc::new(routes.unwrap_or_default()));
-        }
+        // Sessions of an entry point that is no more may still look here.
+        held.into_values().for_each(|cell| cell.store(Arc::default()));
     }
 
     /// Who may come to an entry point, if it is on the mesh.
