@@ -91,12 +91,15 @@ fn programs() -> Vec<(&'static str, String)> {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         let says = |line: &&str| line.chars().any(|letter| letter.is_ascii_digit());
-        let line = text.lines().find(|line| line.contains("ersion:")).filter(says);
+        let line = text.lines().find(|line| line.contains("ersion"));
         let line = line.or_else(|| text.lines().find(says)).unwrap_or("version unknown");
         // What follows the version is about how it was built.
         let line =
             line.split(['(', '[', ',']).next().unwrap_or(line).trim().trim_start_matches("nginx version: ");
-        let line = line.trim_start_matches("version ").trim_start_matches("Build Version:").trim();
+        let line = ["version ", "Build Version:", "Version:"]
+            .iter()
+            .fold(line, |line, start| line.trim_start_matches(start));
+        let line = line.trim();
         let named = line.to_lowercase().contains(&name.to_lowercase());
         Some((name, if named { line.to_owned() } else { format!("{name} {line}") }))
     };

@@ -2,13 +2,14 @@
 //! clients, in one interleaved run.
 //!
 //! Prints a table for each path and, if nothing is left out, writes `docs/performance.md` and `docs/performance.json`.
-//! `-- tunnel mesh` runs those sections alone and writes nothing. Peers are found on PATH or named by `CLOUDFLARED`, `TRAEFIK`,
+//! `-- tunnel mesh` runs those sections alone and writes nothing, `-- --write tunnel` writes it in the place of what was there. Peers are found on PATH or named by `CLOUDFLARED`, `TRAEFIK`,
 //! `FRPC`, `FRPS`, `RATHOLE`, `BORINGTUN`, `GOTATUN` and `WIREGUARD_GO`; those that are absent are listed as absent.
 //!
 //! As root, everything runs in a network namespace whose loopback has the MTU of Ethernet, because datagrams and segments of
 //! 64 KiB exist on no line; the mesh lays cables of its own. Others run on loopback as it is, without the mesh.
 #![allow(clippy::print_stdout, reason = "its tables are what a bench is for")]
 
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
@@ -29,6 +30,7 @@ mod table;
 mod tunnel;
 
 use machine::Machine;
+use serde_json::Value;
 use support::{find_program, note, project_root};
 use table::Section;
 
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
     {
         return ingress::relay(to);
     }
+    let (flags, wanted): (Vec<String>, Vec<String>) =
+        wanted.into_iter().partition(|argument| argument == WRITE);
     if let Some(unknown) = wanted.iter().find(|name| !SECTIONS.iter().any(|(known, _)| known == name)) {
         let known: Vec<&str> = SECTIONS.iter().map(|(name, _)| *name).collect();
         note(&format!("unknown section `{unknown}`; there are {}", known.join(", ")));
@@ -51,7 +55,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if std::env::var_os(ETHERNET).is_none() && support::netns::is_root() {
-        return enter_ethernet(&wanted);
+        return enter_ethernet(&[flags, wanted].concat());
     }
     let machine = Machine::look();
     println!("{}\n", machine.markdown());
@@ -63,19 +67,37 @@ fn main() -> ExitCode {
             sections.push(section);
         }
     }
-    if wanted.is_empty() {
-        let docs = project_root().join("docs");
-        let json =
-            serde_json::to_string_pretty(&report::json(&machine, COMMAND, &sections)).expect("it is JSON");
-        let written =
-            std::fs::write(docs.join("performance.md"), report::markdown(&machine, COMMAND, &sections))
-                .and_then(|()| std::fs::write(docs.join("performance.json"), json + "\n"));
-        if let Err(error) = written {
-            note(&format!("docs/performance.md cannot be written: {error}"));
-            return ExitCode::FAILURE;
+    let written = match (wanted.is_empty(), flags.is_empty()) {
+        (true, _) => {
+            let json = report::json(&machine, COMMAND, &sections);
+            write(&report::markdown(&machine, COMMAND, &sections), &json)
         }
+        (false, false) => replace(&sections),
+        (false, true) => Ok(()),
+    };
+    if let Err(error) = written {
+        note(&format!("docs/performance.md cannot be written: {error}"));
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+fn write(page: &str, json: &Value) -> io::Result<()> {
+    let docs = project_root().join("docs");
+    std::fs::write(docs.join("performance.md"), format!("{}\n", page.trim_end()))?;
+    std::fs::write(docs.join("performance.json"), format!("{json:#}\n"))
+}
+
+/// Puts sections in the place of what was measured before.
+fn replace(sections: &[Section]) -> io::Result<()> {
+    let docs = project_root().join("docs");
+    let mut page = std::fs::read_to_string(docs.join("performance.md"))?;
+    let mut json: Value = serde_json::from_str(&std::fs::read_to_string(docs.join("performance.json"))?)?;
+    for section in sections {
+        page = report::replace(&page, section);
+        report::replace_json(&mut json, section);
+    }
+    write(&page, &json)
 }
 
 /// Becomes the same program where loopback is like Ethernet.
@@ -108,5 +130,7 @@ const COMMAND: &str = "cargo bench -p adit --bench compare";
 const ROUNDS: usize = 3;
 /// Set where loopback is like Ethernet; its value is the MTU.
 const ETHERNET: &str = "ADIT_COMPARE_MTU";
+/// Writes also if sections are named.
+const WRITE: &str = "--write";
 /// First argument of the bench as a relay.
 const RELAY: &str = "--relay";

@@ -18,10 +18,12 @@ pub(crate) fn measure() -> Section {
         "Memory",
         "client → proxy → origin on loopback, WebSockets that are open and say nothing. Memory is what the proxy holds (RSS).",
     );
-    // Each socket is two descriptors of this process: the client's and the origin's.
-    if rlimit::increase_nofile_limit(u64::from(SOCKETS) * 2 + 1000).unwrap_or(0)
-        < u64::from(SOCKETS) * 2 + 500
-    {
+    // Each socket is two descriptors of this process, the client's and the origin's, and two of the proxy's, which inherits
+    // the limit.
+    let limit = rlimit::increase_nofile_limit(u64::from(SOCKETS_MAX) * 2 + SPARE).unwrap_or(0);
+    let thousands = u32::try_from(limit.saturating_sub(SPARE) / 2000).unwrap_or(0).min(SOCKETS_MAX / 1000);
+    let (count, many) = (thousands * 1000, &*format!("{thousands},000 idle WebSockets").leak());
+    if count == 0 {
         section.absent(ADIT, "the limit on descriptors is too low");
         return section;
     }
@@ -30,18 +32,20 @@ pub(crate) fn measure() -> Section {
     let mut proxies = vec![(ADIT, adit.1, adit.0)];
     proxies.push(("nginx", nginx(origin), None));
     if let Some(haproxy) = find_program("haproxy") {
-        proxies.push(("haproxy", self::haproxy(&haproxy, origin), None));
+        proxies.push(("haproxy", self::haproxy(&haproxy, origin, count), None));
     } else {
         section.absent("haproxy", "not on PATH");
     }
     for (name, (process, address, _running), _adit) in &proxies {
         progress(&format!("memory: {name}"));
         section.add(IDLE, name, Some(vec![(Figure::Mebibytes, resident(*process))]));
-        let sockets: Option<Vec<TcpStream>> = (0..SOCKETS).map(|_| open(*address)).collect();
+        let sockets: Option<Vec<TcpStream>> = (0..count).map(|_| open(*address)).collect();
         let held = sockets.as_ref().map(|_| vec![(Figure::Mebibytes, resident(*process))]);
-        section.add(MANY, name, held);
+        section.add(many, name, held);
+        drop(sockets);
+        origin::release();
     }
-    section.ask(MANY, Figure::Mebibytes, Against::Value, Bound::AtMost(150.0));
+    section.ask(many, Figure::Mebibytes, Against::Value, Bound::AtMost(15.0 * f64::from(thousands)));
     section
 }
 
@@ -66,7 +70,7 @@ fn adit(origin: SocketAddr) -> (Option<Adit>, Running) {
             "entryPoints: {{ web: {{ address: \"127.0.0.1:0\", asDefault: true }} }}\nadmin: {{ address: \"127.0.0.1:0\" }}\n\
              limits: {{ connections: {} }}\nhttp:\n  routers: {{ r: {{ rule: \"PathPrefix(`/`)\", service: s }} }}\n  \
              services: {{ s: {{ loadBalancer: {{ servers: [ {{ url: \"http://{origin}\" }} ] }} }} }}\n",
-            SOCKETS + 100
+            SOCKETS_MAX + 100
         ),
     );
     let running = (adit.process().id(), adit.entry_point("web"), None);
@@ -92,7 +96,7 @@ fn nginx(origin: SocketAddr) -> Running {
     listening("nginx", Process::start("nginx", command.stdin(Stdio::null())), folder, address)
 }
 
-fn haproxy(program: &std::path::Path, origin: SocketAddr) -> Running {
+fn haproxy(program: &std::path::Path, origin: SocketAddr, sockets: u32) -> Running {
     let folder = TempFolder::new("haproxy");
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_tcp_port()));
     let path = folder.write(
@@ -101,7 +105,7 @@ fn haproxy(program: &std::path::Path, origin: SocketAddr) -> Running {
             "global\n maxconn {0}\ndefaults\n mode http\n maxconn {0}\n timeout connect 5s\n timeout client 600s\n \
              timeout server 600s\n timeout tunnel 600s\nfrontend f\n bind {address}\n default_backend b\n\
              backend b\n server s {origin}\n",
-            SOCKETS + 1000
+            sockets + 400
         ),
     );
     let mut command = Command::new(program);
@@ -114,6 +118,8 @@ fn listening(name: &str, process: Process, folder: TempFolder, address: SocketAd
     (process.id(), address, Some((process, folder)))
 }
 
-const SOCKETS: u32 = 10_000;
+/// Fewer where the limit on descriptors is lower.
+const SOCKETS_MAX: u32 = 10_000;
+/// Descriptors for everything else.
+const SPARE: u64 = 1000;
 const IDLE: &str = "no visitor";
-const MANY: &str = "10,000 idle WebSockets";

@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::thread;
 
 /// Starts it on a port of loopback's; it ends with the process.
@@ -19,6 +20,13 @@ pub(crate) fn start() -> SocketAddr {
     address
 }
 
+/// Closes the WebSockets that it holds.
+pub(crate) fn release() {
+    if let Ok(mut held) = HELD.lock() {
+        held.clear();
+    }
+}
+
 /// Answers until the other side ends or fails.
 fn serve(mut stream: TcpStream) -> Option<()> {
     let _ = stream.set_nodelay(true);
@@ -28,8 +36,8 @@ fn serve(mut stream: TcpStream) -> Option<()> {
         let Head { path, mut length, chunked, upgrade } = read_head(&mut reader)?;
         if upgrade {
             stream.write_all(SWITCHING.as_bytes()).ok()?;
-            // Held without a thread until the other side is gone, with the process.
-            std::mem::forget(stream);
+            // Held without a thread.
+            HELD.lock().ok()?.push(stream);
             return None;
         }
         while length > 0 {
@@ -91,6 +99,7 @@ fn skip_chunks(reader: &mut BufReader<TcpStream>) -> Option<()> {
     }
 }
 
+static HELD: Mutex<Vec<TcpStream>> = Mutex::new(Vec::new());
 /// The answer to the key of RFC 6455 section 1.3, which all clients here send.
 const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";

@@ -23,6 +23,21 @@ pub(crate) fn markdown(machine: &Machine, command: &str, sections: &[Section]) -
     text
 }
 
+/// The page with one section in place of what it said there before.
+pub(crate) fn replace(page: &str, section: &Section) -> String {
+    let text = format!("{}\n", self::section(section));
+    let Some(begin) = page.find(&format!("## {}\n", section.name)) else { return format!("{page}{text}") };
+    let end = page[begin + 3..].find("\n## ").map_or(page.len(), |next| begin + 3 + next + 1);
+    format!("{}{text}{}", &page[..begin], &page[end..])
+}
+
+/// The same in JSON.
+pub(crate) fn replace_json(all: &mut Value, section: &Section) {
+    let Some(sections) = all["sections"].as_array_mut() else { return };
+    sections.retain(|other| other["name"] != section.name);
+    sections.push(section_json(section));
+}
+
 /// One section's tables.
 pub(crate) fn section(section: &Section) -> String {
     let figures = section.figures();
