@@ -123,7 +123,12 @@ pub(crate) fn stock(program: &Path, origin: SocketAddr) -> Tunnel {
 
 /// A connector with one connection to `edge`.
 pub(crate) fn dial(program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
-    let address = edge.edge().to_string();
+    dial_by(edge.edge(), program, edge, arguments)
+}
+
+/// The same by another address, from which there is a line to `edge`.
+pub(crate) fn dial_by(address: SocketAddr, program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
+    let address = address.to_string();
     let mut command = Command::new(program);
     command.args([
         "tunnel",
