@@ -17,7 +17,9 @@ use std::process::{Command, ExitCode};
 
 mod chain;
 mod ingress;
+mod line;
 mod load;
+mod long;
 mod machine;
 #[path = "../measure.rs"]
 mod measure;
@@ -117,8 +119,9 @@ fn enter_ethernet(wanted: &[String]) -> ExitCode {
 type Measure = fn() -> Section;
 
 /// Name on the command line, and what measures it.
-const SECTIONS: [(&str, Measure); 7] = [
+const SECTIONS: [(&str, Measure); 8] = [
     ("tunnel", tunnel::measure),
+    ("long", long::measure),
     ("chain", chain::measure),
     ("ingress", ingress::measure),
     ("mesh", mesh::measure),

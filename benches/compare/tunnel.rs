@@ -126,8 +126,13 @@ pub(crate) fn stock(program: &Path, origin: SocketAddr) -> Tunnel {
 
 /// A connector with one connection to `edge`.
 pub(crate) fn dial(program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
+    dial_by(edge.edge(), program, edge, arguments)
+}
+
+/// The same by another address, from which there is a line to `edge`.
+pub(crate) fn dial_by(address: SocketAddr, program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
     let ca = edge.folder().path().join("state/edge-ca.pem");
-    let process = connector(program, edge.edge(), &ca, arguments);
+    let process = connector(program, address, &ca, arguments);
     edge.wait_for_connections(1);
     process
 }
