@@ -347,7 +347,27 @@ fn with_tail_loss(
     let (Transport::Udp, Some(sent), Some(mut received)) = (transport, sender, receiver) else {
         return (sender, receiver);
     };
-    let missing = sent.look.packets.saturating_sub(received.look.packets);
-    received.look.lost = received.look.lost.max(missing);
+    // By numbers, which do not depend on when each end learnt that the warm-up was over.
+    let missing = sent.look.numbered.saturating_sub(received.look.numbered).min(sent.look.packets);
+    received.look.lost = received.look.lost.saturating_add(missing);
     (sender, Some(received))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Look;
+
+    #[test]
+    fn datagrams_lost_at_the_end_are_lost_and_those_of_the_warm_up_are_not() {
+        let side = |packets, lost, numbered| {
+            Some(Side { seconds: 1.0, look: Look { packets, lost, numbered, ..Look::default() } })
+        };
+        // 50 of the warm-up; the receiver heard of its end when 53 had come.
+        let lost =
+            |received| with_tail_loss(Transport::Udp, side(100, 0, 150), received).1.unwrap().look.lost;
+        assert_eq!(lost(side(97, 0, 150)), 0);
+        assert_eq!(lost(side(80, 7, 140)), 17);
+        assert_eq!(lost(side(0, 0, 0)), 100);
+    }
 }

@@ -184,6 +184,7 @@ fn counted(head: &Head, sum: &Sum, role: Option<&str>) -> Map<String, Value> {
             value.insert("lost_packets".to_owned(), json!(sum.lost));
             value.insert("lost_percent".to_owned(), json!(sum.lost_percent()));
             value.insert("out_of_order".to_owned(), json!(sum.out_of_order));
+            value.insert("duplicates".to_owned(), json!(sum.duplicates));
         }
         "HTTP/1.1" | "HTTP/2" => {
             value.insert("requests".to_owned(), json!(sum.packets));

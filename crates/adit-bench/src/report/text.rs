@@ -203,8 +203,10 @@ fn summary_details(head: &Head, sum: &Sum, role: &str) -> String {
 fn datagrams(sum: &Sum) -> String {
     let order =
         if sum.out_of_order > 0 { format!(", {} out of order", sum.out_of_order) } else { String::new() };
+    let twice = if sum.duplicates > 0 { format!(", {} came twice", sum.duplicates) } else { String::new() };
     let percent = lost_percent(sum.lost, sum.packets);
-    format!("  {:.3} ms  {}/{} ({percent:.2} %){order}", sum.jitter_ms, sum.lost, sum.lost + sum.packets)
+    let all = sum.lost.saturating_add(sum.packets);
+    format!("  {:.3} ms  {}/{all} ({percent:.2} %){order}{twice}", sum.jitter_ms, sum.lost)
 }
 
 fn requests(text: &mut String, outcome: &Outcome) {
