@@ -354,7 +354,7 @@ fn a_client_of_another_version_is_refused_by_that_name() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("the server closes");
     let answer: Value = serde_json::from_slice(&answer[4..]).expect("a frame of JSON");
-    assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(1)));
+    assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(2)));
 }
 
 /// `adit mesh genkey` and the public key of what it prints.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, Command, value_parser};
 
+use crate::options::FailedMax;
 use crate::plan::{CONNECTIONS_MAX, STREAMS_MAX};
 use crate::units;
 
@@ -196,8 +197,16 @@ fn output(command: Command) -> Command {
                 .value_parser(parser(units::duration)),
         )
         .arg(
+            value(
+                "fail-above-failed",
+                "SHARE|COUNT",
+                "Exit status 3 if more HTTP requests fail, such as 5 or 0.1%; without it if any does",
+            )
+            .value_parser(parser(failed)),
+        )
+        .arg(
             value("fail-above-loss", "PERCENT", "Exit status 3 if more UDP datagrams are lost")
-                .value_parser(parser(number)),
+                .value_parser(parser(percent)),
         )
         .arg(
             value(
@@ -235,6 +244,21 @@ fn cpu_of(help: &'static str) -> Arg {
 
 fn parser<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String>) -> ValueParser {
     ValueParser::from(parse)
+}
+
+fn failed(text: &str) -> Result<FailedMax, String> {
+    match text.strip_suffix('%') {
+        Some(_) => percent(text).map(FailedMax::Percent),
+        None => text.parse().map(FailedMax::Count).map_err(|_| {
+            format!("`{text}` is neither a number of requests such as 5 nor a share such as 0.1%")
+        }),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent =
+        text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| format!("`{text}` is no share; write 0 to 100 percent"))
 }
 
 fn number(text: &str) -> Result<f64, String> {

@@ -82,9 +82,24 @@ pub(crate) struct Thresholds {
     pub(crate) rate_min: Option<u64>,
     pub(crate) requests_min: Option<f64>,
     pub(crate) p99_max: Option<Duration>,
+    pub(crate) failed_max: FailedMax,
     pub(crate) loss_percent_max: Option<f64>,
     pub(crate) cpu_per_gib_max: Option<f64>,
     pub(crate) cpu_per_requests_max: Option<f64>,
+}
+
+/// Requests that may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum FailedMax {
+    Count(u64),
+    /// Of those that end.
+    Percent(f64),
+}
+
+impl Default for FailedMax {
+    fn default() -> Self {
+        Self::Count(0)
+    }
 }
 
 impl ClientOptions {
@@ -328,6 +343,7 @@ fn thresholds(matches: &ArgMatches) -> Thresholds {
         rate_min: one(matches, "fail-below"),
         requests_min: one(matches, "fail-below-requests"),
         p99_max: one(matches, "fail-above-p99"),
+        failed_max: one(matches, "fail-above-failed").unwrap_or_default(),
         loss_percent_max: one(matches, "fail-above-loss"),
         cpu_per_gib_max: one(matches, "fail-above-cpu"),
         cpu_per_requests_max: one(matches, "fail-above-cpu-requests"),
@@ -387,7 +403,7 @@ const LINES_MAX: f64 = 100_000.0;
 /// Shorter ones are tried out by whoever has seen one handshake.
 const SECRET_BYTES_MIN: usize = 8;
 
-const HTTP_ONLY_AND_LOSS: [&str; 9] = [
+const HTTP_ONLY_AND_LOSS: [&str; 10] = [
     "http2",
     "connect-to",
     "header",
@@ -396,9 +412,10 @@ const HTTP_ONLY_AND_LOSS: [&str; 9] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "fail-above-loss",
 ];
-const HTTP_ONLY_AND_TCP: [&str; 10] = [
+const HTTP_ONLY_AND_TCP: [&str; 11] = [
     "http2",
     "connect-to",
     "header",
@@ -407,10 +424,11 @@ const HTTP_ONLY_AND_TCP: [&str; 10] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "congestion",
     "no-delay",
 ];
-const HTTP_ONLY_AND_SOCKETS: [&str; 11] = [
+const HTTP_ONLY_AND_SOCKETS: [&str; 12] = [
     "http2",
     "connect-to",
     "header",
@@ -419,6 +437,7 @@ const HTTP_ONLY_AND_SOCKETS: [&str; 11] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "congestion",
     "no-delay",
     "fail-above-loss",

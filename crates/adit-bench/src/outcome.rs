@@ -1,6 +1,7 @@
 //! What a run has shown: figures only; `verdict.rs` judges and `report/` tells.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::cpu::CpuUse;
 use crate::flow::Look;
@@ -80,6 +81,27 @@ pub(crate) struct Requests {
     pub(crate) failed: Vec<(&'static str, u64)>,
 }
 
+/// Requests that were under way when the run ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    pub(crate) count: u64,
+    /// How long the first of them had waited.
+    pub(crate) longest: Duration,
+    /// How long none of all streams had been answered while one waited.
+    pub(crate) silence: Duration,
+}
+
+impl Requests {
+    pub(crate) fn failures(&self) -> u64 {
+        self.failed.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Of those that ended.
+    pub(crate) fn failed_percent(&self) -> f64 {
+        lost_percent(self.failures(), self.done)
+    }
+}
+
 /// A run that is over.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
@@ -95,6 +117,8 @@ pub(crate) struct Outcome {
     /// Whether that is the requests' own.
     pub(crate) latency_of_requests: bool,
     pub(crate) requests: Option<Requests>,
+    /// Where the latencies are those of requests.
+    pub(crate) waiting: Option<Waiting>,
     /// What the server counted of all streams together, where it does not count each: received (up) and sent (down).
     pub(crate) far_sums: Option<(Side, Side)>,
     pub(crate) near: CpuUse,

@@ -1,6 +1,6 @@
 //! Small questions and answers beside the load: what a packet that is in a hurry meets in the queues that the load fills.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -12,7 +12,21 @@ use crate::histogram::Histogram;
 #[derive(Debug)]
 pub(crate) struct Pinger {
     task: JoinHandle<()>,
-    found: Arc<Mutex<Histogram>>,
+    found: Arc<Mutex<Found>>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    latency: Histogram,
+    /// When the question under way was asked; it stays where nobody answers any more.
+    asked: Option<Instant>,
+}
+
+impl Found {
+    fn answered(&mut self, latency: Duration) {
+        self.asked = None;
+        self.latency.record_of_many(latency, INTERVAL);
+    }
 }
 
 impl Pinger {
@@ -26,13 +40,15 @@ impl Pinger {
         for number in 0..IDLE_COUNT {
             idle.record(ask(&mut reader, &mut writer, number).await?);
         }
-        let found = Arc::new(Mutex::new(Histogram::default()));
+        let found = Arc::new(Mutex::new(Found::default()));
         let task = tokio::spawn({
             let found = Arc::clone(&found);
             async move {
                 let mut number = IDLE_COUNT;
-                while let Ok(latency) = ask(&mut reader, &mut writer, number).await {
-                    found.lock().unwrap_or_else(PoisonError::into_inner).record(latency);
+                loop {
+                    lock(&found).asked = Some(Instant::now());
+                    let Ok(latency) = ask(&mut reader, &mut writer, number).await else { break };
+                    lock(&found).answered(latency);
                     number += 1;
                     tokio::time::sleep(INTERVAL.saturating_sub(latency)).await;
                 }
@@ -43,12 +59,17 @@ impl Pinger {
 
     /// Forgets what it found until now (the warm-up).
     pub(crate) fn reset(&self) {
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Histogram::default();
+        lock(&self.found).latency = Histogram::default();
     }
 
-    /// What it found so far.
+    /// What it found so far, with how long the question under way has waited.
     pub(crate) fn found(&self) -> Histogram {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let found = lock(&self.found);
+        let mut latency = found.latency.clone();
+        if let Some(asked) = found.asked {
+            latency.record_of_many(asked.elapsed(), INTERVAL);
+        }
+        latency
     }
 }
 
@@ -66,6 +87,10 @@ pub(crate) async fn echo<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(mut reader
             break;
         }
     }
+}
+
+fn lock(found: &Mutex<Found>) -> MutexGuard<'_, Found> {
+    found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn ask<R, W>(reader: &mut R, writer: &mut W, number: u64) -> std::io::Result<Duration>
@@ -106,5 +131,28 @@ mod tests {
         }
         drop(pinger);
         echo.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_question_that_nobody_answers_is_in_what_was_found() {
+        let (near, far) = tokio::io::duplex(1024);
+        let (mut far_reader, mut far_writer) = tokio::io::split(far);
+        // Answers the questions before the load, and then no more.
+        let peer = tokio::spawn(async move {
+            let mut message = [0; MESSAGE_BYTES];
+            for _ in 0..IDLE_COUNT {
+                far_reader.read_exact(&mut message).await.unwrap();
+                far_writer.write_all(&message).await.unwrap();
+            }
+            far_reader.read_exact(&mut message).await.unwrap();
+            (far_reader, far_writer)
+        });
+        let (reader, writer) = tokio::io::split(near);
+        let (pinger, _) = Pinger::start(reader, writer).await.unwrap();
+        let _held = peer.await.unwrap();
+        while pinger.found().max() < Some(3 * INTERVAL) {
+            tokio::task::yield_now().await;
+        }
+        assert!(pinger.found().count() >= 3);
     }
 }

@@ -1,9 +1,11 @@
 //! What limited a run, in one sentence, and which thresholds it misses.
 
+use std::time::Duration;
+
 use crate::cpu::CpuUse;
 use crate::flow::{Look, QuicState};
-use crate::options::Thresholds;
-use crate::outcome::{Outcome, Sum};
+use crate::options::{FailedMax, Thresholds};
+use crate::outcome::{Outcome, Requests, Sum};
 use crate::tcp_state::TcpState;
 use crate::units::{rate_text, time_text};
 
@@ -46,19 +48,44 @@ pub(crate) fn missed(outcome: &Outcome, thresholds: &Thresholds) -> Vec<String> 
             missed.push(format!("{rate:.0} requests/s are below {min:.0}"));
         }
     }
-    if let Some(max) = thresholds.p99_max {
-        match outcome.loaded.as_ref().and_then(|latency| latency.quantile(0.99)) {
-            Some(p99) if p99 <= max => {}
-            Some(p99) => {
-                missed.push(format!("p99 latency of {} is above {}", time_text(p99), time_text(max)))
-            }
-            None => missed.push("no latency was measured".to_owned()),
-        }
-    }
+    missed.extend(
+        outcome.requests.as_ref().and_then(|requests| failed_missed(requests, thresholds.failed_max)),
+    );
+    missed.extend(thresholds.p99_max.and_then(|max| p99_missed(outcome, max)));
     let cpu = outcome.cpu_seconds();
     missed.extend(cpu_missed(outcome.per_gib(cpu), thresholds.cpu_per_gib_max, "GiB"));
     missed.extend(cpu_missed(outcome.per_requests(cpu), thresholds.cpu_per_requests_max, "100,000 requests"));
     missed
+}
+
+fn failed_missed(requests: &Requests, max: FailedMax) -> Option<String> {
+    let (failed, percent) = (requests.failures(), requests.failed_percent());
+    match max {
+        FailedMax::Count(max) => {
+            (failed > max).then(|| format!("{failed} failed requests are above {max} (--fail-above-failed)"))
+        }
+        FailedMax::Percent(max) => (percent > max).then(|| {
+            format!("{percent:.3} % of the requests failed, which is above {max} % (--fail-above-failed)")
+        }),
+    }
+}
+
+/// Requests are made one after the other, so that a silence is one sample of each stream however long it is: one that is at
+/// least a hundredth of the run is as much as a hundredth of the requests of somebody who does not wait for answers.
+fn p99_missed(outcome: &Outcome, max: Duration) -> Option<String> {
+    let silence = outcome.waiting.map(|waiting| waiting.silence).filter(|silence| *silence > max);
+    if let Some(silence) = silence.filter(|silence| silence.as_secs_f64() * 100.0 >= outcome.seconds) {
+        return Some(format!(
+            "no request was answered in the last {}, which is above a p99 latency of {}",
+            time_text(silence),
+            time_text(max)
+        ));
+    }
+    match outcome.loaded.as_ref().and_then(|latency| latency.quantile(0.99)) {
+        Some(p99) if p99 <= max => None,
+        Some(p99) => Some(format!("p99 latency of {} is above {}", time_text(p99), time_text(max))),
+        None => Some("no latency was measured".to_owned()),
+    }
 }
 
 /// A figure that could not be had does not pass.
@@ -106,7 +133,11 @@ fn busy_thread(outcome: &Outcome, is_up: bool) -> Option<String> {
     Some(format!(
         "CPU: the {role} thread of {end} was busy {:.0} % of the time{}",
         cpu.busiest_thread.min(1.0) * 100.0,
-        if cpu.cores > 1 { "; more streams (-P) use more CPUs" } else { "" }
+        match (cpu.cores, &outcome.head.request) {
+            (1, _) => "",
+            (_, None) => "; more streams (-P) use more CPUs",
+            (_, Some(_)) => "; more threads (--threads) use more CPUs",
+        }
     ))
 }
 

@@ -213,9 +213,10 @@ impl Run<'_> {
                 reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
                 ticks.iter_mut().for_each(Ticks::advance);
             } else if warm_up.take().is_some() {
+                self.control.omit().await?;
+                // After the word, which may have to wait: counters, clock and CPU time begin together.
                 reporter.interval(recorder.cut(recorder.elapsed(), true));
                 recorder.end_warm_up();
-                self.control.omit().await?;
                 self.pinger.iter().for_each(Pinger::reset);
                 mark = CpuMark::now(&self.options.watched);
                 ticks = self.options.interval.map(Ticks::new);
@@ -293,6 +294,7 @@ impl Run<'_> {
             idle: self.idle.take(),
             loaded: self.loaded.take(),
             requests: None,
+            waiting: None,
             latency_of_requests: false,
             far_sums: None,
             near,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cpu::CpuUse;
 use crate::flow::Look;
 use crate::histogram::Histogram;
-use crate::outcome::{Head, Interval, Outcome, Side, StreamHead, Sum, lost_percent};
+use crate::outcome::{Head, Interval, Outcome, Side, StreamHead, Sum, Waiting, lost_percent};
 use crate::units::{bytes_text, rate_text, time_text};
 use crate::verdict;
 
@@ -211,8 +211,7 @@ fn datagrams(sum: &Sum) -> String {
 
 fn requests(text: &mut String, outcome: &Outcome) {
     let (Some(requests), Some(rate)) = (&outcome.requests, outcome.requests_per_second()) else { return };
-    let failed: u64 = requests.failed.iter().map(|(_, count)| count).sum();
-    let _ = write!(text, "Requests: {} done, {rate:.0}/s, {failed} failed", requests.done);
+    let _ = write!(text, "Requests: {} done, {rate:.0}/s, {} failed", requests.done, requests.failures());
     for (reason, count) in &requests.failed {
         let _ = write!(text, ", {count} {reason}");
     }
@@ -238,6 +237,15 @@ fn latency(text: &mut String, outcome: &Outcome) {
     }
     if let Some(loaded) = has(&outcome.loaded) {
         one(if outcome.latency_of_requests { "of requests" } else { "under load" }, &loaded);
+    }
+    let silent = outcome.waiting.filter(|waiting| waiting.silence.as_secs_f64() * 100.0 >= outcome.seconds);
+    if let Some(Waiting { count, longest, silence }) = silent {
+        let _ = writeln!(
+            text,
+            "No answer in the last {}: {count} requests were under way, the longest for {}",
+            time_text(silence),
+            time_text(longest)
+        );
     }
 }
 
