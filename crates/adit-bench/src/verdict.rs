@@ -17,7 +17,7 @@ pub(crate) fn limit(outcome: &Outcome) -> String {
         .or_else(|| busy_thread(outcome, is_up))
         .or_else(|| busy_machine(outcome).filter(|_| own_share(outcome) >= OWN_SHARE))
         .or_else(|| tcp_limit(&senders, outcome.seconds))
-        .or_else(|| quic_limit(&senders, outcome.seconds))
+        .or_else(|| quic_limit(&quic_senders(outcome, is_up), outcome.seconds))
         .or_else(|| busy_machine(outcome))
         .or_else(|| http_limit(outcome))
         .or_else(|| lossy(outcome, is_up).map(|lost| format!("loss: {lost}")));
@@ -201,25 +201,52 @@ fn tcp_limit(senders: &[Look], seconds: f64) -> Option<String> {
     })
 }
 
-/// What quinn says of a sender.
-fn quic_limit(senders: &[Look], seconds: f64) -> Option<String> {
-    let states: Vec<QuicState> = senders.iter().filter_map(|look| look.quic).collect();
-    let first = states.first()?;
-    let lost =
-        if first.sent_packets > 0 { first.lost_packets as f64 / first.sent_packets as f64 } else { 0.0 };
-    let blocked = first.blocked as f64 / seconds.max(1e-9);
+/// What quinn says of the connections of a direction's senders: each once, however many streams it has.
+fn quic_senders(outcome: &Outcome, is_up: bool) -> Vec<QuicState> {
+    let mut seen = Vec::new();
+    let flows = outcome.flows.iter().filter(|flow| flow.is_up == is_up);
+    let once = flows.filter_map(|flow| {
+        let stream = outcome.head.streams.iter().find(|stream| stream.index == flow.index);
+        let ends = stream.map(|stream| (stream.local, stream.remote));
+        if seen.contains(&ends) {
+            return None;
+        }
+        seen.push(ends);
+        flow.sender?.look.quic
+    });
+    once.collect()
+}
+
+/// What quinn says of the connections of a sender.
+fn quic_limit(connections: &[QuicState], seconds: f64) -> Option<String> {
+    let count = connections.len().max(1) as f64;
+    connections.first()?;
+    let sum = |field: fn(&QuicState) -> u64| connections.iter().map(field).map(|one| one as f64).sum::<f64>();
+    let (lost, sent) = (sum(|quic| quic.lost_packets), sum(|quic| quic.sent_packets));
+    let lost = if sent > 0.0 { lost / sent } else { 0.0 };
+    let blocked = connections.iter().map(|quic| blocked_share(quic, seconds)).sum::<f64>() / count;
     Some(if lost >= LOSS_SHARE {
         format!(
-            "congestion: {:.2} % of the QUIC packets were lost, {} times the window was cut",
+            "congestion: {:.2} % of the QUIC packets were lost, {:.0} times a window was cut",
             lost * 100.0,
-            first.congestion_events
+            sum(|quic| quic.congestion_events)
         )
-    } else if blocked >= BLOCKED_PER_SECOND {
-        format!("QUIC's receive window of the peer: it held the sender {blocked:.0} times a second")
+    } else if blocked >= BLOCKED_SHARE {
+        format!(
+            "QUIC's receive window of the peer: it held the sender in {:.0} % of the round trips; a larger -w would help",
+            blocked * 100.0
+        )
     } else {
         "the path: QUIC's congestion window or pacing, or the time that both ends take for packets, without loss to speak of"
             .to_owned()
     })
+}
+
+/// Share of a connection's round trips in which a window held the sender. Whoever is held says so once for each limit that
+/// the peer grants (RFC 9000 §4.1), and a new limit takes a round trip: on a long line that is a few times a second however
+/// much of the time is lost.
+fn blocked_share(quic: &QuicState, seconds: f64) -> f64 {
+    (quic.blocked as f64 * quic.rtt_us as f64 / 1e6 / seconds.max(1e-9)).min(1.0)
 }
 
 /// Requests one after the other on each stream: what they wait for is the answer.
@@ -256,7 +283,8 @@ const IDLE_SHARE: f64 = 0.6;
 const WINDOW_SHARE: f64 = 0.3;
 /// One in a thousand halves what a loss-based congestion control can do on a path of some milliseconds.
 const LOSS_SHARE: f64 = 0.001;
-const BLOCKED_PER_SECOND: f64 = 20.0;
+/// A sender that is held in every other round trip would be faster with a larger window.
+const BLOCKED_SHARE: f64 = 0.5;
 
 #[cfg(test)]
 mod tests {
@@ -275,6 +303,40 @@ mod tests {
         assert!(of(TcpState { retransmits: 100, ..busy }).contains("congestion"));
         assert!(of(TcpState { busy_us: 100_000, ..busy }).contains("sender itself"));
         assert!(of(busy).contains("path"));
+    }
+
+    #[test]
+    fn a_quic_window_holds_a_long_line_with_few_blocked_frames_and_a_short_one_with_many() {
+        let of = |rtt_us, blocked, lost_packets| {
+            let quic =
+                QuicState { rtt_us, blocked, lost_packets, sent_packets: 10_000, ..QuicState::default() };
+            quic_limit(&[quic], 10.0).unwrap()
+        };
+        assert!(of(200_000, 50, 0).contains("receive window"));
+        assert!(of(200_000, 5, 0).contains("path"));
+        assert!(of(100, 2_000, 0).contains("path"));
+        assert!(of(100, 90_000, 0).contains("receive window"));
+        assert!(of(100, 0, 100).contains("congestion"));
+    }
+
+    #[test]
+    fn all_quic_connections_are_looked_at() {
+        let free = QuicState { rtt_us: 100_000, sent_packets: 10_000, ..QuicState::default() };
+        let held = QuicState { blocked: 100, ..free };
+        assert!(quic_limit(&[free, held, held, held], 10.0).unwrap().contains("75 % of the round trips"));
+        let lossy = QuicState { lost_packets: 100, ..free };
+        assert!(quic_limit(&[free, lossy], 10.0).unwrap().contains("0.50 %"));
+        assert_eq!(quic_limit(&[], 10.0), None);
+    }
+
+    #[test]
+    fn failed_requests_are_held_against_a_count_or_a_share() {
+        let requests = Requests { done: 99, failed: vec![("status 5xx", 1)] };
+        assert!(failed_missed(&requests, FailedMax::default()).is_some());
+        assert!(failed_missed(&requests, FailedMax::Count(1)).is_none());
+        assert!(failed_missed(&requests, FailedMax::Percent(1.0)).is_none());
+        assert!(failed_missed(&requests, FailedMax::Percent(0.9)).is_some());
+        assert!(failed_missed(&Requests::default(), FailedMax::default()).is_none());
     }
 
     #[test]
