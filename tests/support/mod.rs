@@ -3,12 +3,14 @@
 #![allow(dead_code, reason = "each test target uses its own part of the support")]
 #![allow(clippy::panic, reason = "this is how a test fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) mod adit;
@@ -93,6 +95,7 @@ impl TempFolder {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("adit-{purpose}-{}-{number}", std::process::id()));
         fs::create_dir_all(&path).expect("the folder for temporary files can be written");
+        folders(|all| all.insert(path.clone()));
         Self(path)
     }
 
@@ -111,7 +114,22 @@ impl TempFolder {
 impl Drop for TempFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+        folders(|all| all.remove(&self.0));
     }
+}
+
+/// Ends all processes and removes all folders that would be dropped if the program ended in order.
+pub(crate) fn end_all() {
+    process::end_all();
+    for folder in folders(std::mem::take) {
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
+/// Folders that are not dropped yet.
+fn folders<T>(with: impl FnOnce(&mut BTreeSet<PathBuf>) -> T) -> T {
+    static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    with(&mut FOLDERS.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Looks until `look` finds something; fails with `what` when patience ends.
