@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::measure::{cpu, milliseconds};
+use super::support::TempFolder;
 use super::table::{Figure, Sample};
 
 /// What a client saw.
@@ -104,7 +106,7 @@ fn curl(to: Scheme, host: &str, upload: bool, bytes: u64) -> Option<std::process
         return command.arg(format!("{base}/{bytes}")).stdin(Stdio::null()).spawn().ok();
     }
     // From a sparse file, whose length curl then knows.
-    let file = std::env::temp_dir().join(format!("adit-compare-{}-{bytes}", std::process::id()));
+    let file = UPLOADS.get_or_init(|| TempFolder::new("compare")).path().join(bytes.to_string());
     if !file.exists() {
         // Once: another curl may be reading it.
         std::fs::File::create(&file).and_then(|file| file.set_len(bytes)).ok()?;
@@ -162,5 +164,7 @@ pub(crate) fn progress(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// What is uploaded; the end of the bench removes it.
+static UPLOADS: OnceLock<TempFolder> = OnceLock::new();
 const GIB: f64 = (1_u64 << 30) as f64;
 const SECONDS: &str = "4";
