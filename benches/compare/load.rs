@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::measure::{cpu, milliseconds};
-use super::support::TempFolder;
+use super::support::{TempFolder, go_on};
 use super::table::{Figure, Sample};
 
 /// What a client saw.
@@ -91,6 +91,7 @@ pub(crate) fn cpu_of(processes: &[u32]) -> f64 {
 }
 
 fn curl(to: Scheme, host: &str, upload: bool, bytes: u64) -> Option<std::process::Child> {
+    go_on();
     let mut command = Command::new("curl");
     // HTTP/2 of one curl is slower than what is measured.
     command.args(["-sfk", "--http1.1", "-m", "40", "-o", "/dev/null"]);
@@ -161,6 +162,7 @@ fn h2load(url: &str, host: &str, count: u32, connections: u32, streams: u32) -> 
 
 /// Says on the terminal what runs now.
 pub(crate) fn progress(text: &str) {
+    go_on();
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 

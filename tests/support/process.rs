@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{File, read_dir, read_to_string};
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{POLL_INTERVAL, TempFolder, wait_for};
@@ -24,10 +24,12 @@ impl Process {
         let folder = TempFolder::new(name);
         let output = File::create(folder.path().join("output")).expect("a temporary folder takes a file");
         let errors = output.try_clone().expect("a file handle can be doubled");
-        let child = command.stdout(Stdio::from(output)).stderr(Stdio::from(errors)).spawn();
+        command.stdout(Stdio::from(output)).stderr(Stdio::from(errors));
+        let mut running = running();
+        let child = command.spawn();
         assert!(child.is_ok(), "{name} does not start: {child:?}");
         let child = child.expect("asserted just now");
-        running(|all| all.insert(child.id()));
+        running.insert(child.id());
         Self { name: name.to_owned(), child, folder }
     }
 
@@ -93,7 +95,7 @@ impl Drop for Process {
         let _ = child.kill();
         let _ = child.wait();
         kill(&family);
-        running(|all| all.remove(&id));
+        running().remove(&id);
         if std::thread::panicking() {
             let output = self.output();
             let tail: Vec<&str> = output.lines().rev().take(40).collect();
@@ -104,14 +106,16 @@ impl Drop for Process {
 }
 
 /// Ends every process that runs, with those that it started: for a program that is told to end by a signal, where nothing is
-/// dropped.
+/// dropped. None can be started afterwards: whoever tries waits for the end.
 pub(crate) fn end_all() {
-    for id in running(std::mem::take) {
+    let running = running();
+    for id in running.iter().copied() {
         let family = descendants(id);
         // Whoever waits for it is about to end, too: what nobody has waited for is a zombie.
         end(id, &family, || stat(id).is_none_or(|stat| stat.state == "Z"));
         kill(&[&family[..], &stat(id).map_or_else(Vec::new, |stat| vec![(id, stat.started)])].concat());
     }
+    std::mem::forget(running);
 }
 
 /// Asks a process that has started others to end, and waits a little: a master knows best how to end its workers.
@@ -177,9 +181,9 @@ fn stat(id: u32) -> Option<Stat> {
 }
 
 /// Ids of all processes that are not dropped yet.
-fn running<T>(with: impl FnOnce(&mut BTreeSet<u32>) -> T) -> T {
+fn running() -> MutexGuard<'static, BTreeSet<u32>> {
     static RUNNING: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
-    with(&mut RUNNING.lock().unwrap_or_else(PoisonError::into_inner))
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// For a master to end its workers.
