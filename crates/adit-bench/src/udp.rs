@@ -71,6 +71,13 @@ impl UdpFlow {
     }
 }
 
+/// Which of our addresses packets to `remote` carry, as the kernel's routes have it; nothing is sent.
+pub(crate) fn source_towards(remote: SocketAddr, bind: Option<IpAddr>) -> Option<IpAddr> {
+    let socket = UdpSocket::bind(any_address(remote, bind)).ok()?;
+    socket.connect(remote).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
 /// Any address of the family of `remote`, or `bind`.
 pub(crate) fn any_address(remote: SocketAddr, bind: Option<IpAddr>) -> SocketAddr {
     let any = if remote.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
@@ -368,6 +375,12 @@ mod tests {
         sequence.take(&[0; 15], &flow);
         sequence.take(&[MAGIC.as_slice(), &[0; 38]].concat(), &flow);
         assert_eq!(flow.look().packets, 0);
+    }
+
+    #[test]
+    fn the_address_towards_a_peer_is_one_of_ours() {
+        let here = IpAddr::from([127, 0, 0, 1]);
+        assert_eq!(source_towards(SocketAddr::new(here, 9), None), Some(here));
     }
 
     #[test]

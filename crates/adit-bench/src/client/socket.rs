@@ -130,8 +130,9 @@ impl Run<'_> {
                 .await
                 .map_err(|error| BenchError::Quic(error.to_string()))?;
             let mut local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
-            // The socket is bound to any address; the connection knows which one it uses.
-            connection.local_ip().into_iter().for_each(|ip| local.set_ip(ip));
+            // The socket may be bound to any address.
+            let used = connection.local_ip().or_else(|| udp::source_towards(remote, self.options.bind));
+            used.into_iter().for_each(|ip| local.set_ip(ip));
             self.engine.add_quic(index, connection, local, streams);
         }
         Ok(())

@@ -177,7 +177,9 @@ fn head(options: &ClientOptions, url: &Uri, load: &Load) -> Head {
         Direction::Down => (0, options.parallel),
         Direction::Both => (options.parallel, options.parallel),
     };
-    let local = crate::udp::any_address(load.address, options.bind);
+    let mut local = crate::udp::any_address(load.address, options.bind);
+    let used = crate::udp::source_towards(load.address, options.bind);
+    used.into_iter().for_each(|ip| local.set_ip(ip));
     let streams =
         (0..up + down).map(|index| StreamHead { index, is_up: index < up, local, remote: load.address });
     let verb = match options.direction {
