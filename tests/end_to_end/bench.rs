@@ -135,8 +135,9 @@ fn a_run_over_http_counts_requests_and_bodies_in_both_versions_with_and_without_
     let port = server.address.port();
     for target in [format!("http://127.0.0.1:{port}/"), format!("https://localhost:{port}/")] {
         for version in [&["-4"][..], &["-4", "--http2", "--connections", "2"]] {
+            let trust: &[&str] = if target.starts_with("https") { &["--insecure"] } else { &[] };
             let run = |arguments: &[&str]| {
-                json(&client(&target, &[arguments, version, &["--json", "--insecure"]].concat()))
+                json(&client(&target, &[arguments, version, trust, &["--json"]].concat()))
             };
             let protocol = if version.len() > 1 { "HTTP/2" } else { "HTTP/1.1" };
             let small = run(&["--requests", "300", "-P", "8", "-l", "700"]);
