@@ -47,8 +47,9 @@ pub(crate) fn read(parts: Parts, protocol: Option<&str>, fields_max: usize) -> R
     if headers.len() > fields_max {
         return Err(Refused::bad("head_too_many_fields"));
     }
+    let present = Present::of(&headers);
     // RFC 9113 §8.2.2, RFC 9114 §4.2: fields of one HTTP/1.1 connection have no place here.
-    if headers.contains_key(header::CONNECTION) || headers.contains_key(header::TRANSFER_ENCODING) {
+    if present.connection {
         return Err(Refused::bad("h2_connection_field"));
     }
     if method == Method::CONNECT && !is_websocket {
@@ -58,14 +59,17 @@ pub(crate) fn read(parts: Parts, protocol: Option<&str>, fields_max: usize) -> R
     if !(path.starts_with('/') || path.is_empty() || (path == "*" && method == Method::OPTIONS)) {
         return Err(Refused::bad("head_target"));
     }
-    let host = take_host(&uri, &mut headers)?;
-    join_cookies(&mut headers);
-    let length = match headers.remove(header::CONTENT_LENGTH) {
+    let host = take_host(&uri, &mut headers, &present)?;
+    if present.cookie {
+        join_cookies(&mut headers);
+    }
+    let length = match present.length.then(|| headers.remove(header::CONTENT_LENGTH)).flatten() {
         Some(value) => Some(framing::parse_length(&value).ok_or(Refused::bad("framing_length"))?),
         None => None,
     };
-    let expects_continue = head::expects_continue(&headers)
-        .map_err(|error| Refused { status: error.status(), reason: error.reason() })?;
+    let expects_continue = present.expect
+        && head::expects_continue(&headers)
+            .map_err(|error| Refused { status: error.status(), reason: error.reason() })?;
     let method = if is_websocket { Method::GET } else { method };
     Ok(Head { method, uri, host, headers, is_websocket, length, expects_continue })
 }
@@ -128,12 +132,41 @@ fn described(headers: &Fields) -> Option<HeaderValue> {
     }
 }
 
-fn take_host(uri: &Uri, headers: &mut HeaderMap) -> Result<String, Refused> {
+/// Which of the fields that are read here stand in a head. One look at each name costs less than a lookup for each of
+/// these, most of which are in no head.
+#[derive(Default)]
+struct Present {
+    /// `Connection`, `Transfer-Encoding`.
+    connection: bool,
+    host: bool,
+    length: bool,
+    cookie: bool,
+    expect: bool,
+}
+
+impl Present {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut present = Self::default();
+        for name in headers.keys() {
+            match *name {
+                header::CONNECTION | header::TRANSFER_ENCODING => present.connection = true,
+                header::HOST => present.host = true,
+                header::CONTENT_LENGTH => present.length = true,
+                header::COOKIE => present.cookie = true,
+                header::EXPECT => present.expect = true,
+                _ => {}
+            }
+        }
+        present
+    }
+}
+
+fn take_host(uri: &Uri, headers: &mut HeaderMap, present: &Present) -> Result<String, Refused> {
     let bad = || Refused::bad("head_host");
-    if headers.get_all(header::HOST).iter().count() > 1 {
+    if present.host && headers.get_all(header::HOST).iter().count() > 1 {
         return Err(bad());
     }
-    let host = match (uri.authority(), headers.remove(header::HOST)) {
+    let host = match (uri.authority(), present.host.then(|| headers.remove(header::HOST)).flatten()) {
         (Some(authority), None) => authority.as_str().to_owned(),
         // RFC 9113 §8.3.1: a Host that contradicts :authority makes the request malformed.
         (Some(authority), Some(host))

@@ -101,10 +101,14 @@ impl<F: Future<Output = ()>> Streams<F> {
             self.poll(slot);
         }
         self.turn = turn;
-        if self.is_empty() {
-            // An idle connection keeps no memory of its busiest moment.
-            self.slots = Vec::new();
-            self.free = Vec::new();
+        if self.is_empty() && self.slots.len() > SLOTS_KEPT {
+            // An idle connection keeps little memory of its busiest moment.
+            self.slots.truncate(SLOTS_KEPT);
+            self.free.clear();
+            self.free.extend(0..SLOTS_KEPT);
+            self.slots.shrink_to(SLOTS_SMALL);
+            self.free.shrink_to(SLOTS_SMALL);
+            self.turn.shrink_to(SLOTS_SMALL);
         }
     }
 
@@ -148,6 +152,14 @@ impl<F: Future<Output = ()>> Streams<F> {
         let waker = Waker::from(Arc::clone(&wake));
         self.slots.push(Slot { future: Box::pin(None), wake, waker });
         slot
+    }
+}
+
+impl<F> Drop for Streams<F> {
+    /// Sockets of origins in a pool know who has waited last, and are not to keep the memory of a task that has ended.
+    fn drop(&mut self) {
+        let task = self.wakes.lock().task.take();
+        drop(task);
     }
 }
 
@@ -197,6 +209,11 @@ impl Wake for ConnectionWake {
         woken.wake_task();
     }
 }
+
+/// Slots that an idle connection keeps, with a future's memory each (some 4 KiB): most visitors ask for one thing at a time.
+const SLOTS_KEPT: usize = 2;
+/// Lists of slots up to this long are left as they are.
+const SLOTS_SMALL: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -284,13 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_keeps_no_slots() {
+    fn an_idle_connection_keeps_few_slots() {
         let waker = Waker::from(Arc::new(Task::default()));
         let mut streams = Streams::<Boxed>::new();
         for _ in 0..100 {
             streams.push(Box::pin(async {}));
         }
         turn(&mut streams, &waker);
-        assert!(streams.is_empty() && streams.slots.capacity() == 0);
+        assert!(streams.is_empty() && streams.slots.capacity() <= SLOTS_SMALL);
+        assert_eq!(streams.slots.len(), SLOTS_KEPT);
     }
 }
