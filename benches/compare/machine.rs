@@ -68,9 +68,10 @@ pub(crate) fn peer(variable: &str, name: &str) -> Option<PathBuf> {
 
 /// First lines of what programs say about their versions.
 fn programs() -> Vec<(&'static str, String)> {
-    let all: [(&str, Option<PathBuf>, &[&str]); 16] = [
+    let all: [(&str, Option<PathBuf>, &[&str]); 17] = [
         ("adit", Some(env!("CARGO_BIN_EXE_adit").into()), &["--version"]),
         ("cloudflared", peer("CLOUDFLARED", "cloudflared"), &["--version"]),
+        ("stock-edge", peer("ADIT_STOCK_EDGE", "stock-edge"), &["-version"]),
         ("nginx", find_program("nginx"), &["-v"]),
         ("haproxy", find_program("haproxy"), &["-v"]),
         ("caddy", find_program("caddy"), &["version"]),

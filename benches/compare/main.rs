@@ -4,6 +4,8 @@
 //! Prints a table for each path and, if nothing is left out, writes `docs/performance.md` and `docs/performance.json`.
 //! `-- tunnel mesh` runs those sections alone and writes nothing, `-- --write tunnel` writes it in the place of what was there. Peers are found on PATH or named by `CLOUDFLARED`, `TRAEFIK`,
 //! `FRPC`, `FRPS`, `RATHOLE`, `BORINGTUN`, `GOTATUN` and `WIREGUARD_GO`; those that are absent are listed as absent.
+//! The stock edge is ours, on the QUIC library of cloudflared: `cd benches/stock-edge && go build -o stock-edge .`, then on
+//! PATH or named by `ADIT_STOCK_EDGE`.
 //!
 //! As root, everything runs in a network namespace whose loopback has the MTU of Ethernet, because datagrams and segments of
 //! 64 KiB exist on no line; the mesh lays cables of its own. Others run on loopback as it is, without the mesh.
@@ -15,7 +17,9 @@ use std::process::{Command, ExitCode};
 
 mod chain;
 mod ingress;
+mod line;
 mod load;
+mod long;
 mod machine;
 #[path = "../measure.rs"]
 mod measure;
@@ -24,6 +28,7 @@ mod mesh;
 mod netstack;
 mod origin;
 mod report;
+mod stock_edge;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -114,8 +119,9 @@ fn enter_ethernet(wanted: &[String]) -> ExitCode {
 type Measure = fn() -> Section;
 
 /// Name on the command line, and what measures it.
-const SECTIONS: [(&str, Measure); 7] = [
+const SECTIONS: [(&str, Measure); 8] = [
     ("tunnel", tunnel::measure),
+    ("long", long::measure),
     ("chain", chain::measure),
     ("ingress", ingress::measure),
     ("mesh", mesh::measure),

@@ -11,6 +11,9 @@ pub(crate) enum Figure {
     CpuSecondsPerGib,
     CpuSecondsPer100k,
     Mebibytes,
+    /// Until nine tenths of the rate measured later were reached, from the first request on.
+    RampSeconds,
+    LostDatagrams,
     Failed,
 }
 
@@ -24,6 +27,8 @@ impl Figure {
             Self::CpuSecondsPerGib => "CPU-s/GiB",
             Self::CpuSecondsPer100k => "CPU-s/100k",
             Self::Mebibytes => "MiB",
+            Self::RampSeconds => "s to 90 %",
+            Self::LostDatagrams => "lost",
             Self::Failed => "failed",
         }
     }
@@ -37,6 +42,8 @@ impl Figure {
             Self::CpuSecondsPerGib => "cpu_seconds_per_gib",
             Self::CpuSecondsPer100k => "cpu_seconds_per_100k",
             Self::Mebibytes => "mebibytes",
+            Self::RampSeconds => "ramp_seconds",
+            Self::LostDatagrams => "lost_datagrams",
             Self::Failed => "failed",
         }
     }
@@ -44,8 +51,8 @@ impl Figure {
     /// A value as it is printed.
     pub(crate) fn text(self, value: f64) -> String {
         match self {
-            Self::RequestsPerSecond | Self::Failed => format!("{value:.0}"),
-            Self::Mebibytes => format!("{value:.1}"),
+            Self::RequestsPerSecond | Self::LostDatagrams | Self::Failed => format!("{value:.0}"),
+            Self::Mebibytes | Self::RampSeconds => format!("{value:.1}"),
             _ => format!("{value:.2}"),
         }
     }

@@ -319,7 +319,7 @@ impl Connection<'_> {
                 if !ready!(self.poll_splice(cx, sending, handback))? {
                     (sending.may_splice, sending.pipe) = (false, None);
                 }
-            } else if !sending.done {
+            } else if !sending.done && !sending.is_stuck {
                 match sending.poll_body(cx) {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(SendError::Body(error))),
@@ -330,7 +330,9 @@ impl Connection<'_> {
                     Poll::Pending => {}
                 }
             }
-            match self.stall.poll_write(&mut self.writer, cx, &mut sending.out) {
+            let written = self.stall.poll_write(&mut self.writer, cx, &mut sending.out);
+            sending.is_stuck = written.is_pending();
+            match written {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.send_error(error))),
                 Poll::Pending => {
@@ -434,6 +436,8 @@ struct Sending {
     body: Body,
     encoding: Encoding,
     done: bool,
+    /// The socket has no room for `out`: nothing is added, whoever wakes the task.
+    is_stuck: bool,
     /// Much content of a known length: the kernel is asked to move it.
     may_splice: bool,
     pipe: Option<Pipe>,
@@ -450,7 +454,7 @@ impl Sending {
     fn new(out: Bytes, body: Body, encoding: Encoding) -> Self {
         let may_splice = encoding == Encoding::Plain
             && matches!(body.length(), Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN);
-        Self { out: [out].into(), body, encoding, done: false, may_splice, pipe: None }
+        Self { out: [out].into(), body, encoding, done: false, is_stuck: false, may_splice, pipe: None }
     }
 
     /// Whether what is to be sent next goes through a pipe, or is in it already.
