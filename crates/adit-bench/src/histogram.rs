@@ -28,17 +28,6 @@ impl Histogram {
         self.min_us = self.min_us.min(micros);
     }
 
-    /// Records one of the questions that are asked every `interval`, one at a time: while it is under way no others can be,
-    /// and each of those would have waited for what is left of it.
-    pub(crate) fn record_of_many(&mut self, latency: Duration, interval: Duration) {
-        let mut left = latency.min(Duration::from_micros(MICROS_MAX));
-        self.record(left);
-        while left > interval && !interval.is_zero() {
-            left -= interval;
-            self.record(left);
-        }
-    }
-
     pub(crate) fn merge(&mut self, other: &Self) {
         self.buckets.iter_mut().zip(&other.buckets).for_each(|(mine, theirs)| *mine += theirs);
         self.count += other.count;
@@ -116,15 +105,6 @@ mod tests {
         }
         assert_eq!(histogram.max(), Some(Duration::from_micros(100_000)));
         assert_eq!(histogram.min(), Some(Duration::from_micros(1)));
-    }
-
-    #[test]
-    fn a_long_silence_is_as_many_samples_as_questions_fit_into_it() {
-        let mut histogram = Histogram::default();
-        (0..900).for_each(|_| histogram.record_of_many(Duration::from_millis(1), Duration::from_millis(10)));
-        histogram.record_of_many(Duration::from_secs(1), Duration::from_millis(10));
-        assert_eq!(histogram.count(), 1000);
-        assert!(histogram.quantile(0.99).is_some_and(|p99| p99 >= Duration::from_millis(880)));
     }
 
     #[test]

@@ -117,7 +117,7 @@ pub(crate) struct Outcome {
     /// Whether that is the requests' own.
     pub(crate) latency_of_requests: bool,
     pub(crate) requests: Option<Requests>,
-    /// Where the latencies are those of requests.
+    /// Over HTTP, of those requests that the latencies are of.
     pub(crate) waiting: Option<Waiting>,
     /// What the server counted of all streams together, where it does not count each: received (up) and sent (down).
     pub(crate) far_sums: Option<(Side, Side)>,

@@ -70,8 +70,8 @@ fn failed_missed(requests: &Requests, max: FailedMax) -> Option<String> {
     }
 }
 
-/// Requests are made one after the other, so that a silence is one sample of each stream however long it is: one that is at
-/// least a hundredth of the run is as much as a hundredth of the requests of somebody who does not wait for answers.
+/// Requests over HTTP are made one after the other, so that a silence is one sample of each stream however long it is: one that
+/// is at least a hundredth of the run is as much as a hundredth of the requests of somebody who does not wait for answers.
 fn p99_missed(outcome: &Outcome, max: Duration) -> Option<String> {
     let silence = outcome.waiting.map(|waiting| waiting.silence).filter(|silence| *silence > max);
     if let Some(silence) = silence.filter(|silence| silence.as_secs_f64() * 100.0 >= outcome.seconds) {

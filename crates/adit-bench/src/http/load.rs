@@ -55,8 +55,6 @@ pub(super) struct Worker {
     /// How long the rate has it wait before the next bytes.
     owed: Duration,
     failures_in_a_row: u32,
-    /// Of requests that ask how long others wait; `None` for those of the load, which come one after the other.
-    interval: Option<Duration>,
 }
 
 /// What a worker has seen.
@@ -79,13 +77,6 @@ impl Tally {
     /// How long the request that was under way at `end` had waited.
     pub(super) fn waited(&self, end: Instant) -> Option<Duration> {
         self.under_way.and_then(|began| end.checked_duration_since(began))
-    }
-
-    fn record(&mut self, latency: Duration, interval: Option<Duration>) {
-        match interval {
-            Some(interval) => self.latency.record_of_many(latency, interval),
-            None => self.latency.record(latency),
-        }
     }
 }
 
@@ -128,13 +119,7 @@ impl Worker {
             pace: Pace::new(load.rate),
             owed: Duration::ZERO,
             failures_in_a_row: 0,
-            interval: None,
         }
-    }
-
-    /// Makes questions of its requests, which are asked this often.
-    pub(super) fn every(self, interval: Duration) -> Self {
-        Self { interval: Some(interval), ..self }
     }
 
     pub(super) fn ask(&self) -> &Ask {
@@ -175,7 +160,7 @@ impl Worker {
         let now = Instant::now();
         let mut tally = lock(&self.tally);
         (tally.under_way, tally.answered) = (None, Some(now));
-        tally.record(now.saturating_duration_since(began), self.interval);
+        tally.latency.record(now.saturating_duration_since(began));
     }
 
     /// A request has failed; how long it took belongs to the latencies.
@@ -185,7 +170,7 @@ impl Worker {
         let mut tally = lock(&self.tally);
         *tally.failed.entry(failure.name()).or_default() += 1;
         if let Some(began) = tally.under_way.take() {
-            tally.record(now.saturating_duration_since(began), self.interval);
+            tally.latency.record(now.saturating_duration_since(began));
         }
         if matches!(failure, Failure::Status(_)) {
             tally.answered = Some(now);

@@ -43,8 +43,9 @@ impl Alive {
         Self(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(ALIVE_INTERVAL).await;
+                let path = format!("/runs/{}/ping", peer.run);
                 // One that is lost is followed by another.
-                let _ = peer.ask(&load, &Method::GET, &format!("/runs/{}/ping", peer.run)).await;
+                let _ = tokio::time::timeout(ALIVE_INTERVAL, peer.ask(&load, &Method::GET, &path)).await;
             }
         }))
     }

@@ -267,8 +267,8 @@ impl<'a> Run<'a> {
         let fields = fields(self.options, &url);
         let path = peer.path("ping");
         load.down = ask(self.options, &url, &fields, (&Method::GET, &path), 0, Some(PING_IDLE_COUNT))?;
-        // A byte each.
-        load.rate = Some(8 * 1000 / PING_INTERVAL.as_millis() as u64);
+        // A byte each: at most one each 10 ms.
+        load.rate = Some(8 * 100);
         let load = Arc::new(load);
         let tally = Arc::new(Mutex::new(Tally::default()));
         let idle = tally_of_ping(&load, &tally).await;
@@ -355,15 +355,21 @@ impl<'a> Run<'a> {
         Ok(Ended { at: Instant::now(), near: mark.elapsed(), interrupted })
     }
 
-    /// The requests of the load, with those that were under way at the end: latencies, reasons of failure, who waited.
-    fn tallied(&self, end: Instant) -> (Histogram, BTreeMap<&'static str, u64>, Waiting) {
-        let mut latency = Histogram::default();
+    /// What was counted until `end`: latencies of the requests or of small ones beside them, and who waited; reasons of failure.
+    fn tallied(&self, end: Instant) -> (Histogram, Waiting, BTreeMap<&'static str, u64>) {
         let mut failed = BTreeMap::<&'static str, u64>::new();
-        let (mut waiting, mut answered) = (Waiting::default(), None);
         for tally in &self.tallies {
             let tally = lock(tally);
-            latency.merge(&tally.latency);
             tally.failed.iter().for_each(|(reason, count)| *failed.entry(reason).or_default() += count);
+        }
+        let timed = match &self.ping {
+            Some((_, tally)) => std::slice::from_ref(tally),
+            None => &self.tallies,
+        };
+        let (mut latency, mut waiting, mut answered) = (Histogram::default(), Waiting::default(), None);
+        for tally in timed {
+            let tally = lock(tally);
+            latency.merge(&tally.latency);
             answered = answered.max(tally.answered);
             if let Some(waited) = tally.waited(end) {
                 latency.record(waited);
@@ -373,16 +379,7 @@ impl<'a> Run<'a> {
         }
         let since = answered.map(|answered| end.saturating_duration_since(answered));
         waiting.silence = since.unwrap_or(waiting.longest).min(waiting.longest);
-        (latency, failed, waiting)
-    }
-
-    /// What questions beside the load found, the one under way included.
-    fn pinged(&self, end: Instant) -> Option<Histogram> {
-        let (_, tally) = self.ping.as_ref()?;
-        let tally = lock(tally);
-        let mut latency = tally.latency.clone();
-        tally.waited(end).into_iter().for_each(|waited| latency.record_of_many(waited, PING_INTERVAL));
-        Some(latency)
+        (latency, waiting, failed)
     }
 
     fn outcome(
@@ -394,7 +391,7 @@ impl<'a> Run<'a> {
     ) -> Result<Outcome, BenchError> {
         let seconds = recorder.last_end();
         let totals = recorder.totals();
-        let (latency, failed, waiting) = self.tallied(ended.at);
+        let (latency, waiting, failed) = self.tallied(ended.at);
         let requests = Requests {
             done: totals.iter().map(|look| look.packets).sum(),
             failed: failed.into_iter().collect(),
@@ -430,7 +427,6 @@ impl<'a> Run<'a> {
             let side = |bytes| Side { seconds, look: Look { bytes, ..Look::default() } };
             (side(counted.received), side(counted.sent))
         });
-        let pings = self.pinged(ended.at);
         let threads = recorder.flows().iter().map(|flow| &flow.counters.thread_permille);
         let busiest = threads.map(|permille| permille.load(Ordering::Relaxed)).max().unwrap_or_default();
         let near = CpuUse { busiest_thread: busiest as f64 / 1000.0, ..ended.near };
@@ -440,9 +436,9 @@ impl<'a> Run<'a> {
             far_sums,
             seconds,
             idle: self.idle,
-            latency_of_requests: pings.is_none(),
-            waiting: pings.is_none().then_some(waiting),
-            loaded: Some(pings.unwrap_or(latency)),
+            latency_of_requests: self.ping.is_none(),
+            waiting: Some(waiting),
+            loaded: Some(latency),
             requests: Some(requests),
             near,
             far: counted.map(|counted| counted.cpu),
@@ -457,8 +453,7 @@ impl<'a> Run<'a> {
 /// Pings before the load.
 async fn tally_of_ping(load: &Arc<Load>, tally: &Arc<Mutex<Tally>>) -> Histogram {
     let flow = ping_flow(load);
-    let worker = Worker::new(load, &flow, tally).every(PING_INTERVAL);
-    let _ = tokio::time::timeout(GRACE, worker.run(None)).await;
+    let _ = tokio::time::timeout(GRACE, Worker::new(load, &flow, tally).run(None)).await;
     lock(tally).latency.clone()
 }
 
@@ -480,9 +475,7 @@ fn serve(workers: Workers, ping: Option<(Arc<Load>, Arc<Mutex<Tally>>)>) {
         }
         let ping = ping.map(|(load, tally)| {
             let flow = ping_flow(&load);
-            tokio::spawn(
-                async move { Worker::new(&load, &flow, &tally).every(PING_INTERVAL).run(None).await },
-            )
+            tokio::spawn(async move { Worker::new(&load, &flow, &tally).run(None).await })
         });
         while tasks.join_next().await.is_some() {}
         ping.iter().for_each(|task| task.abort());
@@ -498,7 +491,5 @@ const LENGTH: u64 = 1024;
 /// Larger bodies are timed by small requests beside them.
 const PING_FROM_BYTES: u64 = 64 * 1024;
 const PING_IDLE_COUNT: u64 = 20;
-/// As for questions over the bench's own protocol.
-const PING_INTERVAL: Duration = Duration::from_millis(10);
 /// For requests under way at the end.
 const GRACE: Duration = Duration::from_secs(5);
