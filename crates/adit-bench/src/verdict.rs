@@ -1,5 +1,6 @@
 //! What limited a run, in one sentence, and which thresholds it misses.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cpu::CpuUse;
@@ -201,30 +202,34 @@ fn tcp_limit(senders: &[Look], seconds: f64) -> Option<String> {
     })
 }
 
-/// What quinn says of the connections of a direction's senders: each once, however many streams it has.
-fn quic_senders(outcome: &Outcome, is_up: bool) -> Vec<QuicState> {
-    let mut seen = Vec::new();
-    let flows = outcome.flows.iter().filter(|flow| flow.is_up == is_up);
-    let once = flows.filter_map(|flow| {
+/// What quinn says of the connections of a direction's senders, and how many of the streams each carries.
+fn quic_senders(outcome: &Outcome, is_up: bool) -> Vec<(QuicState, u32)> {
+    let mut found: Vec<((SocketAddr, SocketAddr), QuicState, u32)> = Vec::new();
+    for flow in outcome.flows.iter().filter(|flow| flow.is_up == is_up) {
         let stream = outcome.head.streams.iter().find(|stream| stream.index == flow.index);
-        let ends = stream.map(|stream| (stream.local, stream.remote));
-        if seen.contains(&ends) {
-            return None;
+        let (Some(stream), Some(quic)) = (stream, flow.sender.and_then(|sender| sender.look.quic)) else {
+            continue;
+        };
+        let ends = (stream.local, stream.remote);
+        // All streams of a connection show the same.
+        match found.iter_mut().find(|(other, ..)| *other == ends) {
+            Some((_, _, streams)) => *streams += 1,
+            None => found.push((ends, quic, 1)),
         }
-        seen.push(ends);
-        flow.sender?.look.quic
-    });
-    once.collect()
+    }
+    found.into_iter().map(|(_, quic, streams)| (quic, streams)).collect()
 }
 
 /// What quinn says of the connections of a sender.
-fn quic_limit(connections: &[QuicState], seconds: f64) -> Option<String> {
-    let count = connections.len().max(1) as f64;
+fn quic_limit(connections: &[(QuicState, u32)], seconds: f64) -> Option<String> {
     connections.first()?;
-    let sum = |field: fn(&QuicState) -> u64| connections.iter().map(field).map(|one| one as f64).sum::<f64>();
+    let sum =
+        |field: fn(&QuicState) -> u64| connections.iter().map(|(quic, _)| field(quic) as f64).sum::<f64>();
     let (lost, sent) = (sum(|quic| quic.lost_packets), sum(|quic| quic.sent_packets));
     let lost = if sent > 0.0 { lost / sent } else { 0.0 };
-    let blocked = connections.iter().map(|quic| blocked_share(quic, seconds)).sum::<f64>() / count;
+    let blocked =
+        connections.iter().map(|(quic, streams)| blocked_share(quic, *streams, seconds)).sum::<f64>()
+            / connections.len() as f64;
     Some(if lost >= LOSS_SHARE {
         format!(
             "congestion: {:.2} % of the QUIC packets were lost, {:.0} times a window was cut",
@@ -242,11 +247,12 @@ fn quic_limit(connections: &[QuicState], seconds: f64) -> Option<String> {
     })
 }
 
-/// Share of a connection's round trips in which a window held the sender. Whoever is held says so once for each limit that
+/// Share of a connection's round trips in which a window held its streams. Whoever is held says so once for each limit that
 /// the peer grants (RFC 9000 §4.1), and a new limit takes a round trip: on a long line that is a few times a second however
 /// much of the time is lost.
-fn blocked_share(quic: &QuicState, seconds: f64) -> f64 {
-    (quic.blocked as f64 * quic.rtt_us as f64 / 1e6 / seconds.max(1e-9)).min(1.0)
+fn blocked_share(quic: &QuicState, streams: u32, seconds: f64) -> f64 {
+    let round_trips = seconds / (quic.rtt_us.max(1) as f64 / 1e6);
+    (quic.blocked as f64 / f64::from(streams.max(1)) / round_trips.max(1e-9)).min(1.0)
 }
 
 /// Requests one after the other on each stream: what they wait for is the answer.
@@ -310,7 +316,7 @@ mod tests {
         let of = |rtt_us, blocked, lost_packets| {
             let quic =
                 QuicState { rtt_us, blocked, lost_packets, sent_packets: 10_000, ..QuicState::default() };
-            quic_limit(&[quic], 10.0).unwrap()
+            quic_limit(&[(quic, 1)], 10.0).unwrap()
         };
         assert!(of(200_000, 50, 0).contains("receive window"));
         assert!(of(200_000, 5, 0).contains("path"));
@@ -323,9 +329,14 @@ mod tests {
     fn all_quic_connections_are_looked_at() {
         let free = QuicState { rtt_us: 100_000, sent_packets: 10_000, ..QuicState::default() };
         let held = QuicState { blocked: 100, ..free };
-        assert!(quic_limit(&[free, held, held, held], 10.0).unwrap().contains("75 % of the round trips"));
+        assert!(
+            quic_limit(&[free, held, held, held].map(|quic| (quic, 1)), 10.0)
+                .unwrap()
+                .contains("75 % of the round trips")
+        );
+        assert!(quic_limit(&[(held, 8)], 10.0).unwrap().contains("path"), "each stream of eight was free");
         let lossy = QuicState { lost_packets: 100, ..free };
-        assert!(quic_limit(&[free, lossy], 10.0).unwrap().contains("0.50 %"));
+        assert!(quic_limit(&[(free, 1), (lossy, 1)], 10.0).unwrap().contains("0.50 %"));
         assert_eq!(quic_limit(&[], 10.0), None);
     }
 

@@ -242,7 +242,7 @@ fn latency(text: &mut String, outcome: &Outcome) {
     if let Some(Waiting { count, longest, silence }) = silent {
         let _ = writeln!(
             text,
-            "No answer in the last {}: {count} requests were under way, the longest for {}",
+            "No answer in the last {}: {count} under way, the longest for {}",
             time_text(silence),
             time_text(longest)
         );
