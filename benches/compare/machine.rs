@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use super::support::find_program;
+use super::version::version_in;
 
 /// The machine and the programs of a run.
 pub(crate) struct Machine {
@@ -100,21 +101,6 @@ fn programs() -> Vec<(&'static str, String)> {
         Some((name, said.map_or_else(|| unversioned(name, &program), named)))
     };
     all.into_iter().filter_map(version).collect()
-}
-
-/// The first word that is a version: digits and a dot, perhaps behind a `v`, a slash and what is counted. That of the language
-/// it was built with is another's.
-fn version_in(text: &str) -> Option<String> {
-    let own = text.lines().filter(|line| !line.trim_start().starts_with("Go version"));
-    let mut words = own.flat_map(|line| line.split([' ', '\t', ',', '(', ')', '[', ']']));
-    let version = words.find(|word| {
-        let number = word.rsplit('/').next().unwrap_or(word);
-        let mut parts = number.strip_prefix('v').unwrap_or(number).split('.');
-        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        parts.next().is_some_and(is_number)
-            && parts.next().is_some_and(|part| part.starts_with(|first: char| first.is_ascii_digit()))
-    });
-    version.map(|version| version.rsplit('/').next().unwrap_or(version).to_owned())
 }
 
 /// A build that does not say which it is, by what can be compared: its content.

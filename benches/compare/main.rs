@@ -38,6 +38,7 @@ mod stock_edge;
 mod support;
 mod table;
 mod tunnel;
+mod version;
 
 use machine::Machine;
 use serde_json::Value;
