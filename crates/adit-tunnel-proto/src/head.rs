@@ -19,7 +19,7 @@ pub enum ConnectionType {
 
 /// The head of a request on its way from edge to connector (tunnel-protocol.md §4.2).
 #[derive(Clone, Debug, PartialEq)]
-pub struct RequestHead {
+pub struct RequestHead<H = HeaderMap> {
     /// What follows the head.
     pub kind: ConnectionType,
     /// Absolute URL for HTTP and WebSocket, literal `ip:port` for TCP.
@@ -29,7 +29,7 @@ pub struct RequestHead {
     /// The `Host` the visitor asked for; drives the ingress rules.
     pub host: String,
     /// Request headers, `Host` excluded.
-    pub headers: HeaderMap,
+    pub headers: H,
     /// Opaque text that names the flow in logs.
     pub flow_id: Option<String>,
 }
@@ -45,6 +45,14 @@ impl RequestHead {
             headers: HeaderMap::new(),
             flow_id: None,
         }
+    }
+}
+
+impl<H> RequestHead<H> {
+    /// The same head with its headers in another form.
+    pub fn map_headers<T>(self, form: impl FnOnce(H) -> T) -> RequestHead<T> {
+        let Self { kind, dest, method, host, headers, flow_id } = self;
+        RequestHead { kind, dest, method, host, headers: form(headers), flow_id }
     }
 }
 
@@ -82,6 +90,15 @@ impl HeaderPairs for HeaderMap {
 pub struct HeaderLines {
     message: Bytes,
     lines: SmallVec<[(Place, Place); LINES_INLINE]>,
+}
+
+/// Headers of a request, in the form in which its transport brings them.
+#[derive(Clone, Debug)]
+pub enum Headers {
+    /// As they lie in the stream's head (QUIC).
+    Lines(HeaderLines),
+    /// HTTP/2's.
+    Map(HeaderMap),
 }
 
 /// Where a text begins in its message, and its length; messages are far shorter than 4 GiB.
