@@ -304,9 +304,8 @@ impl Fields {
     /// The first value under a name, whichever form the fields have.
     pub fn first(&self, name: &HeaderName) -> Option<&[u8]> {
         let Some(lines) = &self.lines else { return self.get(name).map(HeaderValue::as_bytes) };
-        let is_ours = |added: &&(&Ours, HeaderValue)| added.0.name == name;
-        if let Some((_, value)) = lines.added.iter().find(is_ours) {
-            return Some(value.as_bytes());
+        if let Some(added) = lines.added.iter().find(|added| added.name() == name) {
+            return Some(added.value().as_bytes());
         }
         let name = name.as_str().as_bytes();
         let is_named = |line: &&Line| lines.text(line.name).eq_ignore_ascii_case(name);

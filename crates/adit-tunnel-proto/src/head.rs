@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use smallvec::SmallVec;
 
 /// What a request stream carries after its head (tunnel-protocol.md §3.3, `ConnectionType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,7 +88,7 @@ impl HeaderPairs for HeaderMap {
 #[derive(Clone, Debug, Default)]
 pub struct HeaderLines {
     message: Bytes,
-    lines: SmallVec<[(Place, Place); LINES_INLINE]>,
+    lines: Vec<(Place, Place)>,
 }
 
 /// Headers of a request, in the form in which its transport brings them.
@@ -132,7 +131,7 @@ impl PartialEq for HeaderLines {
 impl HeaderLines {
     /// None yet, all to be slices of `message`.
     pub(crate) fn of(message: &Bytes) -> Self {
-        Self { message: message.clone(), lines: SmallVec::new() }
+        Self { message: message.clone(), lines: Vec::with_capacity(LINES_USUAL) }
     }
 
     /// Adds a header; false if it is not legal.
@@ -184,8 +183,8 @@ pub enum ConnectResponse<H = HeaderMap> {
     },
 }
 
-/// Most heads have fewer headers: no allocation of their own for those.
-const LINES_INLINE: usize = 16;
+/// Most heads have fewer headers: one allocation for those.
+const LINES_USUAL: usize = 16;
 
 /// Of a name in a [`HeaderMap`].
 const NAME_BYTES_MAX: usize = 65_535;

@@ -262,10 +262,11 @@ mod tests {
 
     use super::*;
 
+    /// Name and value.
+    type Pair = (String, String);
+
     /// What is left of these fields and the length they announce, whether they come as lines or as a map.
-    fn tidied(
-        fields: &[(&'static str, &'static str)],
-    ) -> Result<(Vec<(String, String)>, Length), &'static str> {
+    fn tidied(fields: &[(&'static str, &'static str)]) -> Result<(Vec<Pair>, Length), &'static str> {
         let mut head = RequestHead::new(Method::POST, "http://a.example/", "a.example");
         for (name, value) in fields {
             head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
