@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 use super::encode;
 use super::framing::Framing;
 use super::head::{self, HeadError, HeadScanner, RequestHead};
+use super::scratch;
 use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
@@ -204,7 +205,9 @@ impl Connection<'_> {
         let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();
         let mut sending = start_answer(response, &method, version, &mut keep_alive, raw);
         let sent = poll_fn(|cx| self.poll_send(cx, &mut sending, handback.as_ref())).await;
-        drop(sending);
+        // The upload that belongs to the answer lets go of the reader.
+        drop((sending.body, sending.pipe));
+        scratch::keep(sending.out);
         if sent.is_err() {
             self.options.metrics.aborted();
             return After::Close;
@@ -450,7 +453,9 @@ impl Sending {
     fn new(out: Bytes, body: Body, encoding: Encoding) -> Self {
         let may_splice = encoding == Encoding::Plain
             && matches!(body.length(), Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN);
-        Self { out: [out].into(), body, encoding, done: false, may_splice, pipe: None }
+        let mut batch = scratch::batch();
+        batch.push_back(out);
+        Self { out: batch, body, encoding, done: false, may_splice, pipe: None }
     }
 
     /// Whether what is to be sent next goes through a pipe, or is in it already.
@@ -478,33 +483,53 @@ impl Sending {
     }
 }
 
-/// Encodes the head of an answer and decides how its content is framed.
+/// Encodes the head of an answer, with little content behind it, and decides how its content is framed.
 fn start_answer(
-    mut response: Response,
+    response: Response,
     method: &Method,
     version: Version,
     keep_alive: &mut bool,
     raw: bool,
 ) -> Sending {
-    let mut out = BytesMut::new();
+    let (mut body, mut encoding, mut done) = (Body::empty(), Encoding::Plain, false);
+    let bytes = response.headers.bytes() + HEAD_BYTES_SPARE;
+    let head = scratch::encode(bytes, |out| {
+        (body, encoding) = write_head(out, response, method, version, keep_alive, raw);
+        out.put_slice(b"\r\n");
+        // One buffer is written for less than two.
+        let little = if encoding == Encoding::Plain { body.take_little(MERGED_BYTES_MAX) } else { None };
+        done = little.is_some();
+        out.put_slice(&little.unwrap_or_default());
+    });
+    Sending { done, ..Sending::new(head, body, encoding) }
+}
+
+/// Writes a head without its end; what is left is the content, and how it is to be encoded.
+fn write_head(
+    out: &mut BytesMut,
+    mut response: Response,
+    method: &Method,
+    version: Version,
+    keep_alive: &mut bool,
+    raw: bool,
+) -> (Body, Encoding) {
     let status = response.status;
     let described = match response.headers.lack(Kinds::LENGTH) {
         true => None,
         false => response.headers.remove(header::CONTENT_LENGTH),
     };
     remove_own_fields(&mut response, version, raw);
-    encode::response_head(&mut out, status, &response.headers);
+    encode::response_head(out, status, &response.headers);
     if !response.headers.has_date() {
-        date::with_now(|now| encode::field(&mut out, "Date", now));
+        date::with_now(|now| encode::field(out, "Date", now));
     }
-    let bodiless =
-        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let mut encoding = Encoding::Plain;
     let mut body = response.body;
     if raw {
-        out.put_slice(b"\r\n");
-        return Sending::new(out.freeze(), body, encoding);
+        return (body, encoding);
     }
+    let bodiless =
+        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless {
         // The length that a GET would have had, if the origin told it (RFC 9110 §8.6).
         let known = match body.length() {
@@ -512,7 +537,7 @@ fn start_answer(
             _ => described.as_ref().and_then(super::framing::parse_length),
         };
         if let Some(bytes) = known.filter(|_| status != StatusCode::NO_CONTENT) {
-            encode::content_length(&mut out, bytes);
+            encode::content_length(out, bytes);
         }
         body = Body::empty();
     } else {
@@ -522,23 +547,15 @@ fn start_answer(
             Length::Known(_) => {}
         }
         if encoding == Encoding::Chunked || matches!(body.length(), Length::Known(_)) {
-            encode::framing(&mut out, body.length());
+            encode::framing(out, body.length());
         }
     }
     if !*keep_alive {
-        encode::field(&mut out, "Connection", b"close");
+        encode::field(out, "Connection", b"close");
     } else if version == Version::HTTP_10 {
-        encode::field(&mut out, "Connection", b"keep-alive");
+        encode::field(out, "Connection", b"keep-alive");
     }
-    out.put_slice(b"\r\n");
-    // One buffer is written for less than two.
-    let little = match encoding {
-        Encoding::Plain => body.take_little(MERGED_BYTES_MAX),
-        Encoding::Chunked => None,
-    };
-    let done = little.is_some();
-    out.put_slice(&little.unwrap_or_default());
-    Sending { done, ..Sending::new(out.freeze(), body, encoding) }
+    (body, encoding)
 }
 
 /// Takes off what this side of the connection alone says (RFC 9112 §6.1, §9.6): a middleware may have put it there, and a
@@ -663,6 +680,8 @@ fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
 
 /// Content that is worth a pipe: several times what one read brings.
 const SPLICED_BYTES_MIN: u64 = 256 * 1024;
+/// Content behind a head, and what a head has besides its fields.
+const HEAD_BYTES_SPARE: usize = MERGED_BYTES_MAX + 256;
 /// Content copied behind its head.
 const MERGED_BYTES_MAX: usize = 4 * 1024;
 /// Requests sent ahead of an answer that are read to notice a closed connection.
