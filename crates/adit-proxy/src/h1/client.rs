@@ -24,7 +24,7 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
-use crate::tcp::splice::Pipe;
+use crate::tcp::splice::{Pipe, Plain, SPLICED_BYTES_MIN};
 use crate::write::Stall;
 
 /// A connection to an origin between exchanges.
@@ -117,6 +117,9 @@ impl OriginConnection {
             // as another request, past every rule.
             state: if length == Length::Raw { UploadState::AwaitingUpgrade } else { UploadState::Sending },
             stall: Stall::new(limits.write_idle_timeout),
+            may_splice: matches!(length, Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN),
+            pipe: None,
+            is_complete: false,
         };
         Exchange {
             connection: Some((self.reader, upload, home)),
@@ -214,6 +217,11 @@ struct Upload {
     writer: WriteIo,
     state: UploadState,
     stall: Stall,
+    /// Much content of a known length: the kernel is asked to move it.
+    may_splice: bool,
+    pipe: Option<Pipe>,
+    /// All content is in the pipe, or through it.
+    is_complete: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -244,6 +252,10 @@ impl Upload {
             if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
                 return Poll::Ready(Ok(()));
             }
+            if self.splices() {
+                ready!(self.poll_splice(cx))?;
+                continue;
+            }
             // The head waits for the first content that is there already: one write for both.
             if self.state == UploadState::Sending && self.out.len() <= 1 {
                 match self.poll_body(cx) {
@@ -266,6 +278,47 @@ impl Upload {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether what is to be sent next goes through a pipe, or is in it already.
+    fn splices(&self) -> bool {
+        self.may_splice && self.state == UploadState::Sending && self.out.is_empty()
+    }
+
+    /// Has the kernel move what fits into a pipe; without one, and where somebody looks at the content, the rest is copied.
+    fn poll_splice(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        if self.pipe.is_none() && self.writer.socket().is_some() {
+            self.pipe = self.body.lend_pipe();
+        }
+        let (Some(pipe), Some(socket)) = (&mut self.pipe, self.writer.socket()) else {
+            self.may_splice = false;
+            return Poll::Ready(Ok(()));
+        };
+        if pipe.filled() == 0 {
+            match self.body.poll_pipe(cx, pipe) {
+                Poll::Ready(Ok(Some(more))) => self.is_complete = !more,
+                Poll::Ready(Ok(None)) => {
+                    (self.may_splice, self.pipe) = (false, None);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    // Others may have the pipe meanwhile.
+                    self.pipe = None;
+                    return Poll::Pending;
+                }
+            }
+        }
+        let drained = ready!(self.stall.poll_pipe(socket, cx, pipe));
+        self.state = match drained {
+            Err(error) => UploadState::Failed(error.kind()),
+            Ok(()) if self.is_complete => UploadState::Flushing,
+            Ok(()) => UploadState::Sending,
+        };
+        if self.state != UploadState::Sending {
+            self.pipe = None;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {

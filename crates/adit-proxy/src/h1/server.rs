@@ -29,7 +29,7 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
-use crate::tcp::splice::{Pipe, Plain};
+use crate::tcp::splice::{Pipe, Pipes, Plain, SPLICED_BYTES_MIN};
 use crate::write::Stall;
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
@@ -222,12 +222,14 @@ impl Connection<'_> {
         let (body, handback) = match self.reader.take() {
             Some(reader) if framing != Framing::Empty => {
                 let handback = SharedHandback::default();
+                let is_much = matches!(framing, Framing::Length(bytes) if bytes >= SPLICED_BYTES_MIN);
                 let source = RequestSource {
                     reader: Some(reader),
                     content: Content::new(framing, Some(self.options.body_idle_timeout)),
                     waits_for_continue: head.expect_continue,
                     is_untouched_upgrade: framing == Framing::Raw,
                     handback: Arc::clone(&handback),
+                    pipes: is_much.then(|| self.options.metrics.pipes().clone()),
                 };
                 let body = Body::stream(source, framing.length());
                 // The whole-time limits are for messages, not for what an upgraded connection carries.
@@ -579,21 +581,14 @@ struct RequestSource {
     /// An upgrade that nobody took up: what follows the head is the next request.
     is_untouched_upgrade: bool,
     handback: SharedHandback,
+    /// Where there is much content of a known length.
+    pipes: Option<Pipes>,
 }
 
 impl BodySource for RequestSource {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        ready!(self.poll_continued(cx));
         let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
-        // RFC 9110 §10.1.1: a visitor that did not wait needs no 100.
-        if self.waits_for_continue && reader.buffer.is_empty() {
-            let mut state = lock(&self.handback);
-            if !state.continued {
-                state.wants_continue = true;
-                state.waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-        }
-        self.waits_for_continue = false;
         let more = ready!(self.content.poll_chunks(reader, cx, out))?;
         self.is_untouched_upgrade = false;
         if !more {
@@ -602,12 +597,45 @@ impl BodySource for RequestSource {
         Poll::Ready(Ok(more))
     }
 
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        ready!(self.poll_continued(cx));
+        let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(None)) };
+        let more = ready!(self.content.poll_pipe(reader, cx, pipe))?;
+        if more.is_some() {
+            reader.expect_little();
+        }
+        if more == Some(false) {
+            self.hand_back(true);
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn lend_pipe(&self) -> Option<Pipe> {
+        self.reader.as_ref()?.socket()?;
+        self.pipes.as_ref()?.lend()
+    }
+
     fn take_trailers(&mut self) -> Option<http::HeaderMap> {
         self.content.take_trailers()
     }
 }
 
 impl RequestSource {
+    /// RFC 9110 §10.1.1: asks for the content where that is waited for; a visitor that did not wait needs no 100.
+    fn poll_continued(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_none = self.reader.as_ref().is_some_and(|reader| reader.buffer.is_empty());
+        if self.waits_for_continue && has_none {
+            let mut state = lock(&self.handback);
+            if !state.continued {
+                state.wants_continue = true;
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        self.waits_for_continue = false;
+        Poll::Ready(())
+    }
+
     fn hand_back(&mut self, complete: bool) {
         if let Some(reader) = self.reader.take() {
             let mut state = lock(&self.handback);
@@ -678,8 +706,6 @@ fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
     handback.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Content that is worth a pipe: several times what one read brings.
-const SPLICED_BYTES_MIN: u64 = 256 * 1024;
 /// Content behind a head, and what a head has besides its fields.
 const HEAD_BYTES_SPARE: usize = MERGED_BYTES_MAX + 256;
 /// Content copied behind its head.

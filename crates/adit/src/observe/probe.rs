@@ -112,6 +112,10 @@ impl BodySource for Tally {
         Poll::Ready(Ok(moved))
     }
 
+    fn lend_pipe(&self) -> Option<Pipe> {
+        self.body.lend_pipe()
+    }
+
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         self.body.take_trailers()
     }
