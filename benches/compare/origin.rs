@@ -5,6 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 /// Starts it on a port of loopback's; it ends with the process.
@@ -18,6 +19,11 @@ pub(crate) fn start() -> SocketAddr {
         }
     });
     address
+}
+
+/// Bytes of bodies with a length that it has read since it was started.
+pub(crate) fn received() -> u64 {
+    RECEIVED.load(Ordering::Relaxed)
 }
 
 /// Closes the WebSockets that it holds.
@@ -45,6 +51,7 @@ fn serve(mut stream: TcpStream) -> Option<()> {
             let taken = read.min(usize::try_from(length).unwrap_or(usize::MAX));
             reader.consume(taken);
             length -= taken as u64;
+            RECEIVED.fetch_add(taken as u64, Ordering::Relaxed);
         }
         if chunked {
             skip_chunks(&mut reader)?;
@@ -99,6 +106,7 @@ fn skip_chunks(reader: &mut BufReader<TcpStream>) -> Option<()> {
     }
 }
 
+static RECEIVED: AtomicU64 = AtomicU64::new(0);
 static HELD: Mutex<Vec<TcpStream>> = Mutex::new(Vec::new());
 /// The answer to the key of RFC 6455 section 1.3, which all clients here send.
 const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\

@@ -1,4 +1,5 @@
-//! Connectors behind edges: adit and cloudflared each behind an adit edge, frp and rathole behind their own servers.
+//! Connectors behind edges: adit and cloudflared each behind an adit edge and behind a stock one, frp and rathole behind
+//! their own servers.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
@@ -13,7 +14,7 @@ use super::support::nginx::Nginx;
 use super::support::process::Process;
 use super::support::{TempFolder, free_tcp_port, wait_for};
 use super::table::{ADIT, Against, Bound, Figure, Section};
-use super::{ROUNDS, origin};
+use super::{ROUNDS, in_turn, origin, stock_edge};
 
 /// Measures bytes and requests through tunnels, and the connectors' memory.
 pub(crate) fn measure() -> Section {
@@ -21,7 +22,9 @@ pub(crate) fn measure() -> Section {
         "Tunnel",
         "client → edge → connector → origin on loopback, one connection between edge and connector; CPU and memory are \
          the connector's. adit and cloudflared each stand behind an adit edge of their own, frp and rathole behind their own \
-         servers (over TCP, which is their default).",
+         servers with their defaults: over TCP, frp in TLS that checks no certificate, rathole without encryption; it carries \
+         bytes as they are, where the others decrypt and encrypt all of them. The stock edge is a small one in Go (benches/stock-edge) on the QUIC \
+         library that cloudflared uses.",
     );
     let small = Nginx::start("keepalive_requests 1000000000;");
     small.serve_file("1k", vec![b'x'; 1024]);
@@ -33,7 +36,7 @@ pub(crate) fn measure() -> Section {
         section.add(IDLE, kind.name, Some(vec![(Figure::Mebibytes, resident(tunnel.connector.id()))]));
     }
     for round in 0..ROUNDS {
-        for (n, kind) in kinds.iter().enumerate() {
+        for (n, kind) in in_turn(&kinds, round) {
             progress(&format!("tunnel, round {} of {ROUNDS}: {}", round + 1, kind.name));
             for (workload, upload, streams) in BULK {
                 let tunnel = &to_large[n];
@@ -57,6 +60,7 @@ pub(crate) fn measure() -> Section {
         }
     }
     ask(&mut section);
+    stock_edge::measure(&mut section, small.address(), large);
     section
 }
 
@@ -123,7 +127,20 @@ pub(crate) fn stock(program: &Path, origin: SocketAddr) -> Tunnel {
 
 /// A connector with one connection to `edge`.
 pub(crate) fn dial(program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
-    let address = edge.edge().to_string();
+    dial_by(edge.edge(), program, edge, arguments)
+}
+
+/// The same by another address, from which there is a line to `edge`.
+pub(crate) fn dial_by(address: SocketAddr, program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
+    let ca = edge.folder().path().join("state/edge-ca.pem");
+    let process = connector(program, address, &ca, arguments);
+    edge.wait_for_connections(1);
+    process
+}
+
+/// A connector that opens one connection to an edge whose certificate is of `ca`.
+pub(crate) fn connector(program: &Path, edge: SocketAddr, ca: &Path, arguments: &[&str]) -> Process {
+    let address = edge.to_string();
     let mut command = Command::new(program);
     command.args([
         "tunnel",
@@ -134,12 +151,9 @@ pub(crate) fn dial(program: &Path, edge: &Adit, arguments: &[&str]) -> Process {
         "--metrics",
         "127.0.0.1:0",
     ]);
-    command.args(["--ha-connections", "1", "--edge", &address, "--edge", &address, "--cacert"]);
-    command.arg(edge.folder().path().join("state/edge-ca.pem"));
+    command.args(["--ha-connections", "1", "--edge", &address, "--edge", &address, "--cacert"]).arg(ca);
     command.args(["run", "--token", TOKEN]).args(arguments);
-    let process = Process::start("connector", command.stdin(Stdio::null()));
-    edge.wait_for_connections(1);
-    process
+    Process::start("connector", command.stdin(Stdio::null()))
 }
 
 fn frp(origin: SocketAddr) -> Tunnel {
@@ -212,7 +226,7 @@ const SMALL: &str = "1 KiB, 64 in flight";
 const IDLE: &str = "memory, idle";
 const AFTER_SMALL: &str = "memory, most with requests";
 const AFTER_BULK: &str = "memory, most with bulk";
-const CLOUDFLARED: &str = "cloudflared";
+pub(crate) const CLOUDFLARED: &str = "cloudflared";
 /// The host that all tunnels serve.
 pub(crate) const HOST: &str = "a.home.test";
 /// An edge with one tunnel, that of [`TOKEN`].

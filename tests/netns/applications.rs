@@ -299,11 +299,8 @@ http:
         page("strict.test")
     );
     for host in ["pve.test", "known.test"] {
-        // websockify forks for each visitor and now and then does not answer one; the viewer gives up after 10 s.
-        wait_for(&format!("the console at {host}"), || {
-            let answer = output(&hub.cable.right, &text(&python), &["-c", VIEWER, host]);
-            (answer.trim() == "console of 65536 bytes").then_some(())
-        });
+        let answer = output(&hub.cable.right, &text(&python), &["-c", VIEWER, host]);
+        assert_eq!(answer.trim(), "console of 65536 bytes", "{host}");
     }
 }
 
@@ -419,14 +416,19 @@ server.serve_forever()
 ";
 
 /// The console's viewer in a browser, as far as the wire is concerned.
+///
+/// On one thread: the library's other client reads and writes one TLS session from two, and hangs once in 250 runs, also
+/// before websockify alone.
 const VIEWER: &str = "
-import socket, ssl, sys
-from websockets.sync.client import connect
+import asyncio, ssl, sys
+from websockets.asyncio.client import connect
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-host = sys.argv[1]
-raw = socket.create_connection(('10.9.0.1', 443), 10)
-with connect(f'wss://{host}/websockify', sock=raw, ssl=context, server_hostname=host, subprotocols=['binary']) as viewer:
-    viewer.send(bytes(65536))
-    print(viewer.recv(10).decode())
+name = sys.argv[1]
+async def view():
+    at = dict(host='10.9.0.1', port=443, ssl=context, server_hostname=name)
+    async with connect(f'wss://{name}/websockify', subprotocols=['binary'], **at) as viewer:
+        await viewer.send(bytes(65536))
+        print((await asyncio.wait_for(viewer.recv(), 10)).decode())
+asyncio.run(view())
 ";

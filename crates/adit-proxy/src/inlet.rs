@@ -192,15 +192,18 @@ impl Source {
         }
     }
 
-    /// A connection that is there already, even if nobody has been woken for it yet.
-    pub(crate) fn take(&mut self) -> Option<Accepted> {
+    /// A connection that is there already, even if nobody has been woken for it yet; an error says nothing of the others.
+    pub(crate) fn take(&mut self) -> io::Result<Option<Accepted>> {
         match self {
-            Self::Kernel(socket) => accept(socket.get_ref()).ok(),
+            Self::Kernel(socket) => match accept(socket.get_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                accepted => accepted.map(Some),
+            },
             Self::Other { incoming, .. } => {
-                match incoming.poll_accept(&mut Context::from_waker(Waker::noop())) {
+                Ok(match incoming.poll_accept(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(one) => one.map(Accepted::Other),
                     Poll::Pending => None,
-                }
+                })
             }
         }
     }

@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -21,6 +21,7 @@ use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::inlet::{self, Incoming, Source};
 use crate::lanes::{LaneName, Lanes};
+use crate::mesh::MeshVisitors;
 use crate::message::Service;
 use crate::proxy_protocol::ProxyProtocolPolicy;
 
@@ -82,6 +83,12 @@ impl Active {
         };
         let (connections_max, lanes) = (options.connections_max, options.lanes);
         Self { shared: Arc::new(shared), lanes, connections_max, permits }
+    }
+
+    /// Tells of changes of the mesh's gate, where only its peers come.
+    fn turns(&self) -> Option<watch::Receiver<u64>> {
+        let switch = self.shared.switch.as_ref().filter(|_| self.shared.on_mesh)?.load();
+        switch.mesh.as_ref().map(MeshVisitors::turns)
     }
 
     /// Serves one connection with these settings.
@@ -197,10 +204,13 @@ impl Listener {
     pub async fn run<S: Service>(mut self, service: Arc<S>, drain: Drain) {
         let mut connections = JoinSet::new();
         let mut full = false;
+        // While connections may wait in the backlog: the mesh's gate as it was when they began to.
+        let mut backlog = None;
         loop {
             let active = self.active.load_full();
             let permits = Arc::clone(&active.permits);
             if permits.available_permits() == 0 && !full {
+                backlog = backlog.or_else(|| active.turns());
                 // Once for each time that the limit bites; who comes now waits in the backlog.
                 tracing::debug!(entry_point = %active.shared.name, reason = "connections_full", "no more connections");
                 active.shared.options.metrics.refused("connections_full");
@@ -213,8 +223,20 @@ impl Listener {
             };
             full = false;
             let Ok(permit) = permit else { break };
+            if let Some(turns) = &mut backlog
+                && !self.turn_strangers_away(turns, &active.shared)
+            {
+                sleep(ACCEPT_RETRY_DELAY).await;
+                continue;
+            }
             let accepted = tokio::select! {
-                accepted = poll_fn(|cx| self.source.poll_accept(cx)) => accepted,
+                accepted = poll_fn(|cx| {
+                    let accepted = self.source.poll_accept(cx);
+                    if accepted.is_pending() {
+                        backlog = None;
+                    }
+                    accepted
+                }) => accepted,
                 () = drain.started() => break,
                 Some(_) = connections.join_next() => continue,
             };
@@ -227,6 +249,7 @@ impl Listener {
                     // Out of descriptors, most likely: the backlog holds the visitors meanwhile.
                     tracing::warn!(entry_point = %active.shared.name, %error, reason = "accept", "cannot accept");
                     active.shared.options.metrics.refused("accept");
+                    backlog = backlog.or_else(|| active.turns());
                     sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
                 }
@@ -240,10 +263,29 @@ impl Listener {
 }
 
 impl Listener {
+    /// Closes what waits in the backlog if the mesh's gate has turned since it began to wait: an address there may have been
+    /// another's when it came. False if some are left.
+    fn turn_strangers_away(&mut self, turns: &mut watch::Receiver<u64>, shared: &Shared) -> bool {
+        if !turns.has_changed().unwrap_or(true) {
+            return true;
+        }
+        // Before the look: what comes until the next turn is judged by that one.
+        turns.mark_unchanged();
+        for _ in 0..=BACKLOG {
+            match self.source.take() {
+                Ok(Some(_)) => shared.options.metrics.refused("mesh_peer_changed"),
+                Ok(None) => return true,
+                Err(_) => break,
+            }
+        }
+        turns.mark_changed();
+        false
+    }
+
     /// Takes the connections that the kernel has accepted already: closing the socket would reset them.
     fn empty_backlog<S: Service>(&mut self, connections: &mut JoinSet<()>, service: &Arc<S>, drain: &Drain) {
         for _ in 0..BACKLOG {
-            let Some(accepted) = self.source.take() else { return };
+            let Ok(Some(accepted)) = self.source.take() else { return };
             let active = self.active.load_full();
             let Ok(permit) = Arc::clone(&active.permits).try_acquire_owned() else { return };
             active.serve(connections, accepted, permit, (service, drain));

@@ -86,6 +86,11 @@ impl MeshVisitors {
         Self { peers, gate, is_own: is_of_this_machine }
     }
 
+    /// Tells of changes of the gate from now on.
+    pub(crate) fn turns(&self) -> watch::Receiver<u64> {
+        self.gate.turns.subscribe()
+    }
+
     /// Whether one of this machine's own programs speaks from an address: see [`is_of_this_machine`].
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         (self.is_own)(address)

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use adit_proxy::listen::{Listener, ListenerOptions};
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::metrics::Metrics;
 use adit_proxy::origin::Origin;
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -43,7 +45,7 @@ impl Service for Application {
                 loop {
                     let mut batch = Batch::new();
                     let more = poll_fn(|cx| request.body.poll_chunks(cx, &mut batch)).await.unwrap();
-                    count += batch.iter().map(bytes::Bytes::len).sum::<usize>();
+                    count += batch.iter().map(Bytes::len).sum::<usize>();
                     if !more {
                         return Response::text(StatusCode::OK, "text/plain", count.to_string());
                     }
@@ -62,6 +64,11 @@ impl Service for Application {
                 let mut response = Response::status(StatusCode::OK);
                 response.headers.insert("trailer", HeaderValue::from_static("X-Trailer"));
                 response.body = request.body;
+                response
+            }
+            "/flood" => {
+                let mut response = Response::status(StatusCode::OK);
+                response.body = Body::stream(Flood { upload: request.body }, Length::Unknown);
                 response
             }
             "/early" => Response::text(StatusCode::PAYLOAD_TOO_LARGE, "text/plain", "no"),
@@ -104,6 +111,31 @@ impl BodySource for Late {
     }
 }
 
+/// An answer without an end, beside an upload that is read as it comes.
+struct Flood {
+    upload: Body,
+}
+
+impl BodySource for Flood {
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        self.poll_background(cx);
+        out.push_back(Bytes::from_static(&[b'x'; 256 * 1024]));
+        if !self.upload.is_empty() {
+            FLOOD_MADE.fetch_add(256 * 1024, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    fn poll_background(&mut self, cx: &mut Context<'_>) {
+        let mut batch = Batch::new();
+        while let Poll::Ready(Ok(true)) = self.upload.poll_chunks(cx, &mut batch) {}
+        FLOOD_READ.fetch_add(batch.iter().map(Bytes::len).sum(), Ordering::Relaxed);
+    }
+}
+
+static FLOOD_MADE: AtomicUsize = AtomicUsize::new(0);
+static FLOOD_READ: AtomicUsize = AtomicUsize::new(0);
+
 /// Forwards everything to one origin.
 struct Gateway(Origin);
 
@@ -139,6 +171,10 @@ fn options(metrics: &prometheus::Registry) -> Options {
 }
 
 fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr, DrainSignal) {
+    listen_with(service, options(metrics))
+}
+
+fn listen_with<S: Service>(service: S, connection: Options) -> (SocketAddr, DrainSignal) {
     let options = ListenerOptions {
         name: "test".to_owned(),
         tls: None,
@@ -148,7 +184,7 @@ fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr
         reuse_port: false,
         device: None,
         lanes: None,
-        connection: options(metrics),
+        connection,
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
     let address = listener.local_addr().unwrap();
@@ -334,18 +370,78 @@ async fn a_visitor_that_leaves_ends_the_exchange_with_the_origin() {
     stream.write_all(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     drop(stream);
     // The origin's drain ends only when its connection is gone; /hang would keep it for ever.
+    aborted(&chain.metrics).await;
+    chain.origin_drain.start();
+}
+
+/// Waits until an answer has not been finished.
+async fn aborted(metrics: &prometheus::Registry) {
     let aborted = async {
         loop {
-            let families = chain.metrics.gather();
+            let families = metrics.gather();
             let family = families.iter().find(|f| f.name() == "adit_proxy_aborted_total").unwrap();
             if family.get_metric()[0].get_counter().get_value() >= 1.0 {
                 return;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), aborted).await.unwrap();
-    chain.origin_drain.start();
+    tokio::time::timeout(Duration::from_secs(20), aborted).await.expect("an answer is given up");
+}
+
+#[tokio::test]
+async fn the_time_for_an_answer_ends_also_while_the_visitor_has_no_room_for_it() {
+    let limited = |metrics: &prometheus::Registry| Options {
+        write_timeout: Some(Duration::from_millis(300)),
+        ..options(metrics)
+    };
+    // Copied, over HTTP/1.1 and HTTP/2.
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) = listen_with(Application, limited(&metrics));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    aborted(&metrics).await;
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) = listen_with(Application, limited(&metrics));
+    let io = TcpStream::connect(address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(io).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("http://a/flood").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let mut content = response.await.unwrap().into_body();
+    let broken = async { while content.data().await.is_some_and(|data| data.is_ok()) {} };
+    // No credit is given back: the window is soon used up, and then comes the reset.
+    tokio::time::timeout(Duration::from_secs(20), broken).await.expect("the stream is reset");
+    driver.abort();
+    // Moved by the kernel.
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    tokio::spawn(send_content(origin, Arc::new(vec![b'x'; 64 * 1024 * 1024])));
+    let metrics = prometheus::Registry::new();
+    let gateway = Gateway(Origin::new(&service, &OriginSettings::default()).unwrap());
+    let (address, _drain) = listen_with(gateway, limited(&metrics));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    aborted(&metrics).await;
+}
+
+#[tokio::test]
+async fn an_upload_that_goes_on_adds_nothing_to_an_answer_that_is_stuck() {
+    let (address, _drain) = listen(Application, &prometheus::Registry::new());
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"POST /flood HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+    for sent in 0..500 {
+        stream.write_all(b"1\r\nx\r\n").await.unwrap();
+        let read = async {
+            while FLOOD_READ.load(Ordering::Relaxed) <= sent {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), read).await.expect("the upload goes on");
+    }
+    let made = FLOOD_MADE.load(Ordering::Relaxed);
+    // What the kernel's buffers take, and one batch.
+    assert!(made < 32 * 1024 * 1024, "{made} bytes were made for a visitor that reads nothing");
 }
 
 #[tokio::test]
@@ -411,7 +507,7 @@ async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
     tokio::spawn(connection);
     let request = http::Request::builder().method(Method::POST).uri("http://a/count").body(()).unwrap();
     let (response, mut stream) = client.send_request(request, false).unwrap();
-    stream.send_data(bytes::Bytes::from_static(b"12345"), true).unwrap();
+    stream.send_data(Bytes::from_static(b"12345"), true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     assert_eq!(head.status, StatusCode::OK);
     assert_eq!(body.data().await.unwrap().unwrap(), "5");
@@ -676,7 +772,7 @@ async fn an_http2_visitor_that_waits_to_be_asked_for_content_is_asked() {
     let informed =
         tokio::time::timeout(Duration::from_secs(10), poll_fn(|cx| response.poll_informational(cx)));
     assert_eq!(informed.await.unwrap().unwrap().unwrap().status(), StatusCode::CONTINUE);
-    stream.send_data(bytes::Bytes::from_static(b"12345"), true).unwrap();
+    stream.send_data(Bytes::from_static(b"12345"), true).unwrap();
     let (head, mut body) = response.await.unwrap().into_parts();
     assert_eq!((head.status, body.data().await.unwrap().unwrap()), (StatusCode::OK, "5".into()));
 }

@@ -1,31 +1,61 @@
 //! Frames of many streams in one write.
 //!
-//! `h2` writes each larger DATA frame by itself, which over TLS is a record and a system call for every small answer. It
-//! flushes when it has nothing more to write at the moment: until then frames are gathered here.
+//! `h2` writes and flushes each larger DATA frame by itself, which over TLS is a record and a system call for every small
+//! answer. Frames are gathered here instead until whoever runs the connection has nothing more to do at the moment.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream whose writes are gathered until they are flushed, or [`GATHERED_BYTES_MAX`] are waiting.
+/// A stream whose writes are gathered until they are flushed, or [`GATHERED_BYTES_MAX`] are waiting. Clones are the same
+/// stream: one for `h2`, one for whoever runs the connection; the lock between them is never waited for.
 #[derive(Debug)]
-pub(super) struct Gathered<T> {
+pub(super) struct Gathered<T>(Arc<Mutex<Gathering<T>>>);
+
+#[derive(Debug)]
+struct Gathering<T> {
     io: T,
     /// No memory while it is empty.
     waiting: BytesMut,
+    /// Flushes wait for [`Gathered::poll_drain`].
+    held: bool,
 }
 
 impl<T> Gathered<T> {
     pub(super) fn new(io: T) -> Self {
-        Self { io, waiting: BytesMut::new() }
+        Self(Arc::new(Mutex::new(Gathering { io, waiting: BytesMut::new(), held: false })))
+    }
+
+    /// From now on [`Self::poll_drain`] is called whenever something may be waiting, and nothing else needs to flush.
+    pub(super) fn hold(&self) {
+        self.lock().held = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathering<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Clone for Gathered<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 
 impl<T: AsyncWrite + Unpin> Gathered<T> {
-    /// Writes what is waiting.
+    /// Writes what is waiting and flushes it.
+    pub(super) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut this = self.lock();
+        ready!(this.poll_drain(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Gathering<T> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.waiting.is_empty() {
             let written = ready!(Pin::new(&mut self.io).poll_write(cx, &self.waiting))?;
@@ -45,6 +75,9 @@ impl<T: AsyncWrite + Unpin> Gathered<T> {
 
     fn gather(&mut self, buf: &[u8]) -> usize {
         let bytes = buf.len().min(GATHERED_BYTES_MAX - self.waiting.len());
+        if self.waiting.capacity() == 0 {
+            self.waiting.reserve(bytes.max(GATHERED_BYTES_MIN));
+        }
         self.waiting.extend_from_slice(&buf[..bytes]);
         bytes
     }
@@ -52,13 +85,13 @@ impl<T: AsyncWrite + Unpin> Gathered<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+        Pin::new(&mut self.lock().io).poll_read(cx, buf)
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
+        let mut this = self.lock();
         ready!(this.poll_room(cx))?;
         Poll::Ready(Ok(this.gather(buf)))
     }
@@ -68,7 +101,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
+        let mut this = self.lock();
         ready!(this.poll_room(cx))?;
         Poll::Ready(Ok(bufs.iter().map(|buf| this.gather(buf)).sum()))
     }
@@ -78,13 +111,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_drain(cx))?;
-        Pin::new(&mut this.io).poll_flush(cx)
+        if self.lock().held { Poll::Ready(Ok(())) } else { self.poll_drain(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+        let mut this = self.lock();
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.io).poll_shutdown(cx)
     }
@@ -92,9 +123,13 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 
 /// What one connection holds at most before it writes: four whole TLS records, which go out by one system call.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
+/// Room made at first: the answers of a turn, mostly.
+const GATHERED_BYTES_MIN: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
@@ -109,7 +144,7 @@ mod tests {
         assert!(tokio::time::timeout(std::time::Duration::ZERO, theirs.read(&mut read)).await.is_err());
         gathered.flush().await.unwrap();
         assert_eq!(theirs.read(&mut read).await.unwrap(), 7);
-        assert_eq!(gathered.waiting.capacity(), 0);
+        assert_eq!(gathered.lock().waiting.capacity(), 0);
         let large = vec![1; GATHERED_BYTES_MAX];
         gathered.write_all(&large).await.unwrap();
         gathered.write_all(b"more").await.unwrap();
@@ -119,5 +154,18 @@ mod tests {
         let mut rest = Vec::new();
         theirs.read_to_end(&mut rest).await.unwrap();
         assert_eq!((first, rest.as_slice()), (large, &b"more"[..]));
+    }
+
+    #[tokio::test]
+    async fn held_writes_wait_for_who_runs_the_connection() {
+        let (ours, mut theirs) = duplex(1 << 20);
+        let mut gathered = Gathered::new(ours);
+        gathered.hold();
+        gathered.write_all(b"one").await.unwrap();
+        gathered.flush().await.unwrap();
+        let mut read = [0; 16];
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, theirs.read(&mut read)).await.is_err());
+        poll_fn(|cx| gathered.poll_drain(cx)).await.unwrap();
+        assert_eq!(theirs.read(&mut read).await.unwrap(), 3);
     }
 }

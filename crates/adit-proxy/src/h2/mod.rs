@@ -5,4 +5,5 @@ pub(crate) mod fields;
 mod gathered;
 pub mod server;
 mod stream;
+mod streams;
 pub(crate) mod websocket;

@@ -1,14 +1,14 @@
-//! One visitor's HTTP/2 connection: a task for the connection and one for each request.
+//! One visitor's HTTP/2 connection: one task for the connection and all its requests.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::server::SendResponse;
+use h2::server::{Connection, SendResponse};
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
@@ -16,13 +16,14 @@ use tokio::sync::oneshot;
 use super::fields::{self, Refused};
 use super::gathered::Gathered;
 use super::stream::{Incoming, Outgoing, SendFailure};
+use super::streams::Streams;
 use super::websocket;
 use crate::body::{Body, Length};
-use crate::clock;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::idle::{Deadline, Idle};
 use crate::message::{Request, Response, Service, Visitor};
+use crate::metrics::Metrics;
 use crate::wanted;
 
 /// Serves requests until the connection ends or `drain` begins and the last stream is done.
@@ -33,70 +34,128 @@ pub async fn serve<S: Service>(
     options: &Options,
     drain: &Drain,
 ) {
-    let (metrics, builder) = (&options.metrics, builder(options));
     let io = Gathered::new(io);
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io));
-    let Ok(Ok(mut connection)) = handshake.await else {
-        metrics.refused("h2_handshake");
+    let handshake = builder(options).handshake::<_, Bytes>(io.clone());
+    let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await else {
+        options.metrics.refused("h2_handshake");
         return;
     };
-    // Cloned into each request: more than one owner means that something is being answered.
+    io.hold();
     let exchange = Arc::new(Exchange {
         service: Arc::clone(service),
         visitor: Arc::clone(visitor),
         options: options.clone(),
     });
-    let mut draining = false;
-    // One timer and one wait for a drain serve all requests of the connection.
-    let mut look = Idle::new(options.keep_alive_timeout);
-    let mut drained = pin!(drain.started());
-    loop {
-        let next = poll_fn(|cx| {
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(Next::Accepted(accepted));
+    let mut session = Session {
+        connection,
+        io,
+        streams: Streams::new(),
+        options,
+        drained: pin!(drain.started()),
+        draining: false,
+        look: Idle::new(options.keep_alive_timeout),
+    };
+    poll_fn(|cx| session.poll(cx, |(request, respond)| answer(request, respond, Arc::clone(&exchange))))
+        .await;
+}
+
+/// A connection and what is being answered on it.
+struct Session<'a, I, D, F> {
+    connection: Connection<Gathered<I>, Bytes>,
+    /// The same stream as the connection's.
+    io: Gathered<I>,
+    streams: Streams<F>,
+    options: &'a Options,
+    drained: Pin<&'a mut D>,
+    draining: bool,
+    /// One timer serves all requests of the connection.
+    look: Idle,
+}
+
+type Asked = (http::Request<RecvStream>, SendResponse<Bytes>);
+
+impl<I, D, F> Session<'_, I, D, F>
+where
+    I: AsyncRead + AsyncWrite + Unpin,
+    D: Future<Output = ()>,
+    F: Future<Output = ()>,
+{
+    /// One turn: what was woken, then the connection with the frames of all, until there is nothing left to do at the moment.
+    fn poll(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+        self.streams.begin(cx);
+        let waker = self.streams.connection_waker();
+        let mut own = Context::from_waker(&waker);
+        for _ in 0..PASSES_MAX {
+            self.streams.poll_woken();
+            if self.streams.take_connection() && self.poll_connection(&mut own, &begin).is_ready() {
+                return Poll::Ready(());
             }
-            if !draining && drained.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::Drain);
+            if !self.streams.are_woken() {
+                break;
             }
-            look.poll(cx).map(|()| Next::Look)
-        });
-        let accepted = match next.await {
-            Next::Accepted(accepted) => accepted,
-            Next::Look => {
-                let busy = Arc::strong_count(&exchange) > 1;
-                if !busy && draining {
-                    // GOAWAY waits for an answer that a silent visitor never gives.
-                    metrics.refused("h2_silent");
-                    return;
-                }
-                if !busy {
-                    draining = true;
-                    connection.graceful_shutdown();
-                }
-                look.restart(if draining { GOAWAY_TIME } else { options.keep_alive_timeout });
-                continue;
-            }
-            Next::Drain => {
-                draining = true;
-                connection.graceful_shutdown();
-                look.restart(GOAWAY_TIME);
-                continue;
-            }
-        };
-        match accepted {
-            Some(Ok((request, respond))) => {
-                look.touch();
-                tokio::spawn(clock::ticking(answer(request, respond, Arc::clone(&exchange))));
-            }
-            Some(Err(error)) => {
-                tracing::debug!(%error, reason = "h2_connection", "connection ended");
-                if !error.is_io() {
-                    metrics.refused("h2_protocol");
-                }
-                return;
-            }
-            None => return,
         }
+        if let Poll::Ready(Err(error)) = self.io.poll_drain(&mut own) {
+            tracing::debug!(%error, reason = "h2_connection", "connection ended");
+            return Poll::Ready(());
+        }
+        self.streams.end(cx);
+        Poll::Pending
+    }
+
+    /// Ready at the end of the connection.
+    fn poll_connection(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+        for _ in 0..ACCEPTED_MAX {
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok(asked))) => {
+                    self.look.touch();
+                    self.streams.push(begin(asked));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::debug!(%error, reason = "h2_connection", "connection ended");
+                    if !error.is_io() {
+                        self.options.metrics.refused("h2_protocol");
+                    }
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => return self.poll_end(cx),
+            }
+        }
+        // Those that were accepted come first.
+        self.streams.wake_connection();
+        Poll::Pending
+    }
+
+    /// Looks whether the connection is to end: in a drain, or because nothing is asked on it.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.draining && self.drained.as_mut().poll(cx).is_ready() {
+            self.shut_down();
+            return Poll::Pending;
+        }
+        if self.look.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let idle = self.streams.is_empty();
+        if idle && self.draining {
+            // GOAWAY waits for an answer that a silent visitor never gives.
+            self.options.metrics.refused("h2_silent");
+            return Poll::Ready(());
+        }
+        if idle {
+            self.shut_down();
+        } else {
+            self.look.restart(if self.draining { GOAWAY_TIME } else { self.options.keep_alive_timeout });
+            self.streams.wake_connection();
+        }
+        Poll::Pending
+    }
+
+    /// Takes no more requests.
+    fn shut_down(&mut self) {
+        self.draining = true;
+        self.connection.graceful_shutdown();
+        self.look.restart(GOAWAY_TIME);
+        self.streams.wake_connection();
     }
 }
 
@@ -114,14 +173,6 @@ fn builder(options: &Options) -> h2::server::Builder {
     builder
 }
 
-/// What a connection is to see to.
-enum Next<A> {
-    Accepted(A),
-    /// Whether anything is being answered.
-    Look,
-    Drain,
-}
-
 /// What the requests of a connection share.
 struct Exchange<S> {
     service: Arc<S>,
@@ -136,6 +187,7 @@ async fn answer<S: Service>(
 ) {
     let metrics = &exchange.options.metrics;
     let is_head = *request.method() == Method::HEAD;
+    let mut ending = Ending { metrics, is_answered: false };
     let (request, mut wanted) = match translate(request, &exchange) {
         Ok(translated) => translated,
         Err(refused) => {
@@ -143,6 +195,7 @@ async fn answer<S: Service>(
             let mut refusal = http::Response::new(());
             *refusal.status_mut() = refused.status;
             let _ = respond.send_response(refusal, true);
+            ending.is_answered = true;
             return;
         }
     };
@@ -164,20 +217,30 @@ async fn answer<S: Service>(
         respond.poll_reset(cx).map(|_| None)
     })
     .await;
-    let Some(response) = response else {
-        metrics.aborted();
-        return;
-    };
+    let Some(response) = response else { return };
     let response = if is_upgrade { websocket::answer(response) } else { response };
     // The whole-time limits are for messages, not for what an upgraded connection carries.
     let limit = exchange.options.write_timeout.filter(|_| response.body.length() != Length::Raw);
     let body = Deadline::limit(response.body, limit);
     let response = Response { body, ..response };
-    if let Err(failure) = send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await {
-        if failure == SendFailure::Stalled {
-            metrics.refused("write_stalled");
+    match send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await {
+        Ok(()) => ending.is_answered = true,
+        Err(SendFailure::Stalled) => metrics.refused("write_stalled"),
+        Err(SendFailure::Peer | SendFailure::Body) => {}
+    }
+}
+
+/// Counts an exchange that ends before its answer is complete, with its connection too.
+struct Ending<'a> {
+    metrics: &'a Metrics,
+    is_answered: bool,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            self.metrics.aborted();
         }
-        metrics.aborted();
     }
 }
 
@@ -230,7 +293,8 @@ fn translate<S>(
         uri,
         version: http::Version::HTTP_2,
         host,
-        headers: headers.into(),
+        // A handshake's fields are looked up one by one.
+        headers: if is_websocket { headers.into() } else { fields::lines(&headers) },
         body,
         upgrade: is_websocket.then(|| websocket::PROTOCOL.into()),
         visitor: Arc::clone(&exchange.visitor),
@@ -248,6 +312,11 @@ const SEND_BUFFER_BYTES_MAX: usize = 512 * 1024;
 const RESET_STREAMS_MAX: usize = 64;
 /// Streams that a visitor may open and reset before we see them (rapid reset, CVE-2023-44487): then the connection ends.
 const PENDING_RESETS_MAX: usize = 32;
+/// How often a turn looks at what its own work has woken, before others have theirs: answers fill the windows that frames
+/// written in the same turn have opened.
+const PASSES_MAX: u32 = 4;
+/// Requests accepted in a pass; more wait for those to be begun.
+const ACCEPTED_MAX: u32 = 64;
 /// From GOAWAY, or the last answer after it, to the end of the connection.
 const GOAWAY_TIME: Duration = Duration::from_secs(3);
 /// For the client preface.
@@ -285,11 +354,7 @@ mod tests {
     struct Back(Body);
 
     impl BodySource for Back {
-        fn poll_chunks(
-            &mut self,
-            cx: &mut std::task::Context<'_>,
-            out: &mut Batch,
-        ) -> Poll<Result<bool, BodyError>> {
+        fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
             self.0.poll_chunks(cx, out)
         }
     }

@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::drain::{self, DrainSignal};
+use crate::mesh;
 use crate::message::{Request, Response};
 use crate::metrics::Metrics;
 use crate::tcp::layer::TcpLayers;
@@ -105,7 +106,11 @@ pub(crate) fn options() -> Options {
 }
 
 fn start(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>) -> (SocketAddr, DrainSignal) {
-    let options = ListenerOptions {
+    run(listener_options(switch, proxy_protocol))
+}
+
+fn listener_options(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>) -> ListenerOptions {
+    ListenerOptions {
         name: "web".to_owned(),
         tls: None,
         switch: Some(Arc::new(ArcSwap::from_pointee(switch))),
@@ -115,7 +120,10 @@ fn start(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>) -> (Socket
         device: None,
         lanes: None,
         connection: options(),
-    };
+    }
+}
+
+fn run(options: ListenerOptions) -> (SocketAddr, DrainSignal) {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
     let address = listener.local_addr().unwrap();
     let (signal, drain) = drain::channel();
@@ -311,4 +319,38 @@ async fn garbage_that_looks_like_tls_gets_an_alert() {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(&[0x16, 3, 1, 0, 4, 2, 0, 0, 0]).await.unwrap();
     assert_eq!(stream.read_u8().await.unwrap(), 0x15);
+}
+
+#[tokio::test]
+async fn who_waited_in_the_backlog_while_addresses_moved_has_to_come_again() {
+    let before = mesh::tests::peers(&[("alice", 1, "127.0.0.1", "")]);
+    let after = mesh::tests::peers(&[("bob", 2, "127.0.0.1", "")]);
+    let gate = Arc::new(mesh::MeshGate::default());
+    gate.open(Arc::clone(&before));
+    let on_mesh = |peers: &Arc<_>| Switch {
+        mesh: Some(mesh::tests::believing(Arc::clone(peers), Arc::clone(&gate))),
+        ..switch(&Identity::new("a.test"), &TcpDynamic::default())
+    };
+    let options = ListenerOptions {
+        connections_max: 1,
+        device: Some("lo".to_owned()),
+        ..listener_options(on_mesh(&before), None)
+    };
+    let cell = options.switch.clone().unwrap();
+    let (address, _signal) = run(options);
+    let mut first = TcpStream::connect(address).await.unwrap();
+    let ask = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
+    first.write_all(ask).await.unwrap();
+    assert_eq!(first.read_u8().await.unwrap(), b'H', "she is let in, and stays");
+    let mut waiting = TcpStream::connect(address).await.unwrap();
+    waiting.write_all(ask).await.unwrap();
+    gate.hold(&after);
+    cell.store(Arc::new(on_mesh(&after)));
+    gate.open(after);
+    let mut answer = Vec::new();
+    // A reset, where something was sent.
+    let _ = waiting.read_to_end(&mut answer).await;
+    assert_eq!(String::from_utf8_lossy(&answer), "", "alice's request is not bob's");
+    let mut bob = TcpStream::connect(address).await.unwrap();
+    assert!(get(&mut bob).await.contains("200"));
 }

@@ -1,0 +1,314 @@
+//! The exchanges of one connection, all run by the connection's own task.
+//!
+//! With a task each, every answer would cost an allocation, two passes through the scheduler and a turn of the connection
+//! of its own. Here whatever is woken by the same events is taken up in one turn, and the connection only after it, so
+//! that the frames of all go out together.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Wake, Waker};
+
+/// Futures that are polled when they are woken, and what else their task is to see to: its connection.
+pub(super) struct Streams<F> {
+    slots: Vec<Slot<F>>,
+    free: Vec<usize>,
+    wakes: Arc<Wakes>,
+    connection: Waker,
+    /// Slots woken before this turn; kept for its memory.
+    turn: Vec<usize>,
+}
+
+struct Slot<F> {
+    /// The allocation is used again by the next in this slot.
+    future: Pin<Box<Option<F>>>,
+    wake: Arc<SlotWake>,
+    waker: Waker,
+}
+
+/// What was woken since it was looked at.
+#[derive(Debug, Default)]
+struct Wakes(Mutex<Woken>);
+
+#[derive(Debug, Default)]
+struct Woken {
+    slots: Vec<usize>,
+    connection: bool,
+    /// The task runs, or has been told to: then it looks by itself.
+    awake: bool,
+    task: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct SlotWake {
+    wakes: Arc<Wakes>,
+    slot: usize,
+    /// Stands among the woken.
+    queued: AtomicBool,
+}
+
+struct ConnectionWake(Arc<Wakes>);
+
+impl<F: Future<Output = ()>> Streams<F> {
+    /// None yet; the connection is to be polled.
+    pub(super) fn new() -> Self {
+        let wakes = Arc::new(Wakes::default());
+        wakes.lock().connection = true;
+        let connection = Waker::from(Arc::new(ConnectionWake(Arc::clone(&wakes))));
+        Self { slots: Vec::new(), free: Vec::new(), wakes, connection, turn: Vec::new() }
+    }
+
+    /// What wakes the connection.
+    pub(super) fn connection_waker(&self) -> Waker {
+        self.connection.clone()
+    }
+
+    /// True if nothing is being answered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
+    }
+
+    /// Takes one more, to be polled in the next turn.
+    pub(super) fn push(&mut self, future: F) {
+        let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
+        let Slot { future: place, wake, .. } = &mut self.slots[slot];
+        place.set(Some(future));
+        wake.queue();
+    }
+
+    /// Begins a turn of the task: until its end nothing that is woken wakes the task, because the task looks by itself.
+    pub(super) fn begin(&mut self, cx: &Context<'_>) {
+        let mut woken = self.wakes.lock();
+        woken.awake = true;
+        match &mut woken.task {
+            Some(task) => task.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+
+    /// Whether there is anything to do.
+    pub(super) fn are_woken(&self) -> bool {
+        let woken = self.wakes.lock();
+        woken.connection || !woken.slots.is_empty()
+    }
+
+    /// Polls once each of those that were woken.
+    pub(super) fn poll_woken(&mut self) {
+        let mut turn = std::mem::take(&mut self.turn);
+        std::mem::swap(&mut turn, &mut self.wakes.lock().slots);
+        for slot in turn.drain(..) {
+            self.poll(slot);
+        }
+        self.turn = turn;
+        if self.is_empty() && self.slots.len() > SLOTS_KEPT {
+            // An idle connection keeps little memory of its busiest moment.
+            self.slots.truncate(SLOTS_KEPT);
+            self.free.clear();
+            self.free.extend(0..SLOTS_KEPT);
+            self.slots.shrink_to(SLOTS_SMALL);
+            self.free.shrink_to(SLOTS_SMALL);
+            self.turn.shrink_to(SLOTS_SMALL);
+        }
+    }
+
+    /// Whether the connection is to be polled; not a second time for the same.
+    pub(super) fn take_connection(&mut self) -> bool {
+        std::mem::take(&mut self.wakes.lock().connection)
+    }
+
+    /// Has the connection polled once more.
+    pub(super) fn wake_connection(&mut self) {
+        self.wakes.lock().connection = true;
+    }
+
+    /// Ends the turn. What has not been taken up wakes the task again, behind all others that wait for their turn.
+    pub(super) fn end(&mut self, cx: &Context<'_>) {
+        let mut woken = self.wakes.lock();
+        woken.awake = woken.connection || !woken.slots.is_empty();
+        if woken.awake {
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll(&mut self, slot: usize) {
+        // One that has ended, or whose slot has been given up, may be woken by who still knows of it.
+        let Some(Slot { future: place, wake, waker }) = self.slots.get_mut(slot) else { return };
+        wake.queued.store(false, Ordering::Release);
+        let Some(future) = place.as_mut().as_pin_mut() else { return };
+        let mut cx = Context::from_waker(waker);
+        // A fault of one answer is not to end those beside it, as it would not if each had a task.
+        let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut cx)));
+        if !matches!(polled, Ok(poll) if poll.is_pending()) {
+            place.set(None);
+            self.free.push(slot);
+        }
+    }
+
+    fn add_slot(&mut self) -> usize {
+        let slot = self.slots.len();
+        let wakes = Arc::clone(&self.wakes);
+        let wake = Arc::new(SlotWake { wakes, slot, queued: AtomicBool::new(false) });
+        let waker = Waker::from(Arc::clone(&wake));
+        self.slots.push(Slot { future: Box::pin(None), wake, waker });
+        slot
+    }
+}
+
+impl<F> Drop for Streams<F> {
+    /// Sockets of origins in a pool know who has waited last, and are not to keep the memory of a task that has ended.
+    fn drop(&mut self) {
+        let task = self.wakes.lock().task.take();
+        drop(task);
+    }
+}
+
+impl Wakes {
+    fn lock(&self) -> MutexGuard<'_, Woken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Woken {
+    fn wake_task(&mut self) {
+        if !self.awake {
+            self.awake = true;
+            self.task.iter().for_each(Waker::wake_by_ref);
+        }
+    }
+}
+
+impl SlotWake {
+    fn queue(&self) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            let mut woken = self.wakes.lock();
+            woken.slots.push(self.slot);
+            woken.wake_task();
+        }
+    }
+}
+
+impl Wake for SlotWake {
+    fn wake(self: Arc<Self>) {
+        self.queue();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.queue();
+    }
+}
+
+impl Wake for ConnectionWake {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let mut woken = self.0.lock();
+        woken.connection = true;
+        woken.wake_task();
+    }
+}
+
+/// Slots that an idle connection keeps, with a future's memory each (some 4 KiB): most visitors ask for one thing at a time.
+const SLOTS_KEPT: usize = 2;
+/// Lists of slots up to this long are left as they are.
+const SLOTS_SMALL: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, poll_fn};
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Poll;
+
+    use super::*;
+
+    /// Counts how often a task is woken.
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn turn<F: Future<Output = ()>>(streams: &mut Streams<F>, task: &Waker) {
+        let cx = Context::from_waker(task);
+        streams.begin(&cx);
+        streams.take_connection();
+        streams.poll_woken();
+        streams.end(&cx);
+    }
+
+    type Boxed = Pin<Box<dyn Future<Output = ()>>>;
+
+    #[test]
+    fn one_is_polled_when_it_was_woken_and_wakes_the_task_once() {
+        let task = Arc::new(Task::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut streams = Streams::<Boxed>::new();
+        let (polls, theirs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None::<Waker>)));
+        let (counted, kept) = (Arc::clone(&polls), Arc::clone(&theirs));
+        streams.push(Box::pin(poll_fn(move |cx| {
+            *kept.lock().unwrap() = Some(cx.waker().clone());
+            if counted.fetch_add(1, Ordering::SeqCst) == 1 { Poll::Ready(()) } else { Poll::Pending }
+        })));
+        streams.push(Box::pin(pending()));
+        turn(&mut streams, &waker);
+        turn(&mut streams, &waker);
+        assert_eq!((polls.load(Ordering::SeqCst), task.0.load(Ordering::SeqCst)), (1, 0));
+        let theirs = theirs.lock().unwrap().take().unwrap();
+        theirs.wake_by_ref();
+        theirs.wake_by_ref();
+        streams.connection_waker().wake();
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
+        turn(&mut streams, &waker);
+        assert_eq!((polls.load(Ordering::SeqCst), streams.is_empty()), (2, false));
+        // It has ended: whoever still wakes it wakes nobody.
+        theirs.wake();
+        turn(&mut streams, &waker);
+        assert_eq!(polls.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn one_that_wakes_itself_lets_the_task_pass_first() {
+        let task = Arc::new(Task::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut streams = Streams::<Boxed>::new();
+        streams.push(Box::pin(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })));
+        turn(&mut streams, &waker);
+        assert!(streams.are_woken());
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_panic_ends_one_and_nothing_beside_it() {
+        let waker = Waker::from(Arc::new(Task::default()));
+        let mut streams = Streams::<Boxed>::new();
+        streams.push(Box::pin(async { assert!(streams_are_isolated(), "a fault for the test") }));
+        streams.push(Box::pin(pending()));
+        turn(&mut streams, &waker);
+        assert!(!streams.is_empty());
+        assert_eq!(streams.free.len(), 1);
+    }
+
+    fn streams_are_isolated() -> bool {
+        false
+    }
+
+    #[test]
+    fn an_idle_connection_keeps_few_slots() {
+        let waker = Waker::from(Arc::new(Task::default()));
+        let mut streams = Streams::<Boxed>::new();
+        for _ in 0..100 {
+            streams.push(Box::pin(async {}));
+        }
+        turn(&mut streams, &waker);
+        assert!(streams.is_empty() && streams.slots.capacity() <= SLOTS_SMALL);
+        assert_eq!(streams.slots.len(), SLOTS_KEPT);
+    }
+}
