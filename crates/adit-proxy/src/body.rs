@@ -48,6 +48,11 @@ pub trait BodySource: Send {
 
     /// Drives work that belongs to the exchange while nobody wants chunks, such as an upload that is still running.
     fn poll_background(&mut self, _cx: &mut Context<'_>) {}
+
+    /// Ready when no more time is left for the body, whoever it is that takes so long; asked while nobody wants chunks.
+    fn poll_due(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
 }
 
 /// What is known about a body's size before it is read.
@@ -209,6 +214,14 @@ impl Body {
     pub fn poll_background(&mut self, cx: &mut Context<'_>) {
         if let Kind::Stream(source) = &mut self.kind {
             source.poll_background(cx);
+        }
+    }
+
+    /// See [`BodySource::poll_due`].
+    pub fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.kind {
+            Kind::Stream(source) => source.poll_due(cx),
+            Kind::Empty | Kind::Full(_) => Poll::Pending,
         }
     }
 }

@@ -15,6 +15,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use crate::h1::encode;
+use crate::h1::framing::parse_length;
 use crate::h1::head::HeadError;
 
 /// The fields of a request or response.
@@ -28,10 +29,11 @@ pub struct Fields {
 
 /// A field that this process sets on messages that pass.
 #[derive(Debug)]
-pub(crate) struct Ours {
-    pub(crate) name: HeaderName,
+pub struct Ours {
+    /// For maps.
+    pub name: HeaderName,
     /// As it is written, with what stands before the value.
-    pub(crate) start: &'static str,
+    pub start: &'static str,
 }
 
 /// What fields are to a proxy; a set.
@@ -194,6 +196,58 @@ impl Fields {
         lines.lines.push(Line { name: short(name), value: short(value), kind, is_tidy });
     }
 
+    /// The fields of an answer that came in a message of another form; each a token and a value free of what cannot stand
+    /// in one, at these places of the message.
+    pub fn of_answer(message: &Bytes, places: impl Iterator<Item = (Range<usize>, Range<usize>)>) -> Self {
+        let mut all = Self::begin(message, Side::Origin);
+        places.for_each(|(name, value)| all.push_line(name, value, false));
+        all
+    }
+
+    /// Name, in any letter case, and value of each field in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.lines.as_deref();
+        let added = lines.into_iter().flat_map(|lines| &lines.added);
+        let map = self.map.get().filter(|_| lines.is_none());
+        let map = map.into_iter().flat_map(|map| map.iter());
+        let lines = lines
+            .into_iter()
+            .flat_map(|lines| lines.iter().map(|line| (lines.text(line.name), lines.text(line.value))));
+        let added = added.map(|(field, value)| (field.name.as_str().as_bytes(), value.as_bytes()));
+        lines.chain(added).chain(map.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+    }
+
+    /// True if it is known without looking at any field that none frames or routes the message.
+    pub fn lack_framing(&self) -> bool {
+        self.lack(Kinds::FRAMING)
+    }
+
+    /// Takes off what frames the message and what is of one hop, and tells the length that was announced; none if that
+    /// takes more than a look, and then nothing has been taken off.
+    pub fn take_plain_length(&mut self) -> Option<Option<u64>> {
+        if !self.lack(Kinds::HOP | Kinds::HOST | Kinds::CODING | Kinds::REPEATED) {
+            return None;
+        }
+        let length = match self.line(Kinds::LENGTH) {
+            Some(length) => Some(parse_length(&HeaderValue::from_bytes(length).ok()?)?),
+            None => None,
+        };
+        self.drop_lines(Kinds::LENGTH | Kinds::PERSISTENCE);
+        Some(length)
+    }
+
+    /// The first value under a name, whichever form the fields have.
+    pub fn first(&self, name: &HeaderName) -> Option<&[u8]> {
+        let Some(lines) = &self.lines else { return self.get(name).map(HeaderValue::as_bytes) };
+        let is_ours = |added: &&(&Ours, HeaderValue)| added.0.name == name;
+        if let Some((_, value)) = lines.added.iter().find(is_ours) {
+            return Some(value.as_bytes());
+        }
+        let name = name.as_str().as_bytes();
+        let is_named = |line: &&Line| lines.text(line.name).eq_ignore_ascii_case(name);
+        lines.iter().find(is_named).map(|line| lines.text(line.value))
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         match &self.lines {
@@ -245,6 +299,21 @@ impl Fields {
             lines.gone = lines.gone | kinds;
             lines.present = Kinds(lines.present.0 & !kinds.0);
             self.map.take();
+        }
+    }
+
+    /// Adds `Content-Length` to fields that lack framing.
+    pub fn add_length(&mut self, bytes: u64) {
+        self.add(&CONTENT_LENGTH, bytes.into());
+    }
+
+    /// Puts a field in the place of what is there under its name.
+    pub fn put(&mut self, field: &'static Ours, value: HeaderValue) {
+        let name = field.name.as_str().as_bytes();
+        let is_new = self.lines.is_some() && !self.pairs().any(|(other, _)| other.eq_ignore_ascii_case(name));
+        match is_new {
+            true => self.add(field, value),
+            false => drop(self.insert(&field.name, value)),
         }
     }
 
@@ -384,6 +453,8 @@ impl fmt::Debug for Fields {
         self.deref().fmt(f)
     }
 }
+
+static CONTENT_LENGTH: Ours = Ours { name: header::CONTENT_LENGTH, start: "Content-Length: " };
 
 /// A place in a head, whose length is limited to far less than 4 GiB.
 fn short(range: Range<usize>) -> (u32, u32) {

@@ -5,6 +5,7 @@
 //! [`append_for`], if [`ForwardedPolicy::appends`] says so.
 
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use adit_route::mesh::MeshIdentity;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -261,7 +262,18 @@ pub fn append_for(headers: &mut Fields, visitor: &Visitor, client: IpAddr) {
 /// This machine's name, for `X-Forwarded-Server`; absent if the system does not tell or it is no field value.
 pub fn server_name() -> Option<HeaderValue> {
     let name = std::fs::read_to_string(HOSTNAME_FILE).ok()?;
-    HeaderValue::from_str(name.trim()).ok().filter(|value| !value.is_empty())
+    Some(HeaderValue::from_static(lasting(name.trim())?))
+}
+
+/// A name for as long as the process lives, if it is a field's value: every request hands it on, and nobody counts references
+/// to what stays. A machine is renamed by hand, if ever, so that little stays for nothing.
+fn lasting(name: &str) -> Option<&'static str> {
+    static LAST: Mutex<&'static str> = Mutex::new("");
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if *last != name && HeaderValue::from_str(name).is_ok_and(|value| value.to_str().is_ok()) {
+        *last = Box::leak(Box::from(name));
+    }
+    Some(*last).filter(|last| *last == name && !name.is_empty())
 }
 
 /// Go's CGI-style servers and many others read `X_Forwarded_For` as `X-Forwarded-For`.

@@ -100,6 +100,10 @@ impl BodySource for Deadline {
     fn poll_background(&mut self, cx: &mut Context<'_>) {
         self.body.poll_background(cx);
     }
+
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.due.as_mut().poll(cx)
+    }
 }
 
 #[cfg(test)]

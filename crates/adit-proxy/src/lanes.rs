@@ -8,11 +8,17 @@
 //! One task accepts for all lanes and gives each connection to the lane that has fewest. `SO_REUSEPORT` would spare that
 //! hand-over, but chooses by hash: it gives one lane twice another's share and resets what waits in the backlog of a
 //! socket that closes.
+//!
+//! What all lanes write to for each request (a counter, the references to a name) is as good as a lock: the cache line goes
+//! back and forth between them. [`PerLane`], [`LaneName`] and [`LaneShared`] give each its own.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::num::NonZero;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -31,6 +37,132 @@ struct Lane {
     load: Arc<AtomicUsize>,
     /// Dropping it ends the thread.
     _stop: oneshot::Sender<()>,
+}
+
+/// A value for each lane, on cache lines of its own, and one for all other threads.
+#[derive(Debug)]
+pub struct PerLane<T>(Box<[Padded<T>]>);
+
+/// Two lines: processors fetch them in pairs.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+/// A text that is handed on with many requests: each lane counts the references to a copy of its own.
+#[derive(Debug)]
+pub struct LaneName {
+    text: Box<str>,
+    /// Made by the lane that asks for it, so that it lies in memory which no other lane writes to.
+    own: Box<[OnceLock<Arc<str>>]>,
+}
+
+/// A value that is handed on with every request: each lane counts the references that it has given out.
+#[derive(Debug)]
+pub struct LaneShared<T> {
+    value: Arc<T>,
+    own: Box<[OnceLock<LaneArc<T>>]>,
+}
+
+/// A reference that is counted apart from those of other lanes.
+#[derive(Debug)]
+pub struct LaneArc<T>(Arc<Counted<T>>);
+
+/// Keeps the value alive for all who have been lent it from here.
+#[derive(Debug)]
+struct Counted<T>(Arc<T>);
+
+impl<T> PerLane<T> {
+    /// A value for each.
+    pub fn new(make: impl Fn() -> T) -> Self {
+        Self((0..shards()).map(|_| Padded(make())).collect())
+    }
+
+    /// The value of the lane that this thread is.
+    pub fn own(&self) -> &T {
+        &self.0[own_of(self.0.len())].0
+    }
+
+    /// Those of all lanes.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|shard| &shard.0)
+    }
+}
+
+impl LaneName {
+    /// The text as this lane hands it on.
+    pub fn own(&self) -> &Arc<str> {
+        self.own[own_of(self.own.len())].get_or_init(|| Arc::from(&*self.text))
+    }
+}
+
+impl<T> LaneShared<T> {
+    /// For all lanes.
+    pub fn new(value: Arc<T>) -> Self {
+        Self { value, own: unmade() }
+    }
+
+    /// The value as this lane hands it on.
+    pub fn own(&self) -> &LaneArc<T> {
+        self.own[own_of(self.own.len())].get_or_init(|| LaneArc::new(Arc::clone(&self.value)))
+    }
+}
+
+impl<T> LaneArc<T> {
+    /// Counts references to it from now on; to be made by the lane that hands it on.
+    pub fn new(value: Arc<T>) -> Self {
+        Self(Arc::new(Counted(value)))
+    }
+
+    /// Whether this is that value.
+    pub fn is(&self, value: &Arc<T>) -> bool {
+        Arc::ptr_eq(&self.0.0, value)
+    }
+}
+
+impl<T> Clone for LaneArc<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Deref for LaneArc<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.0
+    }
+}
+
+fn unmade<T>() -> Box<[OnceLock<T>]> {
+    (0..shards()).map(|_| OnceLock::new()).collect()
+}
+
+impl<S: Into<Box<str>>> From<S> for LaneName {
+    fn from(text: S) -> Self {
+        Self { text: text.into(), own: unmade() }
+    }
+}
+
+impl Deref for LaneName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl<T> Deref for LaneShared<T> {
+    type Target = Arc<T>;
+
+    fn deref(&self) -> &Arc<T> {
+        &self.value
+    }
 }
 
 impl Lanes {
@@ -92,6 +224,19 @@ impl Drop for Load {
     }
 }
 
+/// How many values there are of what each lane has: the first is for whoever is no lane, and for lanes beyond the machine's
+/// processors.
+pub(crate) fn shards() -> usize {
+    static SHARDS: OnceLock<usize> = OnceLock::new();
+    *SHARDS.get_or_init(|| 1 + std::thread::available_parallelism().map_or(1, NonZero::get).min(LANES_MAX))
+}
+
+/// The place of this thread's value among so many.
+pub(crate) fn own_of(shards: usize) -> usize {
+    let lane = current();
+    if lane < shards { lane } else { 0 }
+}
+
 /// The number of the lane that this thread is, from 1; 0 for all other threads.
 pub(crate) fn current() -> usize {
     CURRENT.get()
@@ -101,7 +246,7 @@ thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Lanes of a process: pools of idle connections are kept apart by lane, and each costs 64 bytes an origin.
+/// Lanes of a process: pools of idle connections are kept apart by lane, and each costs 128 bytes an origin.
 pub const LANES_MAX: usize = 64;
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use crate::drain::Drain;
 use crate::h1::server::Options;
 use crate::inlet::{self, Incoming, Source};
-use crate::lanes::Lanes;
+use crate::lanes::{LaneName, Lanes};
 use crate::mesh::MeshVisitors;
 use crate::message::Service;
 use crate::proxy_protocol::ProxyProtocolPolicy;
@@ -61,7 +61,7 @@ struct Active {
 /// What all connections of an entry point have in common.
 #[derive(Debug)]
 struct Shared {
-    name: Arc<str>,
+    name: LaneName,
     tls: Option<Arc<ServerConfig>>,
     switch: Option<Arc<ArcSwap<Switch>>>,
     proxy_protocol: Option<ProxyProtocolPolicy>,

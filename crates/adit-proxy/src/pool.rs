@@ -1,6 +1,5 @@
 //! Idle connections to one origin, last used first.
 
-use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::h1::client::OriginConnection;
-use crate::lanes::{self, LANES_MAX};
+use crate::lanes;
 
 /// Idle connections to one origin.
 ///
@@ -17,20 +16,23 @@ use crate::lanes::{self, LANES_MAX};
 /// lane has its own: a connection wakes the lane that opened it.
 #[derive(Debug)]
 pub struct Pool {
-    shards: Box<[Shard]>,
+    shards: Box<[Arc<Shard>]>,
     /// Most idle connections kept (cloudflared's `keepAliveConnections`); each costs a descriptor here and there.
     idle_max: usize,
     /// How long an idle connection is kept.
     idle_timeout: Duration,
 }
 
-/// The idle connections of one lane; alone on its cache line, or two lanes would slow each other.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// The idle connections of one lane; alone on its cache lines, or two lanes would slow each other.
+#[derive(Debug)]
+#[repr(align(128))]
 struct Shard {
     idle: Mutex<Vec<IdleConnection>>,
     /// How many there are, for those who have not the lock.
     count: AtomicUsize,
+    /// How many it may have without asking how many the others have.
+    share: usize,
+    pool: Weak<Pool>,
 }
 
 #[derive(Debug)]
@@ -41,10 +43,10 @@ struct IdleConnection {
     since: Instant,
 }
 
-/// Where a connection returns to after an exchange.
+/// Where a connection returns to after an exchange: the lane that took it out.
 #[derive(Clone, Debug)]
 pub struct Home {
-    pool: Weak<Pool>,
+    shard: Weak<Shard>,
     name: Option<Arc<str>>,
 }
 
@@ -62,14 +64,25 @@ impl Shard {
             Some(idle.remove(at))
         })
     }
+
+    /// Whether one more than its `own` is too many. Others are asked only by who has more than its share: as long as nobody
+    /// has, all together have no more than the limit.
+    fn is_full(&self, own: usize) -> bool {
+        own >= self.share && self.pool.upgrade().is_none_or(|pool| pool.idle_connections() >= pool.idle_max)
+    }
 }
 
 impl Pool {
     /// An empty pool.
     pub fn new(idle_max: usize, idle_timeout: Duration) -> Arc<Self> {
-        // The first is for whoever is no lane.
-        let shards = 1 + std::thread::available_parallelism().map_or(1, NonZero::get).min(LANES_MAX);
-        Arc::new(Self { shards: (0..shards).map(|_| Shard::default()).collect(), idle_max, idle_timeout })
+        Arc::new_cyclic(|pool| {
+            let shards = lanes::shards();
+            let shard = |_| {
+                let (idle, count, pool) = (Mutex::default(), AtomicUsize::new(0), Weak::clone(pool));
+                Arc::new(Shard { idle, count, share: idle_max / shards, pool })
+            };
+            Self { shards: (0..shards).map(shard).collect(), idle_max, idle_timeout }
+        })
     }
 
     /// The newest idle connection opened for `name` that its origin has not closed.
@@ -83,8 +96,8 @@ impl Pool {
     }
 
     /// The ticket with which a connection opened for `name` comes back.
-    pub fn home(self: &Arc<Self>, name: Option<Arc<str>>) -> Home {
-        Home { pool: Arc::downgrade(self), name }
+    pub fn home(&self, name: Option<Arc<str>>) -> Home {
+        Home { shard: Arc::downgrade(self.own()), name }
     }
 
     /// Closes connections that have been idle for too long; to be called now and then.
@@ -105,8 +118,8 @@ impl Pool {
         self.shards.iter().map(|shard| shard.count.load(Ordering::Relaxed)).sum()
     }
 
-    fn own(&self) -> &Shard {
-        &self.shards[lanes::current() % self.shards.len()]
+    fn own(&self) -> &Arc<Shard> {
+        &self.shards[lanes::own_of(self.shards.len())]
     }
 
     /// Another lane's, where there may be fewer connections than lanes; else each lane opens its own.
@@ -114,21 +127,15 @@ impl Pool {
         let is_scarce = self.idle_max < self.shards.len();
         self.shards.iter().filter(|_| is_scarce).find_map(|shard| shard.take(name))
     }
-
-    /// Whether one more is too many, for a shard that has `own` of them. Others are asked only by who has more than its share:
-    /// as long as nobody has, all together have no more than the limit.
-    fn is_full(&self, own: usize) -> bool {
-        own >= self.idle_max / self.shards.len() && self.idle_connections() >= self.idle_max
-    }
 }
 
 impl Home {
     /// Gives a connection back after a complete exchange; closed if the pool is full or gone.
     pub fn put(&self, connection: OriginConnection) {
-        let Some(pool) = self.pool.upgrade() else { return };
+        let Some(shard) = self.shard.upgrade() else { return };
         let one = IdleConnection { connection, name: self.name.clone(), since: clock::now() };
-        let dropped = pool.own().with(|idle| {
-            if !pool.is_full(idle.len()) {
+        let dropped = shard.with(|idle| {
+            if !shard.is_full(idle.len()) {
                 idle.push(one);
                 return None;
             }

@@ -120,7 +120,9 @@ impl BodySource for Flood {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
         self.poll_background(cx);
         out.push_back(Bytes::from_static(&[b'x'; 256 * 1024]));
-        FLOOD_MADE.fetch_add(256 * 1024, Ordering::Relaxed);
+        if !self.upload.is_empty() {
+            FLOOD_MADE.fetch_add(256 * 1024, Ordering::Relaxed);
+        }
         Poll::Ready(Ok(true))
     }
 
@@ -169,6 +171,10 @@ fn options(metrics: &prometheus::Registry) -> Options {
 }
 
 fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr, DrainSignal) {
+    listen_with(service, options(metrics))
+}
+
+fn listen_with<S: Service>(service: S, connection: Options) -> (SocketAddr, DrainSignal) {
     let options = ListenerOptions {
         name: "test".to_owned(),
         tls: None,
@@ -178,7 +184,7 @@ fn listen<S: Service>(service: S, metrics: &prometheus::Registry) -> (SocketAddr
         reuse_port: false,
         device: None,
         lanes: None,
-        connection: options(metrics),
+        connection,
     };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
     let address = listener.local_addr().unwrap();
@@ -364,18 +370,59 @@ async fn a_visitor_that_leaves_ends_the_exchange_with_the_origin() {
     stream.write_all(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     drop(stream);
     // The origin's drain ends only when its connection is gone; /hang would keep it for ever.
+    aborted(&chain.metrics).await;
+    chain.origin_drain.start();
+}
+
+/// Waits until an answer has not been finished.
+async fn aborted(metrics: &prometheus::Registry) {
     let aborted = async {
         loop {
-            let families = chain.metrics.gather();
+            let families = metrics.gather();
             let family = families.iter().find(|f| f.name() == "adit_proxy_aborted_total").unwrap();
             if family.get_metric()[0].get_counter().get_value() >= 1.0 {
                 return;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), aborted).await.unwrap();
-    chain.origin_drain.start();
+    tokio::time::timeout(Duration::from_secs(20), aborted).await.expect("an answer is given up");
+}
+
+#[tokio::test]
+async fn the_time_for_an_answer_ends_also_while_the_visitor_has_no_room_for_it() {
+    let limited = |metrics: &prometheus::Registry| Options {
+        write_timeout: Some(Duration::from_millis(300)),
+        ..options(metrics)
+    };
+    // Copied, over HTTP/1.1 and HTTP/2.
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) = listen_with(Application, limited(&metrics));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    aborted(&metrics).await;
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) = listen_with(Application, limited(&metrics));
+    let io = TcpStream::connect(address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(io).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("http://a/flood").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let mut content = response.await.unwrap().into_body();
+    let broken = async { while content.data().await.is_some_and(|data| data.is_ok()) {} };
+    // No credit is given back: the window is soon used up, and then comes the reset.
+    tokio::time::timeout(Duration::from_secs(20), broken).await.expect("the stream is reset");
+    driver.abort();
+    // Moved by the kernel.
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    tokio::spawn(send_content(origin, Arc::new(vec![b'x'; 64 * 1024 * 1024])));
+    let metrics = prometheus::Registry::new();
+    let gateway = Gateway(Origin::new(&service, &OriginSettings::default()).unwrap());
+    let (address, _drain) = listen_with(gateway, limited(&metrics));
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    aborted(&metrics).await;
 }
 
 #[tokio::test]

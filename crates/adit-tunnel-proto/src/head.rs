@@ -1,6 +1,10 @@
 //! The heads that cross a tunnel, in `http` types: what a stream asks for and what came back.
 
-use http::{HeaderMap, Method, StatusCode};
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use smallvec::SmallVec;
 
 /// What a request stream carries after its head (tunnel-protocol.md §3.3, `ConnectionType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,18 +50,112 @@ impl RequestHead {
 
 /// The head of a response on its way from connector to edge (tunnel-protocol.md §4.4).
 #[derive(Clone, Debug, PartialEq)]
-pub struct ResponseHead {
+pub struct ResponseHead<H = HeaderMap> {
     /// The origin's status.
     pub status: StatusCode,
     /// The origin's headers.
-    pub headers: HeaderMap,
+    pub headers: H,
+}
+
+/// Headers that can be written into a head.
+pub trait HeaderPairs {
+    /// Name in any letter case, and value, of each header in order.
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
+
+    /// The same as a map.
+    fn into_map(self) -> HeaderMap;
+}
+
+impl HeaderPairs for HeaderMap {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    }
+
+    fn into_map(self) -> HeaderMap {
+        self
+    }
+}
+
+/// Headers as they lie in the message that brought them: names are tokens in any letter case, values free of what cannot
+/// stand in one.
+#[derive(Clone, Debug, Default)]
+pub struct HeaderLines {
+    message: Bytes,
+    lines: SmallVec<[(Place, Place); LINES_INLINE]>,
+}
+
+/// Where a text begins in its message, and its length; messages are far shorter than 4 GiB.
+type Place = (u32, u32);
+
+impl HeaderPairs for HeaderLines {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.places().map(|(name, value)| (&self.message[name], &self.message[value]))
+    }
+
+    fn into_map(self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.lines.len());
+        for (name, value) in self.places() {
+            let name = HeaderName::from_bytes(&self.message[name]);
+            let value = HeaderValue::from_maybe_shared(self.message.slice(value));
+            debug_assert!(name.is_ok() && value.is_ok(), "only legal ones are taken");
+            if let (Ok(name), Ok(value)) = (name, value) {
+                map.append(name, value);
+            }
+        }
+        map
+    }
+}
+
+impl PartialEq for HeaderLines {
+    fn eq(&self, other: &Self) -> bool {
+        self.pairs().eq(other.pairs())
+    }
+}
+
+impl HeaderLines {
+    /// None yet, all to be slices of `message`.
+    pub(crate) fn of(message: &Bytes) -> Self {
+        Self { message: message.clone(), lines: SmallVec::new() }
+    }
+
+    /// Adds a header; false if it is not legal.
+    pub(crate) fn push(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let legal = !name.is_empty()
+            && name.len() <= NAME_BYTES_MAX
+            && name.iter().all(|byte| TOKEN[usize::from(*byte)])
+            && value.iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t');
+        if legal {
+            let place = |part: &[u8]| {
+                let at = part.as_ptr().addr().wrapping_sub(self.message.as_ptr().addr());
+                debug_assert!(
+                    part.is_empty() || at + part.len() <= self.message.len(),
+                    "it is a slice of it"
+                );
+                (at as u32, part.len() as u32)
+            };
+            let value = if value.is_empty() { (0, 0) } else { place(value) };
+            self.lines.push((place(name), value));
+        }
+        legal
+    }
+
+    /// The message that they lie in.
+    pub fn message(&self) -> &Bytes {
+        &self.message
+    }
+
+    /// Where name and value of each header lie in the message.
+    pub fn places(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        let range = |(at, length): Place| at as usize..at as usize + length as usize;
+        self.lines.iter().map(move |(name, value)| (range(*name), range(*value)))
+    }
 }
 
 /// What a connector answered to a request head (tunnel-protocol.md §4.4).
 #[derive(Clone, Debug, PartialEq)]
-pub enum ConnectResponse {
+pub enum ConnectResponse<H = HeaderMap> {
     /// The origin answered; the body follows.
-    Head(ResponseHead),
+    Head(ResponseHead<H>),
     /// A TCP flow was opened; raw bytes follow.
     Accepted,
     /// The connector could not get an answer; nothing follows.
@@ -68,3 +166,37 @@ pub enum ConnectResponse {
         rate_limited: bool,
     },
 }
+
+/// Most heads have fewer headers: no allocation of their own for those.
+const LINES_INLINE: usize = 16;
+
+/// Of a name in a [`HeaderMap`].
+const NAME_BYTES_MAX: usize = 65_535;
+
+/// RFC 9110 §5.6.2.
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mark = matches!(
+            byte as u8,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        );
+        token[byte] = mark || (byte < 128 && (byte as u8).is_ascii_alphanumeric());
+        byte += 1;
+    }
+    token
+};

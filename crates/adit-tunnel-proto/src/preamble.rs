@@ -4,14 +4,14 @@
 
 use bytes::Bytes;
 use capnp::{message::ReaderOptions, serialize::read_message_from_flat_slice_no_alloc, struct_list};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use thiserror::Error;
 
 use crate::{
     flat::Flat,
     framing::{ChunkBuffer, FramingError, HEAD_LIMITS, frame_length},
     generated::quic_metadata_protocol_capnp as schema,
-    head::{ConnectResponse, ConnectionType, RequestHead, ResponseHead},
+    head::{ConnectResponse, ConnectionType, HeaderLines, HeaderPairs, RequestHead, ResponseHead},
     wire::{Entries, HEADER_PREFIX, Root, encode},
 };
 
@@ -131,6 +131,21 @@ impl ResponseDecoder {
     /// # Errors
     /// Any [`PreambleError`]; the stream is then of no use.
     pub fn poll_response(&mut self) -> Result<Option<ConnectResponse>, PreambleError> {
+        let response = self.poll_lines()?;
+        Ok(response.map(|response| match response {
+            ConnectResponse::Head(ResponseHead { status, headers }) => {
+                ConnectResponse::Head(ResponseHead { status, headers: headers.into_map() })
+            }
+            ConnectResponse::Accepted => ConnectResponse::Accepted,
+            ConnectResponse::Failed { text, rate_limited } => ConnectResponse::Failed { text, rate_limited },
+        }))
+    }
+
+    /// [`Self::poll_response`] with the headers as they lie in the message.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn poll_lines(&mut self) -> Result<Option<ConnectResponse<HeaderLines>>, PreambleError> {
         if !agrees(self.buffer.as_slice(), &DATA_SIGNATURE) {
             return Err(PreambleError::UnknownSignature);
         }
@@ -156,7 +171,7 @@ pub fn encode_request(head: &RequestHead) -> Result<Bytes, PreambleError> {
         (KEY_FLOW_ID, head.flow_id.as_deref().map(str::as_bytes)),
     ];
     let data = Some(u64::from(u16::from(to_wire(head.kind))));
-    encode_checked(Root { data, text: &head.dest }, Entries { plain: &plain, headers: Some(&head.headers) })
+    encode_checked(Root { data, text: &head.dest }, &Entries::new(&plain, head.headers.pairs()))
 }
 
 /// Signature, version and `ConnectResponse` as one buffer.
@@ -164,6 +179,14 @@ pub fn encode_request(head: &RequestHead) -> Result<Bytes, PreambleError> {
 /// # Errors
 /// When the head exceeds what any decoder of this protocol takes.
 pub fn encode_response(response: &ConnectResponse) -> Result<Bytes, PreambleError> {
+    encode_pairs(response)
+}
+
+/// [`encode_response`] with headers that are not a map.
+///
+/// # Errors
+/// The same.
+pub fn encode_pairs<H: HeaderPairs>(response: &ConnectResponse<H>) -> Result<Bytes, PreambleError> {
     let (status, headers, text, rate_limited) = match response {
         ConnectResponse::Head(head) => (Some(&head.status), Some(&head.headers), "", false),
         ConnectResponse::Accepted => (None, None, "", false),
@@ -175,19 +198,19 @@ pub fn encode_response(response: &ConnectResponse) -> Result<Bytes, PreambleErro
         (KEY_STATUS, status.map(|status| status.as_str().as_bytes())),
         (KEY_RATE_LIMITED, Some(&b"true"[..]).filter(|_| rate_limited)),
     ];
-    encode_checked(Root { data: None, text }, Entries { plain: &plain, headers })
+    let headers = headers.into_iter().flat_map(HeaderPairs::pairs);
+    encode_checked(Root { data: None, text }, &Entries::new(&plain, headers))
 }
 
 /// Refuses to write what the peer would refuse to read.
-fn encode_checked(root: Root<'_>, entries: Entries<'_>) -> Result<Bytes, PreambleError> {
-    let measure = entries.measure();
-    if measure.count > METADATA_ENTRIES_MAX {
+fn encode_checked(root: Root<'_>, entries: &Entries<'_>) -> Result<Bytes, PreambleError> {
+    if entries.len() > METADATA_ENTRIES_MAX {
         return Err(PreambleError::TooManyEntries);
     }
-    if root.text.len() + measure.bytes > METADATA_BYTES_MAX {
+    if root.text.len() + entries.bytes > METADATA_BYTES_MAX {
         return Err(PreambleError::TooLarge);
     }
-    Ok(encode(&DATA_PREFIX, root, entries, measure))
+    Ok(encode(&DATA_PREFIX, root, entries))
 }
 
 /// Whether what arrived so far can still become `signature`.
@@ -239,7 +262,14 @@ fn read_request<'a>(
 ) -> Result<RequestHead, PreambleError> {
     let mut head = RequestHead::new(Method::GET, dest, "");
     head.kind = kind;
-    read_metadata(message, (count, pairs), &mut head.headers, |key, value| {
+    let headers = &mut head.headers;
+    headers.reserve(count.min(METADATA_ENTRIES_MAX));
+    let header = |name: &[u8], value: &[u8]| {
+        let name = HeaderName::from_bytes(name).map_err(|_| PreambleError::BadHeader)?;
+        headers.append(name, header_value(message, value)?);
+        Ok(())
+    };
+    read_metadata((count, pairs), header, |key, value| {
         match key {
             KEY_METHOD => {
                 head.method = Method::from_bytes(value).map_err(|_| PreambleError::BadMethod)?;
@@ -256,14 +286,14 @@ fn read_request<'a>(
     Ok(head)
 }
 
-fn decode_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
+fn decode_response(message: &Bytes) -> Result<ConnectResponse<HeaderLines>, PreambleError> {
     match Flat::read(message) {
         Some(flat) => read_response(message, flat.text, flat.len(), flat.entries().map(Ok)),
         None => decode_general_response(message),
     }
 }
 
-fn decode_general_response(message: &Bytes) -> Result<ConnectResponse, PreambleError> {
+fn decode_general_response(message: &Bytes) -> Result<ConnectResponse<HeaderLines>, PreambleError> {
     let mut slice: &[u8] = message;
     let reader =
         read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
@@ -278,9 +308,11 @@ fn read_response<'a>(
     error: &[u8],
     count: usize,
     pairs: impl Iterator<Item = Pair<'a>>,
-) -> Result<ConnectResponse, PreambleError> {
-    let (mut headers, mut status, mut rate_limited) = (HeaderMap::new(), None, false);
-    read_metadata(message, (count, pairs), &mut headers, |key, value| {
+) -> Result<ConnectResponse<HeaderLines>, PreambleError> {
+    let (mut headers, mut status, mut rate_limited) = (HeaderLines::of(message), None, false);
+    let header =
+        |name: &[u8], value: &[u8]| headers.push(name, value).then_some(()).ok_or(PreambleError::BadHeader);
+    read_metadata((count, pairs), header, |key, value| {
         match key {
             KEY_STATUS => {
                 status = Some(StatusCode::from_bytes(value).map_err(|_| PreambleError::BadStatus)?);
@@ -310,17 +342,15 @@ fn pairs<'a>(entries: struct_list::Reader<'a, schema::metadata::Owned>) -> impl 
     })
 }
 
-/// Sorts metadata into `headers` and, through `plain`, everything else; values stay slices of `message`.
+/// Sorts metadata into headers, and everything else, which is `plain`.
 fn read_metadata<'a>(
-    message: &Bytes,
     (count, pairs): (usize, impl Iterator<Item = Pair<'a>>),
-    headers: &mut HeaderMap,
+    mut header: impl FnMut(&[u8], &[u8]) -> Result<(), PreambleError>,
     mut plain: impl FnMut(&str, &[u8]) -> Result<(), PreambleError>,
 ) -> Result<(), PreambleError> {
     if count > METADATA_ENTRIES_MAX {
         return Err(PreambleError::TooManyEntries);
     }
-    headers.reserve(count);
     let mut bytes = 0;
     for pair in pairs {
         let (key, value) = pair?;
@@ -329,8 +359,7 @@ fn read_metadata<'a>(
             return Err(PreambleError::TooLarge);
         }
         if let Some(name) = key.strip_prefix(HEADER_PREFIX.as_bytes()) {
-            let name = HeaderName::from_bytes(name).map_err(|_| PreambleError::BadHeader)?;
-            headers.append(name, header_value(message, value)?);
+            header(name, value)?;
             continue;
         }
         let key = std::str::from_utf8(key).map_err(|_| PreambleError::BadHeader)?;

@@ -5,28 +5,32 @@
 //! anyway). `preamble.rs` tests that the generated readers agree.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 /// A key in parts, so that `HttpHeader:` + canonical name needs no string of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Key<'a> {
     Plain(&'static str),
-    Header(&'a http::HeaderName),
+    /// The name of a field, in any letter case.
+    Header(&'a [u8]),
 }
 
 impl Key<'_> {
     fn length(self) -> usize {
         match self {
             Self::Plain(name) => name.len(),
-            Self::Header(name) => HEADER_PREFIX.len() + name.as_str().len(),
+            Self::Header(name) => HEADER_PREFIX.len() + name.len(),
         }
     }
 
-    fn put(self, out: &mut Vec<u8>) {
+    /// Writes it to the front of `out`.
+    fn put(self, out: &mut [u8]) {
         match self {
-            Self::Plain(name) => out.extend_from_slice(name.as_bytes()),
+            Self::Plain(name) => out[..name.len()].copy_from_slice(name.as_bytes()),
             Self::Header(name) => {
-                out.extend_from_slice(HEADER_PREFIX.as_bytes());
-                put_canonical(name.as_str(), out);
+                let (prefix, rest) = out.split_at_mut(HEADER_PREFIX.len());
+                prefix.copy_from_slice(HEADER_PREFIX.as_bytes());
+                put_canonical(name, &mut rest[..name.len()]);
             }
         }
     }
@@ -40,97 +44,109 @@ pub(crate) struct Root<'a> {
     pub(crate) text: &'a str,
 }
 
-/// The metadata list: single keys where present, then headers.
-#[derive(Clone, Copy, Debug)]
+/// The metadata list: single keys first, then headers; gathered once, because its size is needed before its first byte.
+#[derive(Debug)]
 pub(crate) struct Entries<'a> {
-    pub(crate) plain: &'a [(&'static str, Option<&'a [u8]>)],
-    pub(crate) headers: Option<&'a http::HeaderMap>,
-}
-
-impl<'a> Entries<'a> {
-    /// Key and value in wire order.
-    pub(crate) fn iter(self) -> impl Iterator<Item = (Key<'a>, &'a [u8])> {
-        let plain = self.plain.iter().filter_map(|(key, value)| Some((Key::Plain(key), (*value)?)));
-        let headers = self.headers.into_iter().flatten();
-        plain.chain(headers.map(|(name, value)| (Key::Header(name), value.as_bytes())))
-    }
-
-    /// Count of entries, bytes and words of their texts.
-    pub(crate) fn measure(self) -> Measure {
-        let mut measure = Measure::default();
-        for (key, value) in self.iter() {
-            measure.count += 1;
-            measure.bytes += key.length() + value.len();
-            measure.words += words_of_text(key.length()) + words_of_text(value.len());
-        }
-        measure
-    }
-}
-
-/// Size of a metadata list.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Measure {
-    pub(crate) count: usize,
+    pairs: SmallVec<[(Key<'a>, &'a [u8]); ENTRIES_INLINE]>,
+    /// Of keys and values together.
     pub(crate) bytes: usize,
+    /// Of the same as texts.
     words: usize,
 }
 
-/// Signature, version and message of a head with `entries`, which measure `measure`.
-pub(crate) fn encode(prefix: &[u8], root: Root<'_>, entries: Entries<'_>, measure: Measure) -> Bytes {
-    let count = measure.count;
+impl<'a> Entries<'a> {
+    /// The single keys that are there, and the headers.
+    pub(crate) fn new(
+        plain: &[(&'static str, Option<&'a [u8]>)],
+        headers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Self {
+        let mut entries = Self { pairs: SmallVec::new(), bytes: 0, words: 0 };
+        for (key, value) in plain {
+            if let Some(value) = value {
+                entries.push(Key::Plain(key), value);
+            }
+        }
+        for (name, value) in headers {
+            entries.push(Key::Header(name), value);
+        }
+        entries
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn push(&mut self, key: Key<'a>, value: &'a [u8]) {
+        let length = key.length();
+        self.bytes += length + value.len();
+        self.words += words_of_text(length) + words_of_text(value.len());
+        self.pairs.push((key, value));
+    }
+}
+
+/// Signature, version and message of a head with `entries`.
+pub(crate) fn encode(prefix: &[u8], root: Root<'_>, entries: &Entries<'_>) -> Bytes {
+    let count = entries.len();
     let data_words = usize::from(root.data.is_some());
     let root_text_words = if root.text.is_empty() { 0 } else { words_of_text(root.text.len()) };
     // Root pointer, root struct (its data and two pointers), its text, list tag, list elements, texts.
-    let words = 1 + data_words + 2 + root_text_words + 1 + 2 * count + measure.words;
-    let mut out = Vec::with_capacity(prefix.len() + 8 + words * 8);
-    out.extend_from_slice(prefix);
+    let words = 1 + data_words + 2 + root_text_words + 1 + 2 * count + entries.words;
+    // Zeros, because texts end with them.
+    let mut message = vec![0; prefix.len() + 8 + words * 8];
+    let mut out = Writer(&mut message);
+    out.bytes(prefix);
     // One segment of so many words.
-    put_word((words as u64) << 32, &mut out);
-    put_word(struct_pointer(0, data_words, 2), &mut out);
+    out.word((words as u64) << 32);
+    out.word(struct_pointer(0, data_words, 2));
     if let Some(data) = root.data {
-        put_word(data, &mut out);
+        out.word(data);
     }
     // The text starts right after the two pointers, the list right after the text.
-    put_word(if root.text.is_empty() { 0 } else { text_pointer(1, root.text.len()) }, &mut out);
-    put_word(composite_pointer(root_text_words, 2 * count), &mut out);
-    if !root.text.is_empty() {
-        put_text(root.text.as_bytes(), &mut out);
-    }
-    put_word(struct_pointer(count, 0, 2), &mut out);
-    put_entries(count, entries, &mut out);
-    debug_assert_eq!(out.len(), prefix.len() + 8 + words * 8, "measured and written sizes agree");
-    out.into()
+    out.word(if root.text.is_empty() { 0 } else { text_pointer(1, root.text.len()) });
+    out.word(composite_pointer(root_text_words, 2 * count));
+    out.bytes(root.text.as_bytes());
+    out.0 = &mut std::mem::take(&mut out.0)[root_text_words * 8 - root.text.len()..];
+    out.word(struct_pointer(count, 0, 2));
+    put_entries(entries, out.0);
+    message.into()
 }
 
-fn put_entries(count: usize, entries: Entries<'_>, out: &mut Vec<u8>) {
-    let mut pointers_left = 2 * count;
+/// Pointers of all entries, then their texts.
+fn put_entries(entries: &Entries<'_>, out: &mut [u8]) {
+    let mut pointers_left = 2 * entries.len();
+    let (pointers, mut texts) = out.split_at_mut(pointers_left * 8);
+    let mut pointers = Writer(pointers);
     let mut text_at = 0;
-    for (key, value) in entries.iter() {
-        for length in [key.length(), value.len()] {
+    for (key, value) in &entries.pairs {
+        let key_length = key.length();
+        for length in [key_length, value.len()] {
             pointers_left -= 1;
-            put_word(text_pointer(pointers_left + text_at, length), out);
+            pointers.word(text_pointer(pointers_left + text_at, length));
             text_at += words_of_text(length);
         }
+        let (text, rest) = texts.split_at_mut(words_of_text(key_length) * 8);
+        key.put(text);
+        let (text, rest) = rest.split_at_mut(words_of_text(value.len()) * 8);
+        text[..value.len()].copy_from_slice(value);
+        texts = rest;
     }
-    for (key, value) in entries.iter() {
-        key.put(out);
-        pad_text(key.length(), out);
-        put_text(value, out);
+    debug_assert!(texts.is_empty(), "measured and written sizes agree");
+}
+
+/// What is left of a buffer of the right size.
+struct Writer<'a>(&'a mut [u8]);
+
+impl Writer<'_> {
+    fn word(&mut self, word: u64) {
+        self.bytes(&word.to_le_bytes());
     }
-}
 
-fn put_word(word: u64, out: &mut Vec<u8>) {
-    out.extend_from_slice(&word.to_le_bytes());
-}
-
-fn put_text(text: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(text);
-    pad_text(text.len(), out);
-}
-
-/// The closing NUL and zeros up to the word.
-fn pad_text(length: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[0; 8][..words_of_text(length) * 8 - length]);
+    fn bytes(&mut self, bytes: &[u8]) {
+        let (front, rest) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
+        front.copy_from_slice(bytes);
+        self.0 = rest;
+    }
 }
 
 fn words_of_text(length: usize) -> usize {
@@ -151,15 +167,11 @@ fn composite_pointer(offset: usize, words: usize) -> u64 {
 }
 
 /// Upper case after the start and each `-`, as Go writes names and stock connectors expect them.
-fn put_canonical(name: &str, out: &mut Vec<u8>) {
-    let start = out.len();
-    out.extend_from_slice(name.as_bytes());
+fn put_canonical(name: &[u8], out: &mut [u8]) {
     let mut upper = true;
-    for byte in &mut out[start..] {
-        if upper {
-            byte.make_ascii_uppercase();
-        }
-        upper = *byte == b'-';
+    for (to, from) in out.iter_mut().zip(name) {
+        *to = if upper { from.to_ascii_uppercase() } else { from.to_ascii_lowercase() };
+        upper = *from == b'-';
     }
 }
 
@@ -168,3 +180,5 @@ pub(crate) const HEADER_PREFIX: &str = "HttpHeader:";
 
 const ELEMENT_BYTE: u64 = 2;
 const ELEMENT_COMPOSITE: u64 = 7;
+/// Most heads have fewer entries: no allocation of their own for those.
+const ENTRIES_INLINE: usize = 24;

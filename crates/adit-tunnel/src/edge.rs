@@ -211,7 +211,24 @@ impl EdgeHandle {
     /// # Errors
     /// When the tunnel has no connection that takes it; nothing was delivered then.
     pub async fn open(&self, tunnel: TunnelId, head: &RequestHead) -> Result<Opened, OpenError> {
-        let opened = open::open(&self.shared, tunnel, head).await;
+        self.open_with(tunnel, head, false).await
+    }
+
+    /// [`Self::open`] for a request without content: the half to send it is finished.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn open_whole(&self, tunnel: TunnelId, head: &RequestHead) -> Result<Opened, OpenError> {
+        self.open_with(tunnel, head, true).await
+    }
+
+    async fn open_with(
+        &self,
+        tunnel: TunnelId,
+        head: &RequestHead,
+        is_whole: bool,
+    ) -> Result<Opened, OpenError> {
+        let opened = open::open(&self.shared, tunnel, head, is_whole).await;
         if let Err(error) = &opened {
             self.shared.metrics.stream_failures.with_label_values(&[error.reason()]).inc();
         }

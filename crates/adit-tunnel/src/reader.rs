@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use quinn::VarInt;
 
-use crate::streams::{CHUNKS_MAX, StreamError, read_error};
+use crate::streams::{CHUNKS_MAX, StreamError, has_ended, read_error};
 
 /// The streams of one connection that carry bodies.
 #[derive(Debug, Default)]
@@ -182,6 +182,13 @@ impl QuicBody {
     pub(crate) fn stop(&mut self) {
         // An already finished stream has nothing to stop.
         drop(lock(&self.reader.0).stream.stop(VarInt::from_u32(0)));
+    }
+}
+
+impl Drop for QuicBody {
+    fn drop(&mut self) {
+        // A peer that has ended the stream need not be told to stop, and quinn knows only by reading.
+        has_ended(&mut lock(&self.reader.0).stream);
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
 };
 
 use adit_tunnel_proto::{
-    ConnectResponse, ConnectionType, Protocol, RequestHead, ResponseHead, encode_response,
+    ConnectResponse, ConnectionType, HeaderPairs, PreambleError, Protocol, RequestHead, ResponseHead,
+    encode_pairs, encode_response,
 };
 use bytes::Bytes;
 
@@ -86,10 +87,15 @@ impl Reply {
     ///
     /// # Errors
     /// When the head is too large for the tunnel (the edge is told), or the edge is gone.
-    pub async fn head(mut self, head: ResponseHead) -> Result<SendHalf, StreamError> {
+    pub async fn head<H: HeaderPairs>(mut self, head: ResponseHead<H>) -> Result<SendHalf, StreamError> {
         match self.inner.take() {
-            Some(ReplyInner::Quic(stream)) => send_quic_head(stream, ConnectResponse::Head(head)).await,
-            Some(ReplyInner::Http2(respond)) => respond.head(&head),
+            Some(ReplyInner::Quic(stream)) => {
+                let bytes = encode_pairs(&ConnectResponse::Head(head));
+                send_quic_head(stream, bytes).await
+            }
+            Some(ReplyInner::Http2(respond)) => {
+                respond.head(&ResponseHead { status: head.status, headers: head.headers.into_map() })
+            }
             None => Err(StreamError::Closed),
         }
     }
@@ -100,7 +106,9 @@ impl Reply {
     /// When the edge is gone.
     pub async fn accept(mut self) -> Result<SendHalf, StreamError> {
         match self.inner.take() {
-            Some(ReplyInner::Quic(stream)) => send_quic_head(stream, ConnectResponse::Accepted).await,
+            Some(ReplyInner::Quic(stream)) => {
+                send_quic_head(stream, encode_response(&ConnectResponse::Accepted)).await
+            }
             Some(ReplyInner::Http2(respond)) => respond.accept(),
             None => Err(StreamError::Closed),
         }
@@ -167,9 +175,9 @@ pub struct ConnectionLabel {
 
 async fn send_quic_head(
     mut stream: quinn::SendStream,
-    response: ConnectResponse,
+    encoded: Result<Bytes, PreambleError>,
 ) -> Result<SendHalf, StreamError> {
-    let (bytes, error): (Bytes, _) = match encode_response(&response) {
+    let (bytes, error) = match encoded {
         Ok(bytes) => (bytes, None),
         Err(reason) => {
             let text = format!("response head refused: {}", reason.reason());

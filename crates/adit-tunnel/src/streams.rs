@@ -6,7 +6,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -110,6 +110,8 @@ pub struct RecvHalf {
 }
 
 enum RecvInner {
+    /// All there was has been read.
+    Ended,
     Quic(QuicBody),
     Http2(http2::RecvBody),
 }
@@ -128,6 +130,14 @@ impl RecvHalf {
         in_flight: Option<InFlight>,
     ) -> Self {
         Self { inner: RecvInner::Quic(QuicBody::new(stream, Some(readers))), early, _in_flight: in_flight }
+    }
+
+    /// The half of a request stream whose head has just been read: nothing is kept of it where that was all.
+    pub(crate) fn request(mut stream: quinn::RecvStream, early: Bytes, readers: &Arc<Readers>) -> Self {
+        if has_ended(&mut stream) {
+            return Self { inner: RecvInner::Ended, early, _in_flight: None };
+        }
+        Self::quic(stream, early, readers, None)
     }
 
     pub(crate) fn http2(body: http2::RecvBody) -> Self {
@@ -152,9 +162,17 @@ impl RecvHalf {
             return Poll::Ready(Ok(true));
         }
         match &mut self.inner {
+            RecvInner::Ended => Poll::Ready(Ok(false)),
             RecvInner::Quic(body) => body.poll_chunks(cx, out),
             RecvInner::Http2(body) => body.poll_chunks(cx, out),
         }
+    }
+
+    /// What to keep until a request without content has been answered, so that the peer's end of the stream, which is on
+    /// its way, is met and the peer need not be told to stop. Nothing where that costs others: what HTTP/2 holds unread
+    /// is taken from all of a connection's streams.
+    pub fn into_unread(self) -> Option<Self> {
+        matches!(self.inner, RecvInner::Quic(_)).then_some(self)
     }
 
     /// The whole body, if it is at most `bytes_max` long and ends cleanly.
@@ -175,6 +193,7 @@ impl RecvHalf {
     pub fn stop(&mut self) {
         self.early = Bytes::new();
         match &mut self.inner {
+            RecvInner::Ended => {}
             RecvInner::Quic(body) => body.stop(),
             RecvInner::Http2(body) => body.stop(),
         }
@@ -344,6 +363,13 @@ pub(crate) fn reset_soon(reset: impl FnOnce() + Send + 'static) {
         })),
         Err(_) => reset(),
     }
+}
+
+/// Whether all was read and the end has come; only for a stream that nobody waits for, because it takes the place of the
+/// owner's waker.
+pub(crate) fn has_ended(stream: &mut quinn::RecvStream) -> bool {
+    let mut cx = Context::from_waker(Waker::noop());
+    matches!(pin!(stream.read_chunk(0, true)).poll(&mut cx), Poll::Ready(Ok(None)))
 }
 
 pub(crate) fn read_error(error: &quinn::ReadError) -> StreamError {

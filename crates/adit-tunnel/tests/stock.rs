@@ -12,7 +12,7 @@ use std::{
 };
 
 use adit_tunnel::ResponseError;
-use adit_tunnel_proto::{ConnectionType, RequestHead};
+use adit_tunnel_proto::{ConnectionType, HeaderPairs, RequestHead};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use support::{Identity, PATIENCE, RunningEdge, TUNNEL, eventually, options, read_all, write};
@@ -117,7 +117,7 @@ async fn slow_a_stock_connector_registers_serves_and_drains() {
     };
     let (answer, mut back) = timeout(PATIENCE, opened.response.recv()).await.unwrap().unwrap();
     assert_eq!(
-        (answer.status, &answer.headers["x-seen"]),
+        (answer.status, &answer.headers.into_map()["x-seen"]),
         (StatusCode::OK, &HeaderValue::from_static("yes"))
     );
     assert_eq!(read_all(&mut back).await.unwrap(), body);

@@ -1,21 +1,23 @@
-//! One line for each answered request, written by a thread of its own so that a slow disk slows no request.
+//! One line for each answered request: put together where it was answered, written by a thread of its own so that a slow disk
+//! slows no request.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant, SystemTime};
 
 use adit_config::{AccessLog as Settings, AccessLogFilters, FieldMode};
+use adit_proxy::lanes::{LaneArc, LaneShared};
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
 use prometheus::{IntCounter, Registry};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::queue::{Order, Queue};
+use self::queue::{Batch, Order, Queue};
 use crate::observe::lines::Lines;
 
 mod queue;
@@ -29,7 +31,7 @@ pub(crate) struct Entry {
     pub duration: Duration,
     /// Id on the visitor's page and in the process log.
     pub request_id: String,
-    /// How many requests were logged before.
+    /// How many requests were logged, this one included; known when the line is written.
     pub(crate) count: u64,
     /// The other end of the socket.
     pub(crate) peer: std::net::SocketAddr,
@@ -70,7 +72,7 @@ pub(crate) struct Entry {
     /// The mesh's peer that asked, with its groups.
     pub(crate) mesh: Option<Arc<MeshIdentity>>,
     /// Where the visitor came in.
-    pub(crate) entry_point: Arc<str>,
+    pub(crate) entry_point: Option<Arc<str>>,
     /// The visitor's TLS session.
     pub(crate) tls: Option<Arc<adit_proxy::middleware::TlsInfo>>,
     /// True if the visitor's hop is encrypted.
@@ -79,19 +81,31 @@ pub(crate) struct Entry {
     pub reason: &'static str,
 }
 
-/// The handle that requests write through.
+/// The log of a process; cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct AccessLog(Arc<Handle>);
+pub(crate) struct AccessLog(Arc<LaneShared<Handle>>);
+
+/// What requests write through, as one lane hands it on.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneLog(LaneArc<Handle>);
 
 /// What all handles share; the writer ends when the last of them is gone.
 #[derive(Debug)]
 struct Handle {
-    queue: Arc<Queue<Box<Entry>>>,
+    queue: Arc<Queue<Desk>>,
     dropped: IntCounter,
     filters: AccessLogFilters,
     wants_headers: bool,
     add_internals: bool,
-    begun: AtomicU64,
+}
+
+/// What a lane makes its lines with.
+#[derive(Debug)]
+struct Desk {
+    lines: Lines,
+    /// Entries whose lines were written: most requests need no memory of their own.
+    #[expect(clippy::vec_box, reason = "entries are handed out and come back behind their pointers")]
+    blank: Vec<Box<Entry>>,
 }
 
 /// Why the access log cannot be opened.
@@ -128,11 +142,11 @@ impl AccessLog {
         let fields = &settings.fields;
         let wants_headers = fields.headers_default_mode != FieldMode::Drop
             || fields.headers.values().any(|mode| *mode != FieldMode::Drop);
-        let queue = Arc::new(Queue::new(QUEUE_LINES_MAX, QUEUE_BYTES_MAX));
+        let desk = || Desk { lines: Lines::new(settings), blank: Vec::new() };
+        let queue = Arc::new(Queue::new(QUEUE_BYTES_MAX, desk));
         let mut writer = Writer {
             out: BufWriter::with_capacity(BUFFER_BYTES, out),
             path: settings.file_path.clone(),
-            lines: Lines::new(settings),
             held: 0,
             held_max: settings.buffered_lines_max,
             flush_at: Instant::now(),
@@ -142,32 +156,52 @@ impl AccessLog {
             .name("access-log".to_owned())
             .spawn(move || writer.run(&waiting))
             .map_err(AccessLogError::Thread)?;
-        let log = Self(Arc::new(Handle {
+        reopen_on_signal(&queue);
+        let handle = Handle {
             queue,
             dropped,
             filters: settings.filters.clone(),
             wants_headers,
             add_internals: settings.add_internals,
-            begun: AtomicU64::new(0),
-        }));
-        reopen_on_signal(&log);
-        Ok(log)
+        };
+        Ok(Self(Arc::new(LaneShared::new(Arc::new(handle)))))
+    }
+
+    /// As this lane hands it on.
+    pub(crate) fn own(&self) -> LaneLog {
+        LaneLog(self.0.own().clone())
+    }
+
+    /// Waits until what was queued is written, but not for a disk that hangs.
+    pub(crate) fn flush(&self) {
+        let (done, flushed) = sync_channel(1);
+        if self.0.queue.order(Order::Flush(done)) {
+            let _ = flushed.recv_timeout(FLUSH_TIME_MAX);
+        }
+    }
+}
+
+impl LaneLog {
+    /// An entry to be filled in; texts are empty, nothing is known.
+    pub(crate) fn blank(&self) -> Box<Entry> {
+        self.0.queue.with_own(|desk| desk.blank.pop()).unwrap_or_default()
     }
 
     /// Queues a line if the filters want it; drops and counts it if the writer is too far behind.
-    pub(crate) fn write(&self, entry: Box<Entry>) {
+    pub(crate) fn write(&self, mut entry: Box<Entry>) {
         if !wants(&self.0.filters, &entry) {
             return;
         }
-        let weight = entry.weight();
-        if !self.0.queue.push(entry, weight) {
+        let is_queued = self.0.queue.push(|desk, line, count| {
+            entry.count = count;
+            desk.lines.write(line, &entry);
+            if desk.blank.len() < BLANK_MAX && entry.clear() {
+                desk.blank.push(entry);
+            }
+        });
+        if !is_queued {
             self.0.dropped.inc();
         }
-    }
-
-    /// Counts a request; how many there were, this one included.
-    pub(crate) fn count(&self) -> u64 {
-        self.0.begun.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Whether any header may be in a line.
@@ -178,14 +212,6 @@ impl AccessLog {
     /// Whether answers of our own (`…@internal`) are logged.
     pub(crate) fn adds_internals(&self) -> bool {
         self.0.add_internals
-    }
-
-    /// Waits until what was queued is written, but not for a disk that hangs.
-    pub(crate) fn flush(&self) {
-        let (done, flushed) = sync_channel(1);
-        if self.0.queue.order(Order::Flush(done)) {
-            let _ = flushed.recv_timeout(FLUSH_TIME_MAX);
-        }
     }
 }
 
@@ -198,7 +224,6 @@ impl Drop for Handle {
 struct Writer {
     out: BufWriter<Box<dyn Write + Send>>,
     path: Option<PathBuf>,
-    lines: Lines,
     /// Lines not handed to the file yet.
     held: u32,
     held_max: u32,
@@ -206,14 +231,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(&mut self, queue: &Queue<Box<Entry>>) {
-        let (mut entries, mut orders): (_, Vec<Order>) = (Vec::new(), Vec::new());
+    fn run(&mut self, queue: &Queue<Desk>) {
+        let (mut batch, mut orders) = (Batch::default(), Vec::new());
         loop {
             let until = (self.held > 0).then_some(self.flush_at);
-            let is_open = queue.take(&mut entries, &mut orders, until);
-            for entry in entries.drain(..) {
-                self.line(&entry);
-            }
+            let is_open = queue.take(&mut batch, &mut orders, until);
+            batch.each(|line| self.line(line));
             if self.held > 0 && (self.held_max == 0 || Instant::now() >= self.flush_at) {
                 self.flush();
             }
@@ -226,12 +249,12 @@ impl Writer {
         }
     }
 
-    fn line(&mut self, entry: &Entry) {
+    fn line(&mut self, line: &[u8]) {
         if self.held == 0 && self.held_max > 0 {
             self.flush_at = Instant::now() + HOLD_TIME_MAX;
         }
         // A full disk must not stop requests; the next line may fit again.
-        let _ = self.lines.write(&mut self.out, entry);
+        let _ = self.out.write_all(line);
         self.held += 1;
         if self.held_max > 0 && self.held >= self.held_max {
             self.flush();
@@ -263,9 +286,9 @@ impl Writer {
 }
 
 /// SIGUSR1, as log rotation sends it.
-fn reopen_on_signal(log: &AccessLog) {
+fn reopen_on_signal(queue: &Arc<Queue<Desk>>) {
     let Ok(mut signals) = signal(SignalKind::user_defined1()) else { return };
-    let queue = Arc::clone(&log.0.queue);
+    let queue = Arc::clone(queue);
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
             if !queue.order(Order::Reopen) {
@@ -275,15 +298,51 @@ fn reopen_on_signal(log: &AccessLog) {
     });
 }
 
+impl Default for Entry {
+    fn default() -> Self {
+        Self {
+            started: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            request_id: String::new(),
+            count: 0,
+            peer: (Ipv4Addr::UNSPECIFIED, 0).into(),
+            client: Ipv4Addr::UNSPECIFIED.into(),
+            method: http::Method::GET,
+            host: String::new(),
+            path: String::new(),
+            version: http::Version::HTTP_11,
+            status: 0,
+            bytes: 0,
+            received: 0,
+            origin_bytes: 0,
+            headers: Default::default(),
+            route: None,
+            service: None,
+            service_url: None,
+            origin_status: None,
+            origin_duration: None,
+            retries: 0,
+            user: None,
+            mesh: None,
+            entry_point: None,
+            tls: None,
+            secure: false,
+            reason: "",
+        }
+    }
+}
+
 impl Entry {
-    /// About how many bytes it holds.
-    fn weight(&self) -> usize {
-        let fields = self.headers.iter().flatten().map(|(name, value)| name.as_str().len() + value.len());
-        size_of::<Self>()
-            + self.path.len()
-            + self.host.len()
-            + self.user.as_ref().map_or(0, |user| user.len())
-            + fields.sum::<usize>()
+    /// Forgets everything but the memory of its texts; false if that is more than is worth keeping.
+    fn clear(&mut self) -> bool {
+        let [request_id, host, path] =
+            [&mut self.request_id, &mut self.host, &mut self.path].map(std::mem::take);
+        *self = Self { request_id, host, path, ..Self::default() };
+        let texts = [&mut self.request_id, &mut self.host, &mut self.path];
+        texts.into_iter().all(|text| {
+            text.clear();
+            text.capacity() <= BLANK_TEXT_BYTES
+        })
     }
 }
 
@@ -312,10 +371,13 @@ fn open_append(path: &PathBuf) -> Result<File, AccessLogError> {
         .map_err(|source| AccessLogError::Open { path: path.clone(), source })
 }
 
-/// Lines waiting for the writer; beyond that, or [`QUEUE_BYTES_MAX`], they are dropped and counted.
-const QUEUE_LINES_MAX: usize = 8192;
-/// What those lines may hold, and once more what the writer has just taken: visitors choose how long their paths and headers are.
+/// What lines waiting for the writer may hold, and once more those that it has just taken; beyond that they are dropped and
+/// counted.
 const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Entries that a lane keeps for the next requests, about 2 KiB each at most.
+const BLANK_MAX: usize = 64;
+/// Of one text of an entry that is kept.
+const BLANK_TEXT_BYTES: usize = 512;
 /// What is written at once while lines are held.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Lines are held no longer, however few there are.

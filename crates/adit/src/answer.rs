@@ -6,39 +6,30 @@ use std::time::SystemTime;
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::clock;
+use adit_proxy::lanes::{LaneArc, LaneShared};
 use adit_proxy::message::{Request, Response};
 use adit_proxy::middleware::Attempt;
 use adit_proxy::tcp::splice::Pipe;
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::time::Instant;
 
-use crate::access_log::{AccessLog, Entry};
+use self::metrics::Counters;
+pub(crate) use self::metrics::RequestMetrics;
+use crate::access_log::{AccessLog, Entry, LaneLog};
 use crate::gateway::Observed;
 use crate::observe::probe::Probe;
-use crate::observe::traefik::{Answered, Asked, TraefikMetrics};
+use crate::observe::traefik::{Answered, Asked, Part, TraefikMetrics};
 
-/// Counts what public listeners answer.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestMetrics(Arc<Counters>);
-
-#[derive(Debug)]
-struct Counters {
-    in_flight: IntGauge,
-    /// By first digit of the status; looked up once, not for each request.
-    answered: [IntCounter; 5],
-    failed: IntCounterVec,
-    duration: Histogram,
-}
+mod metrics;
 
 /// A request that is being answered; dropping it counts it as done.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     entry: Option<Box<Entry>>,
     began: Instant,
-    log: Option<AccessLog>,
-    metrics: RequestMetrics,
+    log: Option<LaneLog>,
+    metrics: LaneArc<Counters>,
     measured: Option<Measured>,
     probe: Option<Arc<Probe>>,
     /// 0 until there is an answer.
@@ -49,7 +40,7 @@ pub(crate) struct Exchange {
 /// What Traefik's metrics are told when the answer is over.
 #[derive(Debug)]
 struct Measured {
-    metrics: Arc<TraefikMetrics>,
+    metrics: LaneArc<TraefikMetrics>,
     asked: Asked,
     entry_point: Arc<str>,
     router: Option<Arc<str>>,
@@ -57,50 +48,6 @@ struct Measured {
     origin_status: Option<u16>,
     retries: u32,
     replaced: Vec<Attempt>,
-}
-
-impl RequestMetrics {
-    /// Creates and registers the counters.
-    ///
-    /// # Errors
-    /// If the registry has them already.
-    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let buckets = vec![0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0];
-        let answered = IntCounterVec::new(
-            Opts::new("adit_requests_total", "Requests answered, by class of status"),
-            &["class"],
-        )?;
-        registry.register(Box::new(answered.clone()))?;
-        let metrics = Counters {
-            in_flight: IntGauge::new("adit_requests_in_flight", "Requests being answered")?,
-            answered: ["1xx", "2xx", "3xx", "4xx", "5xx"].map(|class| answered.with_label_values(&[class])),
-            failed: IntCounterVec::new(
-                Opts::new(
-                    "adit_requests_failed_total",
-                    "Requests answered by adit itself because a hop failed",
-                ),
-                &["reason"],
-            )?,
-            duration: Histogram::with_opts(
-                HistogramOpts::new("adit_request_duration_seconds", "From request head to end of answer")
-                    .buckets(buckets),
-            )?,
-        };
-        registry.register(Box::new(metrics.in_flight.clone()))?;
-        registry.register(Box::new(metrics.failed.clone()))?;
-        registry.register(Box::new(metrics.duration.clone()))?;
-        Ok(Self(Arc::new(metrics)))
-    }
-
-    /// Counts a failure under its name.
-    pub(crate) fn failed(&self, reason: &str) {
-        self.0.failed.with_label_values(&[reason]).inc();
-    }
-
-    /// Requests being answered now.
-    pub(crate) fn in_flight(&self) -> i64 {
-        self.0.in_flight.get()
-    }
 }
 
 impl Exchange {
@@ -111,61 +58,20 @@ impl Exchange {
         metrics: &RequestMetrics,
         log: Option<&AccessLog>,
     ) -> Self {
-        metrics.0.in_flight.inc();
-        let entry = log.map(|log| {
-            Box::new(Entry {
-                count: log.count(),
-                peer: request.visitor.remote,
-                received: 0,
-                origin_bytes: 0,
-                headers: if log.wants_headers() {
-                    [HeaderMap::clone(&request.headers), HeaderMap::new(), HeaderMap::new()]
-                } else {
-                    Default::default()
-                },
-                started: SystemTime::now(),
-                duration: std::time::Duration::ZERO,
-                request_id: request_id.to_owned(),
-                client: request.visitor.remote.ip(),
-                method: request.method.clone(),
-                host: request.host.clone(),
-                path: request.uri.path_and_query().map_or("/", |p| p.as_str()).to_owned(),
-                version: request.version,
-                status: 0,
-                bytes: 0,
-                route: None,
-                service: None,
-                service_url: None,
-                origin_status: None,
-                origin_duration: None,
-                retries: 0,
-                user: None,
-                mesh: None,
-                entry_point: Arc::clone(&request.visitor.entry_point),
-                tls: request.visitor.tls.clone(),
-                secure: request.visitor.secure,
-                reason: "",
-            })
-        });
-        Self {
-            entry,
-            began: clock::now(),
-            log: log.cloned(),
-            metrics: metrics.clone(),
-            measured: None,
-            probe: None,
-            status: 0,
-            sent: 0,
-        }
+        let metrics = metrics.own().clone();
+        metrics.begun();
+        let log = log.map(AccessLog::own);
+        let entry = log.as_ref().map(|log| entry(log, request, request_id));
+        Self { entry, began: clock::now(), log, metrics, measured: None, probe: None, status: 0, sent: 0 }
     }
 
     /// Measures the request's content, and everything under Traefik's names where they are wanted.
-    pub(crate) fn measure(&mut self, request: &mut Request, metrics: Option<&Arc<TraefikMetrics>>) {
+    pub(crate) fn measure(&mut self, request: &mut Request, metrics: Option<&LaneShared<TraefikMetrics>>) {
         if metrics.is_none() && self.entry.is_none() {
             return;
         }
         self.measured = metrics.map(|metrics| Measured {
-            metrics: Arc::clone(metrics),
+            metrics: metrics.own().clone(),
             asked: Asked::of(request),
             entry_point: Arc::clone(&request.visitor.entry_point),
             router: None,
@@ -174,7 +80,7 @@ impl Exchange {
             retries: 0,
             replaced: Vec::new(),
         });
-        let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(AccessLog::wants_headers);
+        let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(LaneLog::wants_headers);
         self.probe = Some(Probe::new(request, wants_headers));
     }
 
@@ -195,7 +101,7 @@ impl Exchange {
 
     /// An answer of our own, which counts as Traefik's internal services do.
     pub(crate) fn is_internal(&mut self) {
-        let in_log = self.log.as_ref().is_some_and(AccessLog::adds_internals);
+        let in_log = self.log.as_ref().is_some_and(LaneLog::adds_internals);
         let in_metrics = self.measured.as_ref().is_some_and(|measured| measured.metrics.add_internals);
         self.observe_only(Observed { in_log, in_metrics });
     }
@@ -255,9 +161,8 @@ impl Exchange {
 
     /// Wraps the answer so that its end is seen.
     pub(crate) fn finish_with(mut self, response: Response) -> Response {
-        let class = usize::from(response.status.as_u16() / 100).clamp(1, 5) - 1;
-        self.metrics.0.answered[class].inc();
         self.status = response.status.as_u16();
+        self.metrics.answered(self.status);
         if let (Some(entry), Some(log)) = (&mut self.entry, &self.log)
             && log.wants_headers()
         {
@@ -277,11 +182,31 @@ impl Exchange {
     }
 }
 
+/// What is known of a request before it is answered.
+fn entry(log: &LaneLog, request: &Request, request_id: &str) -> Box<Entry> {
+    let mut entry = log.blank();
+    let visitor = &request.visitor;
+    entry.started = SystemTime::now();
+    entry.request_id.push_str(request_id);
+    entry.peer = visitor.remote;
+    entry.client = visitor.remote.ip();
+    entry.method.clone_from(&request.method);
+    entry.host.push_str(&request.host);
+    entry.path.push_str(request.uri.path_and_query().map_or("/", |p| p.as_str()));
+    entry.version = request.version;
+    entry.entry_point = Some(Arc::clone(&visitor.entry_point));
+    entry.tls.clone_from(&visitor.tls);
+    entry.secure = visitor.secure;
+    if log.wants_headers() {
+        entry.headers[0].clone_from(&request.headers);
+    }
+    entry
+}
+
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.metrics.0.in_flight.dec();
         let duration = clock::now() - self.began;
-        self.metrics.0.duration.observe(duration.as_secs_f64());
+        self.metrics.ended(duration);
         // The visitor left before there was an answer.
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
         let received = self.probe.as_ref().map_or(0, |probe| probe.received());
@@ -302,19 +227,19 @@ impl Drop for Exchange {
 
 impl Measured {
     fn report(&self, answered: Answered) {
-        self.metrics.entry_point(&self.entry_point, &self.asked, answered);
-        if let Some(router) = &self.router {
-            self.metrics.router(router, &self.asked, answered);
-        }
         // Each attempt is a request to its service; what of the visitor's content each got is not told apart.
         for Attempt { service, status, duration } in &self.replaced {
             let answered = Answered { status: status.as_u16(), duration: *duration, received: 0, sent: 0 };
-            self.metrics.service(service, &self.asked, answered, 0);
+            self.metrics.replaced(service, &self.asked, answered);
         }
-        if let Some(service) = &self.service {
-            let status = self.origin_status.unwrap_or(answered.status);
-            self.metrics.service(service, &self.asked, Answered { status, ..answered }, self.retries);
-        }
+        let part = Part {
+            entry_point: &self.entry_point,
+            router: self.router.as_deref().unwrap_or_default(),
+            service: self.service.as_deref().unwrap_or_default(),
+            service_status: self.origin_status.unwrap_or(answered.status),
+            retries: self.retries,
+        };
+        self.metrics.count(&part, &self.asked, answered);
     }
 }
 

@@ -8,7 +8,7 @@ use std::task::Poll;
 use adit_proxy::body::{Body, BodyError, Length};
 use adit_proxy::message::{Request, Response, Service, Visitor};
 use adit_proxy::origin::ForwardError;
-use adit_tunnel::{Reply, RequestHandler, TunnelRequest};
+use adit_tunnel::{RecvHalf, Reply, RequestHandler, TunnelRequest};
 use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
@@ -17,7 +17,7 @@ use crate::cloudflared_metrics::ProxyMetrics;
 use crate::gateway::Gateway;
 use crate::hello::{Hello, Trip};
 use crate::ingress::{Answerer, IngressState, chain};
-use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
+use crate::wire::{AnswerFields, TunnelSource, TunnelUpload, announce_answer, take_length};
 
 /// Serves what arrives through a tunnel.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl RequestHandler for ConnectorService {
             return reply.fail("TCP flows are not served by this connector").await;
         }
         let trip = Trip { connection, began: std::time::Instant::now() };
-        let (request, is_head) = match self.request(head, body) {
+        let (request, is_head, _unread) = match self.request(head, body) {
             Ok(request) => request,
             Err(reason) => {
                 self.metrics.failed();
@@ -80,11 +80,12 @@ impl RequestHandler for ConnectorService {
 }
 
 impl ConnectorService {
+    /// The request, whether it asks for a head only, and what to keep until it has been answered.
     fn request(
         &self,
         head: RequestHead,
-        recv: adit_tunnel::RecvHalf,
-    ) -> Result<(Request, bool), &'static str> {
+        recv: RecvHalf,
+    ) -> Result<(Request, bool, Option<RecvHalf>), &'static str> {
         let RequestHead { kind, dest, method, host, mut headers, .. } = head;
         let uri: Uri = dest.parse().map_err(|_| "head_target")?;
         let host = if host.is_empty() { uri.authority().map_or("", |a| a.as_str()).to_owned() } else { host };
@@ -98,10 +99,14 @@ impl ConnectorService {
         adit_proxy::forwarded::remove_mesh_claims(&mut headers);
         let raw = kind == ConnectionType::Websocket;
         let length = take_length(&mut headers, false)?;
+        let mut unread = None;
         let body = match length {
             _ if raw => Body::stream(TunnelSource::new(recv, Length::Raw, None), Length::Raw),
             // C19: without a field that announces content there is none, whatever the stream carries.
-            Length::Known(0) => Body::empty(),
+            Length::Known(0) => {
+                unread = recv.into_unread();
+                Body::empty()
+            }
             length => Body::stream(TunnelSource::new(recv, length, None), length),
         };
         if raw {
@@ -122,7 +127,7 @@ impl ConnectorService {
             upgrade: raw.then(|| "websocket".into()),
             visitor: Arc::clone(&self.visitor),
         };
-        Ok((request, is_head))
+        Ok((request, is_head, unread))
     }
 
     /// The answer, or why there is none, in words for the edge.
@@ -173,15 +178,18 @@ impl ConnectorService {
         self.metrics.answered(status);
         let raw = status == StatusCode::SWITCHING_PROTOCOLS;
         if !raw {
-            announce_length(&mut headers, body.length(), false);
+            announce_answer(&mut headers, body.length());
         }
         if is_head {
             body = Body::empty();
         }
         if !raw && body.is_empty() && !is_head && may_have_content(status) {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+            match headers.lack_framing() {
+                true => headers.add_length(0),
+                false => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"))),
+            }
         }
-        let send = match reply.head(ResponseHead { status, headers: headers.into_map() }).await {
+        let send = match reply.head(ResponseHead { status, headers: AnswerFields(headers) }).await {
             Ok(send) => send,
             Err(error) => {
                 self.metrics.failed();

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use adit_config::{EntryPoint, TunnelId};
 use adit_proxy::body::{Body, Length};
+use adit_proxy::fields::{Fields, Ours};
 use adit_proxy::h1::encode;
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::rescue::{Failure, Hop};
 use adit_route::{Decision, Head, Table};
-use adit_tunnel::{EdgeHandle, OpenError, Opened, ResponseError};
-use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
+use adit_tunnel::{EdgeHandle, OpenError, Opened, RecvHalf, ResponseError};
+use adit_tunnel_proto::{ConnectionType, HeaderLines, HeaderPairs, RequestHead, ResponseHead};
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
@@ -86,7 +87,7 @@ impl Service for EdgeService {
         };
         let mut response = exchange.finish_with(response);
         if let Some(ray) = ray {
-            response.headers.insert(CF_RAY, ray);
+            response.headers.put(&OUR_RAY, ray);
         }
         response
     }
@@ -116,7 +117,11 @@ impl EdgeService {
         exchange.answered_by(&route.name);
         let (head, raw, client) = self.tunnel_head(&mut request, ray);
         exchange.asked_by(client);
-        let opened = self.edge.open(route.id, &head).await.map_err(open_failed)?;
+        let opened = match request.body.is_empty() && !raw {
+            true => self.edge.open_whole(route.id, &head).await,
+            false => self.edge.open(route.id, &head).await,
+        };
+        let opened = opened.map_err(open_failed)?;
         let is_head = request.method == Method::HEAD;
         let Opened { send, response, connection } = opened;
         let mut upload = Some(TunnelUpload::new(request.body, send, raw));
@@ -158,7 +163,7 @@ impl EdgeService {
             whole if whole == "*" => "/".into(),
             target => target,
         };
-        let dest = format!("{scheme}://{}{target}", request.host);
+        let dest = [scheme, "://", &request.host, &*target].concat();
         headers::remove_hop_by_hop(&mut head_fields);
         head_fields.remove(header::EXPECT);
         head_fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
@@ -180,7 +185,7 @@ impl EdgeService {
         }
         head_fields.insert(CF_VISITOR, HeaderValue::from_static(cf_visitor));
         head_fields.insert(CDN_LOOP, HeaderValue::from_static("adit"));
-        set(&mut head_fields, X_REQUEST_START, &format!("t={}", unix_micros()));
+        set(&mut head_fields, X_REQUEST_START, &["t=", itoa::Buffer::new().format(unix_micros())].concat());
         if raw {
             head_fields.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             head_fields.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -249,18 +254,35 @@ fn forwarded_secure(fields: &HeaderMap) -> Option<bool> {
 }
 
 fn into_response(
-    head: ResponseHead,
-    recv: adit_tunnel::RecvHalf,
+    head: ResponseHead<HeaderLines>,
+    recv: RecvHalf,
     upload: Option<TunnelUpload>,
     is_head: bool,
     raw: bool,
 ) -> Result<Response, Failed> {
-    let ResponseHead { status, mut headers } = head;
+    let ResponseHead { status, headers: lines } = head;
     // An interim status as the final one would leave the visitor waiting for another head: whatever follows as content
     // would be read as that head.
     if status.is_informational() && !(status == StatusCode::SWITCHING_PROTOCOLS && raw) {
         return Err(BAD_ANSWER);
     }
+    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let is_internal =
+        |(name, _): (&[u8], _)| name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"cf-"));
+    if !status.is_informational() && !bodiless && !lines.pairs().any(is_internal) {
+        // Most answers: what is left of the lines goes to the visitor as it came.
+        let mut fields = Fields::of_answer(lines.message(), lines.places());
+        if let Some(announced) = fields.take_plain_length() {
+            return Ok(streamed(
+                status,
+                fields,
+                announced.map_or(Length::Unknown, Length::Known),
+                recv,
+                upload,
+            ));
+        }
+    }
+    let mut headers = lines.into_map();
     headers::remove_internal(&mut headers);
     if status == StatusCode::SWITCHING_PROTOCOLS {
         headers.remove(header::CONTENT_LENGTH);
@@ -273,17 +295,26 @@ fn into_response(
         return Ok(Response { status, headers: headers.into(), body: Body::stream(source, Length::Raw) });
     }
     headers::remove_hop_by_hop(&mut headers);
-    let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless {
         headers.remove(header::TRANSFER_ENCODING);
         return Ok(Response { status, headers: headers.into(), body: Body::empty() });
     }
     let length = take_length(&mut headers, true).map_err(|_| BAD_ANSWER)?;
+    Ok(streamed(status, headers.into(), length, recv, upload))
+}
+
+fn streamed(
+    status: StatusCode,
+    headers: Fields,
+    length: Length,
+    recv: RecvHalf,
+    upload: Option<TunnelUpload>,
+) -> Response {
     let body = match length {
         Length::Known(0) => Body::empty(),
         length => Body::stream(TunnelSource::new(recv, length, upload), length),
     };
-    Ok(Response { status, headers: headers.into(), body })
+    Response { status, headers, body }
 }
 
 /// RFC 6455 §4.1: 16 random bytes; the visitor never sees it.
@@ -292,8 +323,9 @@ fn websocket_key() -> String {
     base64::engine::general_purpose::STANDARD.encode(uuid::Uuid::new_v4().as_bytes())
 }
 
-fn unix_micros() -> u128 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_micros())
+fn unix_micros() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
 fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
@@ -372,6 +404,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const CF_CONNECTING_IP: HeaderName = HeaderName::from_static("cf-connecting-ip");
 const CF_RAY: HeaderName = HeaderName::from_static("cf-ray");
+static OUR_RAY: Ours = Ours { name: CF_RAY, start: "CF-Ray: " };
 const CF_VISITOR: HeaderName = HeaderName::from_static("cf-visitor");
 /// When the edge had the request, in microseconds since 1970; what applications' monitors call queue time.
 const X_REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");

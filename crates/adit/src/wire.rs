@@ -4,8 +4,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
+use adit_proxy::fields::Fields;
 use adit_proxy::idle::Idle;
 use adit_tunnel::{RecvHalf, SendHalf, StreamError};
+use adit_tunnel_proto::HeaderPairs;
 use http::HeaderMap;
 use http::header::{self, HeaderValue};
 
@@ -157,6 +159,28 @@ pub(crate) fn announce_length(headers: &mut HeaderMap, length: Length, chunked_i
             headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         Length::Unknown => drop(headers.remove(header::CONTENT_LENGTH)),
+    }
+}
+
+/// [`announce_length`] for an answer on its way into a tunnel.
+pub(crate) fn announce_answer(headers: &mut Fields, length: Length) {
+    match length {
+        _ if !headers.lack_framing() => announce_length(headers, length, false),
+        Length::Known(bytes) if bytes > 0 => headers.add_length(bytes),
+        Length::Known(_) | Length::Unknown | Length::Raw => {}
+    }
+}
+
+/// An answer's fields, as the tunnel writes them.
+pub(crate) struct AnswerFields(pub(crate) Fields);
+
+impl HeaderPairs for AnswerFields {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.pairs()
+    }
+
+    fn into_map(self) -> HeaderMap {
+        self.0.into_map()
     }
 }
 

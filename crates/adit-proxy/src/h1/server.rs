@@ -335,11 +335,7 @@ impl Connection<'_> {
             match written {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.send_error(error))),
-                Poll::Pending => {
-                    // The upload that belongs to this exchange goes on while its answer is stuck.
-                    sending.body.poll_background(cx);
-                    return Poll::Pending;
-                }
+                Poll::Pending => return sending.poll_stuck(cx),
             }
             if sending.done {
                 ready!(self.stall.poll_flush(&mut self.writer, cx))
@@ -376,11 +372,7 @@ impl Connection<'_> {
         match self.stall.poll_pipe(socket, cx, pipe) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.send_error(error))),
-            Poll::Pending => {
-                // The upload that belongs to this exchange goes on while its answer is stuck.
-                sending.body.poll_background(cx);
-                Poll::Pending
-            }
+            Poll::Pending => sending.poll_stuck(cx),
         }
     }
 
@@ -413,13 +405,13 @@ impl Connection<'_> {
     /// Closes so that what was written still arrives: a socket closed with unread input resets the connection.
     async fn close(mut self) {
         let closing = async {
-            poll_fn(|cx| Pin::new(&mut self.writer).poll_shutdown(cx)).await?;
-            let mut left = LINGER_BYTES_MAX;
+            let shut = poll_fn(|cx| Pin::new(&mut self.writer).poll_shutdown(cx));
+            tokio::time::timeout(LINGER_SILENCE_MAX, shut).await??;
             while let Some(reader) = self.reader.as_mut() {
                 reader.buffer.clear();
-                let read = poll_fn(|cx| reader.poll_fill(cx)).await?;
-                left = left.saturating_sub(read);
-                if read == 0 || left == 0 {
+                let read =
+                    tokio::time::timeout(LINGER_SILENCE_MAX, poll_fn(|cx| reader.poll_fill(cx))).await??;
+                if read == 0 {
                     break;
                 }
             }
@@ -461,6 +453,13 @@ impl Sending {
     fn splices(&self) -> bool {
         let is_filled = self.pipe.as_ref().is_some_and(|pipe| pipe.filled() > 0);
         self.may_splice && self.out.is_empty() && (!self.done || is_filled)
+    }
+
+    /// What goes on while the socket has no room.
+    fn poll_stuck<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, SendError>> {
+        // The upload that belongs to this exchange.
+        self.body.poll_background(cx);
+        self.body.poll_due(cx).map(|()| Err(SendError::Body(BodyError::Late)))
     }
 
     /// Moves the next chunks of the body, encoded, to `out`.
@@ -671,7 +670,8 @@ const SPLICED_BYTES_MIN: u64 = 256 * 1024;
 const MERGED_BYTES_MAX: usize = 4 * 1024;
 /// Requests sent ahead of an answer that are read to notice a closed connection.
 const PIPELINED_BYTES_MAX: usize = 64 * 1024;
-/// Input thrown away before a refused upload's connection is closed.
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
-/// How long that may take.
-const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a visitor that has been answered may go on sending a request that nobody wants: a socket closed with unread
+/// input takes what it still has to send with it.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long it may be silent meanwhile.
+const LINGER_SILENCE_MAX: Duration = Duration::from_secs(2);

@@ -141,6 +141,10 @@ impl Outgoing {
                 Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(SendFailure::Peer)),
                 Poll::Pending => {
                     self.body.poll_background(cx);
+                    if self.body.poll_due(cx).is_ready() {
+                        self.stream.send_reset(h2::Reason::INTERNAL_ERROR);
+                        return Poll::Ready(Err(SendFailure::Body));
+                    }
                     return self.stall.poll(cx).map(|()| Err(SendFailure::Stalled));
                 }
             };

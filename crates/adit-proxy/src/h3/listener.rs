@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::drain::Drain;
 use crate::h1::server::Options;
+use crate::lanes::LaneName;
 use crate::listen::{ListenError, Switch, bind_device, canonical};
 use crate::mesh::Admitted;
 use crate::message::{Service, Visitor};
@@ -202,7 +203,7 @@ fn admit(options: &H3Options, remote: SocketAddr) -> Result<Option<Admitted>, &'
 }
 
 struct Accepted {
-    entry_point: Arc<str>,
+    entry_point: LaneName,
     local: SocketAddr,
     /// Of the TLS options that the handshake is made under.
     stamp: Stamp,
@@ -251,7 +252,7 @@ impl Accepted {
             remote: canonical(connection.remote_address()),
             local: self.local,
             secure: true,
-            entry_point: Arc::clone(&self.entry_point),
+            entry_point: Arc::clone(self.entry_point.own()),
             peer,
             tls: Some(Arc::new(TlsInfo { options: self.stamp, ..tls_info(&connection) })),
             address: crate::message::AddressText::default(),

@@ -140,15 +140,20 @@ async fn send_chunk(
     body: &mut Body,
     stall: Duration,
 ) -> Result<(), SendFailure> {
-    let mut sending = pin!(sender.send_data(chunk));
-    let with_background = std::future::poll_fn(|cx| {
-        let sent = sending.as_mut().poll(cx);
-        if sent.is_pending() {
+    let sent = {
+        let mut sending = pin!(sender.send_data(chunk));
+        let with_background = std::future::poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(sent.map_err(|_| SendFailure::Peer));
+            }
             // The upload that belongs to this exchange goes on while its answer is stuck.
             body.poll_background(cx);
-        }
-        sent
-    });
-    let sent = timeout(stall, with_background).await;
-    sent.map_err(|_| SendFailure::Stalled)?.map_err(|_| SendFailure::Peer)
+            body.poll_due(cx).map(|()| Err(SendFailure::Body))
+        });
+        timeout(stall, with_background).await.map_err(|_| SendFailure::Stalled)?
+    };
+    if sent == Err(SendFailure::Body) {
+        sender.stop_stream(Code::H3_INTERNAL_ERROR);
+    }
+    sent
 }

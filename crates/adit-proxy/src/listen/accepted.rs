@@ -329,7 +329,7 @@ impl Accepted {
             remote: ends.remote,
             local: ends.local,
             secure: tls.is_some(),
-            entry_point: Arc::clone(&self.shared.name),
+            entry_point: Arc::clone(self.shared.name.own()),
             peer: ends.peer.cloned(),
             tls,
             address: crate::message::AddressText::default(),

@@ -189,7 +189,7 @@ impl Compiler<'_> {
         let transport = self.transport(id, settings.servers_transport.as_deref())?;
         let previous = self.before(id);
         let rules = Arc::new(Rules {
-            service: Arc::clone(id),
+            service: (&**id).into(),
             pass_host_header: settings.pass_host_header,
             passive: settings.passive_health_check.clone(),
             is_probed: settings.health_check.is_some(),
@@ -217,7 +217,7 @@ impl Compiler<'_> {
                 Some(HealthTask::start(id, check, &transport, probed, before)?)
             }
         };
-        let all = servers.iter().map(|s| (Arc::clone(&s.text), Arc::clone(&s.state))).collect();
+        let all = servers.iter().map(|s| (Arc::from(&*s.text), Arc::clone(&s.state))).collect();
         let sticky = |members: &[Server]| sticky(settings.sticky.as_ref(), id, members);
         let line = previous.and_then(Node::schedule);
         let balancer = Balancer::new(servers, settings.strategy, sticky, line.as_ref());
@@ -320,7 +320,7 @@ fn start_sweeper(transports: Vec<Arc<Transport>>) -> Option<AbortHandle> {
 }
 
 fn probed(server: &Server) -> Probed {
-    Probed { text: Arc::clone(&server.text), url: server.url.clone(), state: Arc::clone(&server.state) }
+    Probed { text: Arc::from(&*server.text), url: server.url.clone(), state: Arc::clone(&server.state) }
 }
 
 fn sticky<M: Member>(cookie: Option<&Cookie>, service: &str, members: &[M]) -> Option<Sticky> {

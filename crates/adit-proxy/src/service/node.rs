@@ -175,7 +175,7 @@ pub(super) struct ServerGroup {
 
 impl ServerGroup {
     async fn call(&self, mut request: Request, ctx: &mut Ctx) -> Response {
-        ctx.log.service = Some(Arc::clone(&self.rules.service));
+        ctx.log.service = Some(Arc::clone(self.rules.service.own()));
         ctx.outcome = Outcome::Unasked;
         let Some(mut choice) = self.balancer.choose(&request.headers, ctx.client, None) else {
             return failure::unavailable(ctx);

@@ -15,6 +15,7 @@ use crate::clock;
 use crate::forwarded;
 use crate::h2::websocket;
 use crate::headers::{self, X_FORWARDED_FOR};
+use crate::lanes::LaneName;
 use crate::message::{Request, Response};
 use crate::middleware::{Ctx, Outcome};
 use crate::origin::{ForwardError, Origin};
@@ -23,7 +24,7 @@ use crate::origin::{ForwardError, Origin};
 #[derive(Debug)]
 pub(super) struct Server {
     /// As written; also what its cookie is made of.
-    pub(super) text: Arc<str>,
+    pub(super) text: LaneName,
     pub(super) url: ServerUrl,
     pub(super) settings: Settings,
     pub(super) origin: Arc<Origin>,
@@ -36,7 +37,7 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) struct Rules {
     /// `name@provider`.
-    pub(super) service: Arc<str>,
+    pub(super) service: LaneName,
     pub(super) pass_host_header: bool,
     pub(super) passive: Option<PassiveHealthCheck>,
     pub(super) is_probed: bool,
@@ -91,7 +92,7 @@ impl Server {
 
     /// Sends a request and notes what came of it. After [`ForwardError::Connect`] the request is still whole.
     pub(super) async fn send(&self, request: &mut Request, ctx: &mut Ctx) -> Result<Response, ForwardError> {
-        ctx.log.service_url = Some(Arc::clone(&self.text));
+        ctx.log.service_url = Some(Arc::clone(self.text.own()));
         ctx.log.origin_status = None;
         // Also what holds if the visitor goes away while this runs.
         ctx.outcome = Outcome::Failed;

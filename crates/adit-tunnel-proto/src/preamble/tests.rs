@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 
+use http::HeaderMap;
+
 use super::*;
 
 fn hex(text: &str) -> Vec<u8> {
@@ -27,8 +29,8 @@ fn decode_answer(bytes: Bytes) -> Result<Option<ConnectResponse>, PreambleError>
     decoder.poll_response()
 }
 
-fn encode_unchecked(entries: Entries<'_>) -> Bytes {
-    encode(&DATA_PREFIX, Root { data: Some(0), text: "" }, entries, entries.measure())
+fn encode_unchecked(plain: &[(&'static str, Option<&[u8]>)], headers: &HeaderMap) -> Bytes {
+    encode(&DATA_PREFIX, Root { data: Some(0), text: "" }, &Entries::new(plain, headers.pairs()))
 }
 
 fn sample() -> RequestHead {
@@ -126,20 +128,19 @@ fn too_many_headers_are_refused_by_both_ends() {
         head.headers.append("x-many", HeaderValue::from(index));
     }
     assert_eq!(encode_request(&head), Err(PreambleError::TooManyEntries));
-    let bytes = encode_unchecked(Entries { plain: &[], headers: Some(&head.headers) });
+    let bytes = encode_unchecked(&[], &head.headers);
     assert_eq!(decode_in_steps(&bytes, 100_000), Err(PreambleError::TooManyEntries));
 }
 
 #[test]
 fn a_header_key_with_two_colons_is_refused() {
-    let bytes = encode_unchecked(Entries { plain: &[("HttpHeader:A:B", Some(b"x"))], headers: None });
+    let bytes = encode_unchecked(&[("HttpHeader:A:B", Some(b"x"))], &HeaderMap::new());
     assert_eq!(decode_in_steps(&bytes, 100_000), Err(PreambleError::BadHeader));
 }
 
 #[test]
 fn a_header_value_with_a_line_break_is_refused() {
-    let bytes =
-        encode_unchecked(Entries { plain: &[("HttpHeader:A", Some(b"x\r\nEvil: 1"))], headers: None });
+    let bytes = encode_unchecked(&[("HttpHeader:A", Some(b"x\r\nEvil: 1"))], &HeaderMap::new());
     assert_eq!(decode_in_steps(&bytes, 100_000), Err(PreambleError::BadHeader));
 }
 
@@ -216,7 +217,7 @@ fn our_own_heads_and_the_stock_connectors_lie_flat() {
 fn pointers_that_all_lead_to_the_same_text_are_not_followed_without_end() {
     let long = [b'x'; 4000];
     let entries: Vec<_> = (0..60).map(|at| ("a", (at == 0).then_some(&long[..]).or(Some(b"")))).collect();
-    let bytes = encode_unchecked(Entries { plain: &entries, headers: None });
+    let bytes = encode_unchecked(&entries, &HeaderMap::new());
     let mut message = bytes[DATA_PREFIX.len()..].to_vec();
     // Table, root pointer, data, two pointers, list tag; then each entry's key and value.
     let first = 8 * 7;
@@ -254,6 +255,22 @@ proptest! {
         }
         if Flat::read(&response).is_some() {
             prop_assert_eq!(decode_response(&response), decode_general_response(&response));
+        }
+    }
+
+    #[test]
+    fn lines_take_what_a_map_takes(
+        name in proptest::collection::vec(prop_oneof![any::<u8>(), b'!'..=b'~'], 0..4),
+        value in proptest::collection::vec(prop_oneof![any::<u8>(), b' '..=b'~'], 0..4),
+    ) {
+        let message = Bytes::from([name.as_slice(), value.as_slice()].concat());
+        let mut lines = HeaderLines::of(&message);
+        let taken = lines.push(&message[..name.len()], &message[name.len()..]);
+        let (as_name, as_value) = (HeaderName::from_bytes(&name), HeaderValue::from_bytes(&value));
+        prop_assert_eq!(taken, as_name.is_ok() && as_value.is_ok());
+        if taken {
+            let map = lines.into_map();
+            prop_assert_eq!(map.iter().next(), Some((&as_name.unwrap(), &as_value.unwrap())));
         }
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn serve<H: RequestHandler>(
 ) {
     let reason = match timeout(PREAMBLE_TIMEOUT, read_preamble(&mut recv)).await {
         Ok(Ok((Preamble::Request(head), early))) => {
-            let body = RecvHalf::quic(recv, early, &readers, None);
+            let body = RecvHalf::request(recv, early, &readers);
             let reply = Reply::quic(send, head.kind);
             if is_management(&head.host) && head.kind != ConnectionType::Tcp {
                 return reply.fail("this connector has no management service").await;
@@ -52,8 +52,10 @@ pub(super) async fn serve<H: RequestHandler>(
 async fn read_preamble(recv: &mut quinn::RecvStream) -> Result<(Preamble, Bytes), &'static str> {
     let mut decoder = PreambleDecoder::new();
     loop {
-        match recv.read_chunk(usize::MAX, true).await {
-            Ok(Some(chunk)) => decoder.handle_chunk(chunk.bytes),
+        // More than the one that a head usually has, so that an end right behind it is seen.
+        let mut chunks = [const { Bytes::new() }; PREAMBLE_CHUNKS];
+        match recv.read_chunks(&mut chunks).await {
+            Ok(Some(count)) => chunks.into_iter().take(count).for_each(|chunk| decoder.handle_chunk(chunk)),
             Ok(None) => return Err("ended_early"),
             Err(error) => return Err(read_error(&error).reason()),
         }
@@ -99,6 +101,9 @@ async fn serve_calls<H: RequestHandler>(shared: &Shared<H>, channel: &mut Channe
         }
     }
 }
+
+/// Chunks read at once while a head comes in; most have one or two packets.
+const PREAMBLE_CHUNKS: usize = 2;
 
 /// Longest wait for a whole head once a stream has begun.
 const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);

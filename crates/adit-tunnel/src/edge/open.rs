@@ -7,11 +7,11 @@ use std::{
 
 use adit_config::TunnelId;
 use adit_tunnel_proto::{
-    Candidate, ConnectResponse, ConnectionType, PickError, RequestHead, ResponseDecoder, ResponseHead,
-    encode_request, pick,
+    Candidate, ConnectResponse, ConnectionType, HeaderLines, PickError, RequestHead, ResponseDecoder,
+    ResponseHead, encode_request, pick,
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use quinn::VarInt;
 use tokio::time::timeout;
 
@@ -55,7 +55,7 @@ impl PendingResponse {
     ///
     /// # Errors
     /// When the connector fails, breaks off or is lost.
-    pub async fn recv(mut self) -> Result<(ResponseHead, RecvHalf), ResponseError> {
+    pub async fn recv(mut self) -> Result<(ResponseHead<HeaderLines>, RecvHalf), ResponseError> {
         match read_response(&mut self.recv, self.kind).await {
             Ok((head, early)) => {
                 let body = RecvHalf::quic(self.recv, early, &self.readers, Some(self.in_flight));
@@ -79,6 +79,7 @@ pub(super) async fn open(
     shared: &Arc<Shared>,
     tunnel: TunnelId,
     head: &RequestHead,
+    is_whole: bool,
 ) -> Result<Opened, OpenError> {
     if is_management(&head.host) {
         return Err(OpenError::ManagementHost);
@@ -102,13 +103,12 @@ pub(super) async fn open(
             // It began to drain between the pick and now.
             continue;
         }
-        match begin(&connection, preamble.clone()).await {
+        match begin(&connection, preamble.clone(), is_whole).await {
             Ok((send, recv)) => {
                 shared.metrics.streams.inc();
                 let kind = head.kind;
                 let (readers, shared) = (Arc::clone(&connection.readers), Arc::clone(shared));
                 let response = PendingResponse { recv, readers, kind, in_flight, shared };
-                let send = SendHalf::quic(send);
                 return Ok(Opened { send, response, connection: connection.label.clone() });
             }
             // The connector cannot have seen a whole head, so another connection may carry it.
@@ -148,7 +148,8 @@ fn choose(routes: &Routes, in_flight_max: usize) -> Result<Arc<Connection>, Open
 async fn begin(
     connection: &Connection,
     preamble: Bytes,
-) -> Result<(quinn::SendStream, quinn::RecvStream), OpenError> {
+    is_whole: bool,
+) -> Result<(SendHalf, quinn::RecvStream), OpenError> {
     let opened = timeout(STREAM_WAIT, connection.quic.open_bi()).await.map_err(|_| OpenError::StreamLimit)?;
     let (mut send, recv) = opened.map_err(|error| OpenError::ConnectionLost(Loss::from(&error)))?;
     let Ok(written) = timeout(HEAD_WAIT, send.write_chunk(preamble)).await else {
@@ -157,7 +158,14 @@ async fn begin(
         return Err(OpenError::Stalled);
     };
     match written.map_err(|error| write_error(&error)) {
-        Ok(()) => Ok((send, recv)),
+        Ok(()) => {
+            let mut send = SendHalf::quic(send);
+            if is_whole {
+                // At once, so that one packet takes both.
+                send.finish();
+            }
+            Ok((send, recv))
+        }
         Err(StreamError::ConnectionLost(loss)) => Err(OpenError::ConnectionLost(loss)),
         // The connector refused the stream before its head was written: take it for full.
         Err(_) => Err(OpenError::StreamLimit),
@@ -167,7 +175,7 @@ async fn begin(
 async fn read_response(
     recv: &mut quinn::RecvStream,
     kind: ConnectionType,
-) -> Result<(ResponseHead, Bytes), ResponseError> {
+) -> Result<(ResponseHead<HeaderLines>, Bytes), ResponseError> {
     let mut decoder = ResponseDecoder::new();
     let response = loop {
         match recv.read_chunk(usize::MAX, true).await {
@@ -180,7 +188,7 @@ async fn read_response(
                 });
             }
         }
-        match decoder.poll_response() {
+        match decoder.poll_lines() {
             Ok(Some(response)) => break response,
             Ok(None) => {}
             Err(error) => return Err(ResponseError::Malformed(error.reason())),
@@ -194,7 +202,7 @@ async fn read_response(
         }
         ConnectResponse::Head(head) => head,
         ConnectResponse::Accepted if kind == ConnectionType::Tcp => {
-            ResponseHead { status: StatusCode::OK, headers: HeaderMap::new() }
+            ResponseHead { status: StatusCode::OK, headers: HeaderLines::default() }
         }
         ConnectResponse::Accepted => return Err(ResponseError::Malformed("no_status")),
         ConnectResponse::Failed { text, rate_limited: true } => return Err(ResponseError::RateLimited(text)),
@@ -203,7 +211,7 @@ async fn read_response(
     Ok((head, decoder.into_rest()))
 }
 
-fn switches(head: &ResponseHead, kind: ConnectionType) -> bool {
+fn switches(head: &ResponseHead<HeaderLines>, kind: ConnectionType) -> bool {
     head.status == StatusCode::SWITCHING_PROTOCOLS && kind == ConnectionType::Websocket
 }
 

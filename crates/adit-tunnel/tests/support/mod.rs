@@ -21,7 +21,7 @@ use adit_tunnel::{
     Connector, ConnectorError, ConnectorHandle, ConnectorOptions, Edge, EdgeCertificate, EdgeError,
     EdgeHandle, EdgeOptions, Grant, RecvHalf, RequestHandler, SendHalf, StreamError, TunnelRequest,
 };
-use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
+use adit_tunnel_proto::{ConnectionType, HeaderPairs, RequestHead, ResponseHead};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -294,6 +294,7 @@ pub(crate) async fn fetch(edge: &EdgeHandle, path: &str) -> (ResponseHead, Vec<u
     let mut opened = edge.open(TUNNEL, &request(path)).await.unwrap();
     opened.send.finish();
     let (head, mut body) = timeout(PATIENCE, opened.response.recv()).await.unwrap().unwrap();
+    let head = ResponseHead { status: head.status, headers: head.headers.into_map() };
     (head, read_all(&mut body).await.unwrap())
 }
 

@@ -9,6 +9,7 @@ use adit_config::dynamic::{ClientAuthType, Dynamic, Router};
 use adit_config::{EntryPoint, EntryPointNetwork, EntryPointTransport, Impersonation, UnderscoreHeaders};
 use adit_proxy::body::Body;
 use adit_proxy::forwarded::{ForwardedPolicy, remove_impersonation, set_impersonation, set_mesh_claims};
+use adit_proxy::lanes::LaneName;
 use adit_proxy::message::Request;
 use adit_proxy::middleware::{Chain, Layers, TlsInfo};
 use adit_proxy::service::{Blueprint, Node, Services};
@@ -142,7 +143,7 @@ impl Cleaned {
 /// A router ready to serve on one entry point.
 #[derive(Clone)]
 pub(crate) struct Served {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Arc<LaneName>,
     pub(crate) chain: Chain,
     pub(crate) target: Arc<Node>,
     /// Whether its requests are logged and counted.
@@ -531,7 +532,7 @@ impl Compiler<'_> {
                 _ => self.inputs.tls_stamp(DEFAULT_OPTIONS).or(Ok(Stamp::default())),
             };
             let served = Served {
-                name: Arc::from(router_name.as_str()),
+                name: Arc::new(router_name.as_str().into()),
                 chain,
                 target,
                 // The router's word goes before the entry point's.

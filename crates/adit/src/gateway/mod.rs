@@ -12,10 +12,11 @@ mod view_middlewares;
 pub(crate) mod view_streams;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::headers;
+use adit_proxy::lanes::{LaneArc, LaneShared, PerLane};
 use adit_proxy::mesh::MeshGate;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::middleware::{self, Ctx, Target};
@@ -38,10 +39,12 @@ use crate::request_id::RequestIds;
 pub(crate) struct Gateway {
     /// Routers, middlewares and services in force; swapped whole.
     current: ArcSwap<Generation>,
+    /// The same as each lane hands it on; none where it has not been asked for yet.
+    own: PerLane<Mutex<Option<LaneArc<Generation>>>>,
     ids: RequestIds,
     metrics: RequestMetrics,
     access_log: Option<AccessLog>,
-    traefik: Option<Arc<TraefikMetrics>>,
+    traefik: Option<LaneShared<TraefikMetrics>>,
     acme: AcmeViews,
     /// Who of the mesh may speak at this moment.
     gate: Arc<MeshGate>,
@@ -56,7 +59,9 @@ impl Gateway {
         acme: AcmeViews,
     ) -> Self {
         let current = ArcSwap::from_pointee(first);
-        Self { current, ids: RequestIds::new(), metrics, access_log, traefik, acme, gate: Arc::default() }
+        let traefik = traefik.map(LaneShared::new);
+        let (own, ids, gate) = (PerLane::new(Mutex::default), RequestIds::new(), Arc::default());
+        Self { current, own, ids, metrics, access_log, traefik, acme, gate }
     }
 
     /// The gate of all entry points on the mesh.
@@ -71,7 +76,7 @@ impl Gateway {
 
     /// Traefik's metrics, where they are wanted.
     pub(crate) fn traefik(&self) -> Option<&Arc<TraefikMetrics>> {
-        self.traefik.as_ref()
+        self.traefik.as_deref()
     }
 
     pub(crate) fn access_log(&self) -> Option<&AccessLog> {
@@ -89,6 +94,21 @@ impl Gateway {
             traefik.configure(names(&generation.inputs));
         }
         self.current.store(Arc::new(generation));
+        // A lane without visitors is not to keep the old one alive.
+        for own in self.own.iter() {
+            own.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    /// What is in force, with references that only this lane counts.
+    fn own(&self) -> LaneArc<Generation> {
+        let mut own = self.own.own().lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock: what is kept here now is what is taken away after the next change.
+        let current = self.current.load();
+        match &*own {
+            Some(kept) if kept.is(&current) => kept.clone(),
+            _ => own.insert(LaneArc::new(Arc::clone(&current))).clone(),
+        }
     }
 
     /// True if one of our routers wants this request; others may be the edge's.
@@ -163,11 +183,11 @@ impl Gateway {
             return plain(StatusCode::MISDIRECTED_REQUEST);
         }
         let served: &Served = &found.target;
-        exchange.answered_by(&served.name);
+        exchange.answered_by(served.name.own());
         exchange.observe_only(served.observed);
         let client: IpAddr = visitor.remote.ip().to_canonical();
         let mut ctx =
-            Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(&served.name));
+            Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(served.name.own()));
         ctx.tls.clone_from(&visitor.tls);
         ctx.append_forwarded_for = entry.policy.appends(trusted);
         ctx.forwarded_client = forwarded_client;
@@ -217,10 +237,11 @@ impl Gateway {
 
 impl Service for Gateway {
     async fn call(&self, mut request: Request) -> Response {
-        let request_id = self.ids.make();
-        let mut exchange = Exchange::begin(&request, &request_id, &self.metrics, self.access_log.as_ref());
+        let request_id = self.ids.make_id();
+        let log = self.access_log.as_ref();
+        let mut exchange = Exchange::begin(&request, request_id.as_str(), &self.metrics, log);
         exchange.measure(&mut request, self.traefik.as_ref());
-        let generation = self.load();
+        let generation = self.own();
         let visitor = Arc::clone(&request.visitor);
         let asked = (request.uri.path(), &visitor.entry_point);
         let mut response = match self.answer_challenge(&generation, asked, &mut exchange).await {

@@ -145,7 +145,7 @@ fn json_value(line: &mut Vec<u8>, field: Field, entry: &Entry, path: &str, clock
         Field::ClientUsername => {
             json_text(line, entry.user.as_deref().filter(|user| !user.is_empty()).unwrap_or("-"))
         }
-        Field::EntryPoint => json_text(line, &entry.entry_point),
+        Field::EntryPoint => json_text(line, entry.entry_point.as_deref().unwrap_or_default()),
         Field::RequestId => json_text(line, &entry.request_id),
         Field::RouterName => return json_some(line, entry.route.as_deref().unwrap_or_default()),
         Field::ServiceName => return json_some(line, entry.service.as_deref().unwrap_or_default()),

@@ -1,33 +1,63 @@
 //! Requests counted under Traefik's metric names, which its dashboards are built on (`ingress-features.md §7.1`).
 //!
 //! Label values come from bounded sets: entry points, routers and services of the configuration, known methods, registered
-//! status codes. The handles of a label set are looked up once; after that a request costs one look into a small map.
+//! status codes. Each lane adds up what it has answered and looks at nothing that another lane writes to; the sums become
+//! those of the registry when it asks.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use adit_config::Prometheus;
+use adit_proxy::lanes::PerLane;
 use adit_proxy::message::Request;
 use adit_proxy::middleware::TlsInfo;
 use arc_swap::ArcSwap;
-use http::header::UPGRADE;
-use http::{HeaderMap, Method, StatusCode};
+use http::header::{ACCEPT, UPGRADE};
+use http::{Method, StatusCode};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
+use self::tally::{Alike, Tallies, Target};
+
+mod tally;
+
 /// All of it, for one process.
 #[derive(Debug)]
 pub(crate) struct TraefikMetrics {
-    entry_points: Option<Family>,
-    routers: Option<Family>,
-    services: Option<Family>,
+    families: Arc<Families>,
     retries: IntCounterVec,
     reloads: IntCounter,
     last_reload: IntGauge,
     /// Whether answers of our own (`…@internal`) count.
     pub(crate) add_internals: bool,
+}
+
+/// The metrics of all kinds of objects.
+#[derive(Debug)]
+struct Families {
+    entry_points: Option<Family>,
+    routers: Option<Family>,
+    services: Option<Family>,
+    lanes: PerLane<Mutex<Tallies>>,
+}
+
+/// Asked by the registry.
+struct Collected(Arc<Families>);
+
+/// Who had part in an answer. Empty names stand for nobody.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part<'a> {
+    pub(crate) entry_point: &'a str,
+    pub(crate) router: &'a str,
+    pub(crate) service: &'a str,
+    /// What the service answered.
+    pub(crate) service_status: u16,
+    /// Attempts after the first.
+    pub(crate) retries: u32,
 }
 
 /// What one request was, in label values.
@@ -111,12 +141,17 @@ impl TraefikMetrics {
     ) -> prometheus::Result<Self> {
         let buckets: Vec<f64> = settings.buckets.iter().map(Duration::as_secs_f64).collect();
         let family = |wanted: bool, kind: &str, labels: &[&str]| {
-            wanted.then(|| Family::new(kind, labels, &buckets, registry)).transpose()
+            wanted.then(|| Family::new(kind, labels, &buckets)).transpose()
         };
-        let metrics = Self {
+        let families = Arc::new(Families {
             entry_points: family(settings.entry_points_labels, "entrypoint", &["entrypoint"])?,
             routers: family(settings.routers_labels, "router", &["router", "service"])?,
             services: family(settings.services_labels, "service", &["service"])?,
+            lanes: PerLane::new(Mutex::default),
+        });
+        let collected = Collected(Arc::clone(&families));
+        let metrics = Self {
+            families,
             retries: IntCounterVec::new(
                 Opts::new("traefik_service_retries_total", "Attempts after the first, by service"),
                 &["service"],
@@ -131,13 +166,16 @@ impl TraefikMetrics {
         if metrics.has_services() {
             registry.register(Box::new(metrics.retries.clone()))?;
         }
+        if !collected.desc().is_empty() {
+            registry.register(Box::new(collected))?;
+        }
         registry.register(Box::new(metrics.reloads.clone()))?;
         registry.register(Box::new(metrics.last_reload.clone()))?;
         Ok(metrics)
     }
 
     pub(crate) fn has_services(&self) -> bool {
-        self.services.is_some()
+        self.families.services.is_some()
     }
 
     /// A configuration was taken.
@@ -149,46 +187,94 @@ impl TraefikMetrics {
 
     /// Keeps label sets of what is configured; those of anything else are removed.
     pub(crate) fn configure(&self, names: Names) {
-        if let Some(family) = &self.entry_points {
+        let Families { entry_points, routers, services, lanes } = &*self.families;
+        if let Some(family) = entry_points {
             family.configure(names.entry_points.into_iter().map(|name| (name.clone(), vec![name])));
         }
-        if let Some(family) = &self.routers {
+        if let Some(family) = routers {
             let scopes = names.routers.into_iter().map(|(name, service)| (name.clone(), vec![name, service]));
             family.configure(scopes);
         }
-        if let Some(family) = &self.services {
+        if let Some(family) = services {
             for gone in family.scopes.load().keys().filter(|name| !names.services.contains(*name)) {
                 let _ = self.retries.remove_label_values(&[gone]);
             }
             family.configure(names.services.into_iter().map(|name| (name.clone(), vec![name])));
         }
+        lanes.iter().for_each(|lane| lock(lane).clear());
     }
 
-    /// Counts an answer of an entry point.
-    pub(crate) fn entry_point(&self, name: &str, asked: &Asked, answered: Answered) {
-        if let Some(family) = &self.entry_points {
-            family.count(name, asked, answered);
+    /// Counts an answer for everybody who had part in it.
+    pub(crate) fn count(&self, part: &Part<'_>, asked: &Asked, answered: Answered) {
+        let alike = Alike {
+            entry_point: part.entry_point,
+            router: part.router,
+            service: part.service,
+            status: code(answered.status),
+            service_status: code(part.service_status),
+            method: asked.method,
+            protocol: asked.protocol,
+            tls: asked.tls.as_ref().map(|tls| (tls.version, tls.cipher)),
+        };
+        let families = &*self.families;
+        lock(families.lanes.own()).find(&alike, || families.targets(&alike)).add(
+            answered.duration,
+            answered.received,
+            answered.sent,
+        );
+        if part.retries > 0 {
+            self.retried(part.service, part.retries);
         }
     }
 
-    /// Counts an answer of a router.
-    pub(crate) fn router(&self, name: &str, asked: &Asked, answered: Answered) {
-        if let Some(family) = &self.routers {
-            family.count(name, asked, answered);
-        }
+    /// Counts an answer of a service that was replaced by another.
+    pub(crate) fn replaced(&self, service: &str, asked: &Asked, answered: Answered) {
+        let part = Part { entry_point: "", router: "", service, service_status: answered.status, retries: 0 };
+        self.count(&part, asked, answered);
     }
 
-    /// Counts an answer of a service.
-    pub(crate) fn service(&self, name: &str, asked: &Asked, answered: Answered, retries: u32) {
-        let Some(family) = &self.services else { return };
-        if family.count(name, asked, answered) && retries > 0 {
-            self.retries.with_label_values(&[name]).inc_by(u64::from(retries));
+    fn retried(&self, service: &str, retries: u32) {
+        let scopes = self.families.services.as_ref().map(|family| family.scopes.load());
+        if scopes.is_some_and(|scopes| scopes.contains_key(service)) {
+            self.retries.with_label_values(&[service]).inc_by(u64::from(retries));
         }
     }
 }
 
+impl Families {
+    /// The label sets of all that is configured of these.
+    fn targets(&self, alike: &Alike<'_>) -> Vec<Target> {
+        let Alike { entry_point, router, service, status, service_status, .. } = *alike;
+        let of = |family: &Option<Family>, name: &str, status: u16| {
+            family.as_ref()?.target(name, (status, alike.method, alike.protocol), alike.tls)
+        };
+        let entry_point = of(&self.entry_points, entry_point, status);
+        let router = of(&self.routers, router, status);
+        let service = of(&self.services, service, service_status);
+        [entry_point, router, service].into_iter().flatten().collect()
+    }
+
+    fn collectors(&self) -> impl Iterator<Item = &dyn Collector> {
+        [&self.entry_points, &self.routers, &self.services].into_iter().flatten().flat_map(|family| {
+            let Family { requests, requests_tls, duration, received, sent, .. } = family;
+            [requests as &dyn Collector, requests_tls, duration, received, sent]
+        })
+    }
+}
+
+impl Collector for Collected {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.collectors().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.lanes.iter().for_each(|lane| lock(lane).flush());
+        self.0.collectors().flat_map(Collector::collect).collect()
+    }
+}
+
 impl Family {
-    fn new(kind: &str, labels: &[&str], buckets: &[f64], registry: &Registry) -> prometheus::Result<Self> {
+    fn new(kind: &str, labels: &[&str], buckets: &[f64]) -> prometheus::Result<Self> {
         let with = |own: &[&'static str]| -> Vec<String> {
             own.iter().copied().chain(labels.iter().copied()).map(str::to_owned).collect()
         };
@@ -196,9 +282,7 @@ impl Family {
         let of = |what: &str, help: &str, own: &[&'static str]| {
             let labels = with(own);
             let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-            let counter = IntCounterVec::new(Opts::new(name(what), help), &labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            prometheus::Result::Ok(counter)
+            IntCounterVec::new(Opts::new(name(what), help), &labels)
         };
         let options =
             HistogramOpts::new(name("request_duration_seconds"), "From request head to end of answer")
@@ -206,7 +290,6 @@ impl Family {
         let duration_labels = with(&REQUEST_LABELS);
         let duration_labels: Vec<&str> = duration_labels.iter().map(String::as_str).collect();
         let duration = HistogramVec::new(options, &duration_labels)?;
-        registry.register(Box::new(duration.clone()))?;
         Ok(Self {
             requests: of("requests_total", "Requests answered", &REQUEST_LABELS)?,
             requests_tls: of("requests_tls_total", "Requests over TLS", &["tls_version", "tls_cipher"])?,
@@ -247,23 +330,17 @@ impl Family {
         }
     }
 
-    /// False if the object is not configured (any more).
-    fn count(&self, name: &str, asked: &Asked, answered: Answered) -> bool {
+    /// Where requests of an object are counted; none if it is not configured (any more).
+    fn target(&self, name: &str, key: Key, tls: Option<(&'static str, &'static str)>) -> Option<Target> {
         let scopes = self.scopes.load();
-        let Some(scope) = scopes.get(name) else { return false };
-        let key = (code(answered.status), asked.method, asked.protocol);
+        let scope = scopes.get(name)?;
         let known = scope.series.load().get(&key).cloned();
         let series = known.unwrap_or_else(|| self.make_series(scope, key));
-        series.requests.inc();
-        series.duration.observe(answered.duration.as_secs_f64());
-        series.received.inc_by(answered.received);
-        series.sent.inc_by(answered.sent);
-        if let Some(tls) = &asked.tls {
-            let key = (tls.version, tls.cipher);
-            let known = scope.series_tls.load().get(&key).cloned();
-            known.unwrap_or_else(|| self.make_tls(scope, key)).inc();
-        }
-        true
+        let tls = tls.map(|tls| {
+            let known = scope.series_tls.load().get(&tls).cloned();
+            known.unwrap_or_else(|| self.make_tls(scope, tls))
+        });
+        Some(Target::new(series, tls))
     }
 
     /// A label set's first request.
@@ -322,17 +399,21 @@ fn code(status: u16) -> u16 {
 }
 
 fn protocol(request: &Request) -> usize {
-    let upgrades = |headers: &HeaderMap| {
-        headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    let is = |name, wanted: &str| {
+        request.headers.first(name).is_some_and(|value| value.eq_ignore_ascii_case(wanted.as_bytes()))
     };
     if request.upgrade.as_deref().is_some_and(|to| to.eq_ignore_ascii_case("websocket"))
-        || upgrades(&request.headers)
+        || is(&UPGRADE, "websocket")
     {
         return 1;
     }
-    let accept = request.headers.get(http::header::ACCEPT);
-    let is_stream = accept.is_some_and(|value| value.as_bytes() == b"text/event-stream");
-    if is_stream && request.method == Method::GET { 2 } else { 0 }
+    let accept = || request.headers.first(&ACCEPT);
+    if request.method == Method::GET && accept() == Some(b"text/event-stream") { 2 } else { 0 }
+}
+
+fn lock(lane: &Mutex<Tallies>) -> MutexGuard<'_, Tallies> {
+    // Sums are whole between two statements.
+    lane.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// RFC 9110 §9, RFC 5789 and HTTP/2's preface; the last stands for all others, which are the visitor's to make up.
@@ -381,10 +462,10 @@ mod tests {
         let metrics = TraefikMetrics::new(&settings(), false, &registry).unwrap();
         let asked = Asked { method: METHODS.len() - 1, protocol: 0, tls: None };
         metrics.configure(names("s@file"));
-        metrics.entry_point("web", &asked, ANSWERED);
-        metrics.router("r@file", &asked, ANSWERED);
-        metrics.service("s@file", &asked, ANSWERED, 2);
-        metrics.service("other@file", &asked, ANSWERED, 0);
+        let part =
+            Part { entry_point: "web", router: "r@file", service: "s@file", service_status: 200, retries: 2 };
+        metrics.count(&part, &asked, ANSWERED);
+        metrics.replaced("other@file", &asked, ANSWERED);
         let before = text(&registry);
         for line in [
             "traefik_entrypoint_requests_total{code=\"200\",entrypoint=\"web\",method=\"EXTENSION_METHOD\",protocol=\"http\"} 1",
@@ -395,10 +476,32 @@ mod tests {
             assert!(before.contains(line), "{line}\n{before}");
         }
         assert!(!before.contains("other@file"));
+        assert_eq!(before, text(&registry), "nothing is added twice");
+        metrics.count(&part, &asked, ANSWERED);
         metrics.configure(names("t@file"));
         let after = text(&registry);
         assert!(!after.contains("s@file"), "{after}");
-        assert!(after.contains("entrypoint=\"web\""));
+        let twice = "traefik_entrypoint_request_duration_seconds_count{code=\"200\",entrypoint=\"web\",\
+                     method=\"EXTENSION_METHOD\",protocol=\"http\"} 2";
+        assert!(after.contains(twice), "{after}");
+    }
+
+    #[test]
+    fn lanes_begin_anew_when_they_have_counted_many_kinds() {
+        let registry = Registry::new();
+        let metrics = TraefikMetrics::new(&settings(), false, &registry).unwrap();
+        metrics.configure(names("s@file"));
+        let asked = Asked { method: 0, protocol: 0, tls: None };
+        for number in 0..3000 {
+            let service = format!("unknown-{number}");
+            let part =
+                Part { entry_point: "web", router: "", service: &service, service_status: 200, retries: 1 };
+            metrics.count(&part, &asked, ANSWERED);
+        }
+        let text = text(&registry);
+        let all = "traefik_entrypoint_requests_total{code=\"200\",entrypoint=\"web\",method=\"GET\",protocol=\"http\"} 3000";
+        assert!(text.contains(all), "{text}");
+        assert!(!text.contains("unknown"));
     }
 
     #[test]
