@@ -123,8 +123,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 
 /// What one connection holds at most before it writes: four whole TLS records, which go out by one system call.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
-/// Room made at first: the answers of a turn, mostly.
-const GATHERED_BYTES_MIN: usize = 4 * 1024;
+/// Room made at first: most turns write no more.
+const GATHERED_BYTES_MIN: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
