@@ -145,12 +145,15 @@ impl H2Origin {
         let (gone, ping_timeout) = (Arc::clone(&closed), self.options.ping_timeout);
         tokio::spawn(async move {
             // What the streams of a turn have to send goes out together.
-            let driven = poll_fn(|cx| match Pin::new(&mut driver).poll(cx) {
-                Poll::Ready(result) => Poll::Ready(result.map_err(|error| error.to_string())),
-                Poll::Pending => match io.poll_drain(cx) {
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(error.to_string())),
-                    Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-                },
+            let driven = poll_fn(|cx| {
+                io.begin();
+                match Pin::new(&mut driver).poll(cx) {
+                    Poll::Ready(result) => Poll::Ready(result.map_err(|error| error.to_string())),
+                    Poll::Pending => match io.poll_drain(cx) {
+                        Poll::Ready(Err(error)) => Poll::Ready(Err(error.to_string())),
+                        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                    },
+                }
             });
             let result = match pings {
                 Some((after, pings)) => tokio::select! {

@@ -104,6 +104,7 @@ where
 
     /// Ready at the end of the connection.
     fn poll_connection(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+        self.io.begin();
         for _ in 0..ACCEPTED_MAX {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok(asked))) => {
