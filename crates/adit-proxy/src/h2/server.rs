@@ -86,9 +86,13 @@ where
         let waker = self.streams.connection_waker();
         let mut own = Context::from_waker(&waker);
         for _ in 0..PASSES_MAX {
-            self.streams.poll_woken();
-            if self.streams.take_connection() && self.poll_connection(&mut own, &begin).is_ready() {
-                return Poll::Ready(());
+            self.streams.begin_pass();
+            let mut more = true;
+            while more {
+                more = self.streams.poll_some();
+                if self.streams.take_connection() && self.poll_connection(&mut own, &begin).is_ready() {
+                    return Poll::Ready(());
+                }
             }
             if !self.streams.are_woken() {
                 break;
