@@ -541,7 +541,11 @@ mod tests {
             let (mut sender, mut connection, _) = open(Large, options, 4096).await;
             let (answer, _) = sender.send_request(get(), true).unwrap();
             // The request goes out; then nothing is read, for longer than an idle connection may last.
-            poll_fn(|cx| Poll::Ready(drop(Pin::new(&mut connection).poll(cx)))).await;
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut connection).poll(cx);
+                Poll::Ready(())
+            })
+            .await;
             tokio::time::sleep(Duration::from_secs(silence)).await;
             let connection = tokio::spawn(connection);
             let mut bytes = 0;
