@@ -6,6 +6,8 @@ mod acme;
 mod bench;
 #[path = "end_to_end/bodies.rs"]
 mod bodies;
+#[path = "end_to_end/comparison.rs"]
+mod comparison;
 #[path = "end_to_end/failures.rs"]
 mod failures;
 #[path = "end_to_end/ingress.rs"]

@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::ROUNDS;
 use super::load::{progress, requests};
 use super::machine::peer;
 use super::support::adit::Adit;
@@ -14,6 +13,7 @@ use super::support::process::Process;
 use super::support::{TempFolder, free_tcp_port, wait_for};
 use super::table::{ADIT, Against, Bound, Figure, Section};
 use super::tunnel::{EDGE, HOST, dial};
+use super::{ROUNDS, in_turn};
 
 /// Measures requests of 1 KiB through the chains.
 pub(crate) fn measure() -> Section {
@@ -35,7 +35,7 @@ pub(crate) fn measure() -> Section {
         section.absent("cloudflared", "neither on PATH nor in CLOUDFLARED");
     }
     for round in 0..ROUNDS {
-        for chain in &chains {
+        for (_, chain) in in_turn(&chains, round) {
             progress(&format!("chain, round {} of {ROUNDS}: {}", round + 1, chain.name));
             let url = format!("http://{}/1k", chain.edge.entry_point("web"));
             section.add(SMALL, chain.name, requests(&url, HOST, 64, &chain.processes));

@@ -3,9 +3,11 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use super::measure::{cpu, milliseconds};
+use super::support::{TempFolder, go_on};
 use super::table::{Figure, Sample};
 
 /// What a client saw.
@@ -89,6 +91,7 @@ pub(crate) fn cpu_of(processes: &[u32]) -> f64 {
 }
 
 fn curl(to: Scheme, host: &str, upload: bool, bytes: u64) -> Option<std::process::Child> {
+    go_on();
     let mut command = Command::new("curl");
     // HTTP/2 of one curl is slower than what is measured.
     command.args(["-sfk", "--http1.1", "-m", "40", "-o", "/dev/null"]);
@@ -104,7 +107,7 @@ fn curl(to: Scheme, host: &str, upload: bool, bytes: u64) -> Option<std::process
         return command.arg(format!("{base}/{bytes}")).stdin(Stdio::null()).spawn().ok();
     }
     // From a sparse file, whose length curl then knows.
-    let file = std::env::temp_dir().join(format!("adit-compare-{}-{bytes}", std::process::id()));
+    let file = UPLOADS.get_or_init(|| TempFolder::new("compare")).path().join(bytes.to_string());
     if !file.exists() {
         // Once: another curl may be reading it.
         std::fs::File::create(&file).and_then(|file| file.set_len(bytes)).ok()?;
@@ -159,8 +162,11 @@ fn h2load(url: &str, host: &str, count: u32, connections: u32, streams: u32) -> 
 
 /// Says on the terminal what runs now.
 pub(crate) fn progress(text: &str) {
+    go_on();
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// What is uploaded; the end of the bench removes it.
+static UPLOADS: OnceLock<TempFolder> = OnceLock::new();
 const GIB: f64 = (1_u64 << 30) as f64;
 const SECONDS: &str = "4";

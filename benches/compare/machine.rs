@@ -1,12 +1,13 @@
 //! What the figures were measured on, and with which versions.
 
 use std::fs::read_to_string;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::support::find_program;
+use super::version::version_in;
 
 /// The machine and the programs of a run.
 pub(crate) struct Machine {
@@ -33,7 +34,11 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: kib.unwrap_or_default() / 1024.0 / 1024.0,
             kernel,
-            mtu: std::env::var(super::ETHERNET).unwrap_or_else(|_| "65536".to_owned()),
+            // In a network namespace of its own, /sys may still show the loopback of another one.
+            mtu: std::env::var(super::ETHERNET)
+                .ok()
+                .or_else(loopback_mtu)
+                .unwrap_or_else(|| "unknown".to_owned()),
             programs: programs(),
         }
     }
@@ -66,12 +71,12 @@ pub(crate) fn peer(variable: &str, name: &str) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from).or_else(|| find_program(name))
 }
 
-/// First lines of what programs say about their versions.
+/// What programs say about their versions.
 fn programs() -> Vec<(&'static str, String)> {
     let all: [(&str, Option<PathBuf>, &[&str]); 17] = [
         ("adit", Some(env!("CARGO_BIN_EXE_adit").into()), &["--version"]),
         ("cloudflared", peer("CLOUDFLARED", "cloudflared"), &["--version"]),
-        ("stock-edge", peer("ADIT_STOCK_EDGE", "stock-edge"), &["-version"]),
+        ("stock-edge on quic-go", peer("ADIT_STOCK_EDGE", "stock-edge"), &["-version"]),
         ("nginx", find_program("nginx"), &["-v"]),
         ("haproxy", find_program("haproxy"), &["-v"]),
         ("caddy", find_program("caddy"), &["version"]),
@@ -88,21 +93,27 @@ fn programs() -> Vec<(&'static str, String)> {
         ("curl", find_program("curl"), &["--version"]),
     ];
     let version = |(name, program, arguments): (&'static str, Option<PathBuf>, &[&str])| {
-        let output = Command::new(program?).args(arguments).output().ok()?;
+        let program = program?;
+        let output = Command::new(&program).args(arguments).output().ok()?;
         let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let says = |line: &&str| line.chars().any(|letter| letter.is_ascii_digit());
-        let line = text.lines().find(|line| line.contains("ersion"));
-        let line = line.or_else(|| text.lines().find(says)).unwrap_or("version unknown");
-        // What follows the version is about how it was built.
-        let line =
-            line.split(['(', '[', ',']).next().unwrap_or(line).trim().trim_start_matches("nginx version: ");
-        let line = ["version ", "Build Version:", "Version:"]
-            .iter()
-            .fold(line, |line, start| line.trim_start_matches(start));
-        let line = line.trim();
-        let named = line.to_lowercase().contains(&name.to_lowercase());
-        Some((name, if named { line.to_owned() } else { format!("{name} {line}") }))
+        let said = version_in(&String::from_utf8_lossy(&text));
+        let named = |version: String| format!("{name} {version}");
+        Some((name, said.map_or_else(|| unversioned(name, &program), named)))
     };
     all.into_iter().filter_map(version).collect()
+}
+
+/// A build that does not say which it is, by what can be compared: its content.
+fn unversioned(name: &str, program: &Path) -> String {
+    let output = Command::new("sha256sum").arg(program).output().ok();
+    let sum = output.filter(|output| output.status.success()).map(|output| output.stdout).unwrap_or_default();
+    let sum = String::from_utf8_lossy(&sum).chars().take(16).collect::<String>();
+    match sum.is_empty() {
+        true => format!("{name}, a build that names no version"),
+        false => format!("{name}, a build that names no version (SHA-256 {sum}…)"),
+    }
+}
+
+fn loopback_mtu() -> Option<String> {
+    read_to_string("/sys/class/net/lo/mtu").ok().map(|text| text.trim().to_owned())
 }

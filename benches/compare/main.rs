@@ -9,11 +9,16 @@
 //!
 //! As root, everything runs in a network namespace whose loopback has the MTU of Ethernet, because datagrams and segments of
 //! 64 KiB exist on no line; the mesh lays cables of its own. Others run on loopback as it is, without the mesh.
+//!
+//! Ctrl-C and SIGTERM end all that it has started. SIGKILL does not: what would tell its children (PR_SET_PDEATHSIG) has to
+//! be set between fork and exec, which only unsafe code can do.
 #![allow(clippy::print_stdout, reason = "its tables are what a bench is for")]
 
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 mod chain;
 mod ingress;
@@ -33,6 +38,7 @@ mod stock_edge;
 mod support;
 mod table;
 mod tunnel;
+mod version;
 
 use machine::Machine;
 use serde_json::Value;
@@ -62,6 +68,14 @@ fn main() -> ExitCode {
     if std::env::var_os(ETHERNET).is_none() && support::netns::is_root() {
         return enter_ethernet(&[flags, wanted].concat());
     }
+    end_with_signals();
+    let code = compare(&wanted, !flags.is_empty());
+    support::end_all();
+    code
+}
+
+/// Measures the sections that are wanted, all if none is named, and prints and writes them.
+fn compare(wanted: &[String], is_written: bool) -> ExitCode {
     let machine = Machine::look();
     println!("{}\n", machine.markdown());
     let mut sections = Vec::new();
@@ -72,19 +86,48 @@ fn main() -> ExitCode {
             sections.push(section);
         }
     }
-    let written = match (wanted.is_empty(), flags.is_empty()) {
+    let written = match (wanted.is_empty(), is_written) {
         (true, _) => {
             let json = report::json(&machine, COMMAND, &sections);
             write(&report::markdown(&machine, COMMAND, &sections), &json)
         }
-        (false, false) => replace(&sections),
-        (false, true) => Ok(()),
+        (false, true) => replace(&sections),
+        (false, false) => Ok(()),
     };
     if let Err(error) = written {
         note(&format!("docs/performance.md cannot be written: {error}"));
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Has a signal end what the bench has started before it ends the bench; returns when it does.
+fn end_with_signals() {
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime of one thread").block_on(async {
+            let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+            let [mut interrupt, mut terminate, mut hangup] =
+                kinds.map(|kind| signal(kind).expect("these signals can be listened for"));
+            drop(ready);
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        note("ended by a signal");
+        support::end_all();
+        std::process::exit(INTERRUPTED);
+    });
+    // Nothing is sent: the sender is dropped when signals are listened for.
+    let _: Result<(), _> = is_ready.recv();
+}
+
+/// Subjects in the order of a round, each first in its turn: whoever is first finds another machine than who is last.
+pub(crate) fn in_turn<T>(all: &[T], round: usize) -> impl Iterator<Item = (usize, &T)> {
+    all.iter().enumerate().cycle().skip(round % all.len().max(1)).take(all.len())
 }
 
 fn write(page: &str, json: &Value) -> io::Result<()> {
@@ -138,5 +181,7 @@ const ROUNDS: usize = 3;
 const ETHERNET: &str = "ADIT_COMPARE_MTU";
 /// Writes also if sections are named.
 const WRITE: &str = "--write";
+/// Exit status after a signal, as shells have it for Ctrl-C.
+const INTERRUPTED: i32 = 130;
 /// First argument of the bench as a relay.
 const RELAY: &str = "--relay";

@@ -1,5 +1,6 @@
 //! iperf3 through tunnels between two network namespaces: adit beside other userspace WireGuards.
 
+use super::in_turn;
 use super::load::{cpu_of, progress};
 use super::support::netns::{Cable, Engine, Flood, Iperf, Node, PORT, Side};
 use super::table::{ADIT, Against, Bound, Figure, Sample, Section, Target};
@@ -26,7 +27,7 @@ pub(crate) fn measure() -> Section {
         }
     }
     for round in 0..ROUNDS {
-        for (name, engine) in &engines {
+        for (_, (name, engine)) in in_turn(&engines, round) {
             progress(&format!("mesh, round {} of {ROUNDS}: {name}", round + 1));
             let Some(tunnel) = Tunnel::open(engine) else {
                 section.absent(ADIT, "network namespaces need root");

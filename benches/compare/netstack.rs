@@ -1,12 +1,12 @@
 //! Entry points on the mesh in netstack mode beside the same ones behind adit's TUN device and behind wireguard-go's, with
 //! iperf3 and wrk as visitors.
 
-use super::ROUNDS;
 use super::load::{cpu_of, progress};
 use super::support::netns::{ADMIN, Cable, Engine, Iperf, Node, Side};
 use super::support::process::Process;
 use super::support::{TempFolder, wait_for};
 use super::table::{ADIT, Figure, Sample, Section};
+use super::{ROUNDS, in_turn};
 
 /// Measures bytes and requests that arrive at a hub's listeners.
 pub(crate) fn measure() -> Section {
@@ -22,7 +22,7 @@ pub(crate) fn measure() -> Section {
     }
     let kinds: Vec<Kind> = [Some(Kind::Netstack), Some(Kind::Tun), stock].into_iter().flatten().collect();
     for round in 0..ROUNDS {
-        for kind in &kinds {
+        for (_, kind) in in_turn(&kinds, round) {
             progress(&format!("netstack, round {} of {ROUNDS}: {}", round + 1, kind.name()));
             let Some(hub) = Hub::open(kind) else {
                 section.absent(ADIT, "network namespaces need root");

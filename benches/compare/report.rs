@@ -45,7 +45,9 @@ pub(crate) fn section(section: &Section) -> String {
     for figure in &figures {
         let _ = write!(text, " {} |", figure.name());
     }
-    let _ = write!(text, "\n|---|---|{}\n", "---:|".repeat(figures.len()));
+    let some_failed = section.rows.iter().any(|row| row.failed > 0);
+    text.push_str(if some_failed { " failed runs |" } else { "" });
+    let _ = write!(text, "\n|---|---|{}\n", "---:|".repeat(figures.len() + usize::from(some_failed)));
     for workload in section.workloads() {
         for row in section.rows.iter().filter(|row| row.workload == workload) {
             let _ = write!(text, "| {workload} | {} |", row.subject);
@@ -56,6 +58,9 @@ pub(crate) fn section(section: &Section) -> String {
                     if low == high { median } else { format!("{median} ({low}–{high})") }
                 });
                 let _ = write!(text, " {} |", value.unwrap_or_else(|| "–".to_owned()));
+            }
+            if some_failed {
+                let _ = write!(text, " {} of {} |", row.failed, row.failed + row.samples.len());
             }
             text.push('\n');
         }
@@ -93,7 +98,7 @@ pub(crate) fn json(machine: &Machine, command: &str, sections: &[Section]) -> Va
 }
 
 fn section_json(section: &Section) -> Value {
-    let row = |row: &Row| json!({ "workload": row.workload, "subject": row.subject, "runs": row.samples.len(), "values": row.by_figure() });
+    let row = |row: &Row| json!({ "workload": row.workload, "subject": row.subject, "runs": row.samples.len(), "failed_runs": row.failed, "values": row.by_figure() });
     let outcomes = section.outcomes().into_iter().filter_map(|(target, outcome)| {
         let outcome = outcome?;
         Some(json!({

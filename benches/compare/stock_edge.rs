@@ -6,13 +6,13 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::ROUNDS;
 use super::load::{Scheme, Transfer, bulk, progress, requests};
 use super::machine::peer;
 use super::support::TempFolder;
 use super::support::process::Process;
 use super::table::{ADIT, Against, Bound, Figure, Section};
 use super::tunnel::{CLOUDFLARED, HOST, connector};
+use super::{ROUNDS, in_turn};
 
 /// Adds what moves behind stock edges to what moves behind ours.
 pub(crate) fn measure(section: &mut Section, small: SocketAddr, large: SocketAddr) {
@@ -27,7 +27,7 @@ pub(crate) fn measure(section: &mut Section, small: SocketAddr, large: SocketAdd
     };
     let (to_small, to_large) = (open(small), open(large));
     for round in 0..ROUNDS {
-        for (n, (name, _)) in programs.iter().enumerate() {
+        for (n, (name, _)) in in_turn(&programs, round) {
             progress(&format!("tunnel, stock edge, round {} of {ROUNDS}: {name}", round + 1));
             let tunnel = &to_large[n];
             for (workload, upload, streams) in BULK {

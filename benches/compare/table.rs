@@ -77,6 +77,8 @@ pub(crate) struct Row {
     pub(crate) workload: &'static str,
     pub(crate) subject: &'static str,
     pub(crate) samples: Vec<Sample>,
+    /// Runs that brought nothing.
+    pub(crate) failed: usize,
 }
 
 /// What adit should reach.
@@ -116,13 +118,14 @@ impl Section {
         Self { name, about: about.into(), rows: Vec::new(), absent: Vec::new(), targets: Vec::new() }
     }
 
-    /// Adds what a run brought; nothing for a run that failed, which is then missing from the count of runs.
+    /// Adds what a run brought; nothing for a run that failed, which is then counted as such.
     pub(crate) fn add(&mut self, workload: &'static str, subject: &'static str, sample: Option<Sample>) {
         let row = self.rows.iter().position(|row| row.workload == workload && row.subject == subject);
         let row = row.unwrap_or_else(|| {
-            self.rows.push(Row { workload, subject, samples: Vec::new() });
+            self.rows.push(Row { workload, subject, samples: Vec::new(), failed: 0 });
             self.rows.len() - 1
         });
+        self.rows[row].failed += usize::from(sample.is_none());
         self.rows[row].samples.extend(sample);
     }
 
@@ -159,18 +162,27 @@ impl Section {
         figures
     }
 
-    fn median(&self, workload: &str, subject: &str, figure: Figure) -> Option<f64> {
-        let row = self.rows.iter().find(|row| row.workload == workload && row.subject == subject)?;
-        row.spread(figure).map(|spread| spread.median)
+    fn row(&self, workload: &str, subject: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.workload == workload && row.subject == subject)
     }
 
-    /// How the targets came out; a target whose peers or figures are absent has no outcome.
+    fn median(&self, workload: &str, subject: &str, figure: Figure) -> Option<f64> {
+        self.row(workload, subject)?.spread(figure).map(|spread| spread.median)
+    }
+
+    /// How the targets came out; a target whose peers are absent has no outcome.
     pub(crate) fn outcomes(&self) -> Vec<(&Target, Option<Outcome>)> {
         self.targets.iter().map(|target| (target, self.outcome(target))).collect()
     }
 
     fn outcome(&self, target: &Target) -> Option<Outcome> {
-        let ours = self.median(target.workload, target.subject, target.figure)?;
+        let row = self.row(target.workload, target.subject)?;
+        let failures = row.failures();
+        let Some(ours) = row.spread(target.figure).map(|spread| spread.median) else {
+            // Nothing was measured because nothing worked.
+            let asked = format!("{} of it", target.figure.name());
+            return failures.map(|measured| Outcome { asked, measured, reached: false });
+        };
         let (word, bound) = match target.bound {
             Bound::AtLeast(bound) => ("at least", bound),
             Bound::AtMost(bound) => ("at most", bound),
@@ -201,7 +213,9 @@ impl Section {
             Bound::AtLeast(bound) => value >= bound,
             Bound::AtMost(bound) => value <= bound,
         };
-        Some(Outcome { asked, measured, reached })
+        // What fails is not fast.
+        let measured = failures.iter().fold(measured, |measured, failures| format!("{measured}, {failures}"));
+        Some(Outcome { asked, measured, reached: reached && failures.is_none() })
     }
 }
 
@@ -213,6 +227,16 @@ pub(crate) struct Spread {
 }
 
 impl Row {
+    /// Runs and requests that failed, in words.
+    pub(crate) fn failures(&self) -> Option<String> {
+        let runs = (self.failed > 0)
+            .then(|| format!("{} of {} runs failed", self.failed, self.failed + self.samples.len()));
+        let requests: f64 = self.values(Figure::Failed).iter().sum();
+        let requests = (requests > 0.0).then(|| format!("{} failed", Figure::Failed.text(requests)));
+        let all: Vec<String> = [runs, requests].into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
     pub(crate) fn values(&self, figure: Figure) -> Vec<f64> {
         let of = |sample: &Sample| sample.iter().find(|(other, _)| *other == figure).map(|(_, value)| *value);
         self.samples.iter().filter_map(of).collect()

@@ -14,7 +14,7 @@ use super::support::nginx::Nginx;
 use super::support::process::Process;
 use super::support::{TempFolder, free_tcp_port, wait_for};
 use super::table::{ADIT, Against, Bound, Figure, Section};
-use super::{ROUNDS, origin, stock_edge};
+use super::{ROUNDS, in_turn, origin, stock_edge};
 
 /// Measures bytes and requests through tunnels, and the connectors' memory.
 pub(crate) fn measure() -> Section {
@@ -22,7 +22,8 @@ pub(crate) fn measure() -> Section {
         "Tunnel",
         "client → edge → connector → origin on loopback, one connection between edge and connector; CPU and memory are \
          the connector's. adit and cloudflared each stand behind an adit edge of their own, frp and rathole behind their own \
-         servers (over TCP, which is their default). The stock edge is a small one in Go (benches/stock-edge) on the QUIC \
+         servers with their defaults: over TCP, frp in TLS that checks no certificate, rathole without encryption; it carries \
+         bytes as they are, where the others decrypt and encrypt all of them. The stock edge is a small one in Go (benches/stock-edge) on the QUIC \
          library that cloudflared uses.",
     );
     let small = Nginx::start("keepalive_requests 1000000000;");
@@ -35,7 +36,7 @@ pub(crate) fn measure() -> Section {
         section.add(IDLE, kind.name, Some(vec![(Figure::Mebibytes, resident(tunnel.connector.id()))]));
     }
     for round in 0..ROUNDS {
-        for (n, kind) in kinds.iter().enumerate() {
+        for (n, kind) in in_turn(&kinds, round) {
             progress(&format!("tunnel, round {} of {ROUNDS}: {}", round + 1, kind.name));
             for (workload, upload, streams) in BULK {
                 let tunnel = &to_large[n];

@@ -1,13 +1,18 @@
 //! `adit bench`: both ends as processes, what they print as JSON, and how they end.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::adit::Adit;
 use crate::support::process::Process;
-use crate::support::{TempFolder, free_tcp_port, free_udp_port, require};
+use crate::support::{TempFolder, free_tcp_port, free_udp_port, pause, require};
 use crate::{start_connector, start_edge};
 
 /// A bench server on a port of its own.
@@ -130,8 +135,9 @@ fn a_run_over_http_counts_requests_and_bodies_in_both_versions_with_and_without_
     let port = server.address.port();
     for target in [format!("http://127.0.0.1:{port}/"), format!("https://localhost:{port}/")] {
         for version in [&["-4"][..], &["-4", "--http2", "--connections", "2"]] {
+            let trust: &[&str] = if target.starts_with("https") { &["--insecure"] } else { &[] };
             let run = |arguments: &[&str]| {
-                json(&client(&target, &[arguments, version, &["--json", "--insecure"]].concat()))
+                json(&client(&target, &[arguments, version, trust, &["--json"]].concat()))
             };
             let protocol = if version.len() > 1 { "HTTP/2" } else { "HTTP/1.1" };
             let small = run(&["--requests", "300", "-P", "8", "-l", "700"]);
@@ -243,6 +249,106 @@ fn a_threshold_that_is_missed_is_the_exit_status() {
     );
 }
 
+/// An origin that answers its requests by number: with a status, or not at all.
+fn origin(answer: impl Fn(u64) -> Option<u16> + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let (answer, count) = (Arc::new(answer), Arc::new(AtomicU64::new(0)));
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (answer, count) = (Arc::clone(&answer), Arc::clone(&count));
+            thread::spawn(move || {
+                let mut stream = stream;
+                let mut request = [0; 4096];
+                // A request of the bench is one segment.
+                while stream.read(&mut request).is_ok_and(|length| length > 0) {
+                    let Some(status) = answer(count.fetch_add(1, Ordering::Relaxed)) else { continue };
+                    let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok");
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn any_failed_request_fails_a_run_unless_some_are_allowed() {
+    let flaky = origin(|number| Some(if number % 10 == 9 { 503 } else { 200 }));
+    let run = |arguments: &[&str]| {
+        client(&format!("http://{flaky}/x"), &[&["--requests", "100", "--json"], arguments].concat())
+    };
+    let failed = json_of_failure(&run(&[]), 3);
+    assert_eq!(number(&failed, "/end/requests/failed_count"), 10, "{failed:#}");
+    assert_eq!(number(&failed, "/end/latency_ms/loaded/count"), 100, "{failed:#}");
+    assert!(failed["end"]["thresholds_missed"][0].as_str().is_some_and(|text| text.contains("failed")));
+    json_of_failure(&run(&["--fail-above-failed", "9"]), 3);
+    json_of_failure(&run(&["--fail-above-failed", "9.9%"]), 3);
+    json(&run(&["--fail-above-failed", "10"]));
+    json(&run(&["--fail-above-failed", "10%"]));
+}
+
+#[test]
+fn a_server_that_stops_answering_fails_a_p99() {
+    for (arguments, answers) in [(&["-P", "2"][..], 300), (&["-P", "4"], 10)] {
+        let silent = origin(move |number| (number < answers).then_some(200));
+        let fixed = ["-t", "1.5", "--fail-above-p99", "100ms", "--json"];
+        let run = json_of_failure(&client(&format!("http://{silent}/x"), &[&fixed, arguments].concat()), 3);
+        assert!(number(&run, "/end/latency_ms/loaded/count") > answers, "{run:#}");
+        assert!(
+            run["end"]["latency_ms"]["waiting"]["silence"].as_f64().is_some_and(|ms| ms > 100.0),
+            "{run:#}"
+        );
+        assert!(run["end"]["latency_ms"]["loaded"]["max"].as_f64().is_some_and(|ms| ms > 100.0), "{run:#}");
+    }
+}
+
+/// Relays to `to`; what marks the end of a warm-up waits for a second.
+fn slow_marks(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    thread::spawn(move || {
+        for visitor in listener.incoming().flatten() {
+            thread::spawn(move || relay(visitor, to));
+        }
+    });
+    address
+}
+
+fn relay(mut visitor: TcpStream, to: SocketAddr) -> Option<()> {
+    let mut first = [0; 4096];
+    let length = visitor.read(&mut first).ok()?;
+    if String::from_utf8_lossy(&first[..length]).contains("/mark HTTP") {
+        pause(Duration::from_secs(1));
+    }
+    let mut origin = TcpStream::connect(to).ok()?;
+    origin.write_all(&first[..length]).ok()?;
+    let (mut back, mut visitors) = (origin.try_clone().ok()?, visitor.try_clone().ok()?);
+    thread::spawn(move || {
+        let _ = std::io::copy(&mut back, &mut visitors);
+        let _ = visitors.shutdown(Shutdown::Both);
+    });
+    let _ = std::io::copy(&mut visitor, &mut origin);
+    origin.shutdown(Shutdown::Write).ok()
+}
+
+#[test]
+fn what_comes_while_the_end_of_the_warm_up_is_told_is_warm_up() {
+    let server = Server::start(&[]);
+    let target = format!("http://{}/", slow_marks(server.address));
+    // 100 requests a second of each stream.
+    let arguments = ["-t", "0.5", "-O", "0.3", "-P", "2", "-b", "819200", "-l", "1K", "-i", "0", "--json"];
+    let run = json(&client(&target, &arguments));
+    let done = number(&run, "/end/requests/done");
+    let waiting = number(&run, "/end/latency_ms/waiting/count");
+    // One request of each stream may end between two looks.
+    assert!(done.abs_diff(number(&run, "/end/latency_ms/loaded/count") - waiting) <= 4, "{run:#}");
+    assert!((1..150).contains(&done), "{run:#}");
+    let omitted: Vec<&Value> = run["intervals"].as_array().expect("a list").iter().collect();
+    assert!(omitted[0]["sum"]["seconds"].as_f64().is_some_and(|seconds| seconds >= 1.3), "{run:#}");
+    assert_eq!(number(&run, "/end/sum_received/bytes"), interval_bytes(&run, "sum"));
+}
+
 #[track_caller]
 fn json_of_failure(output: &Output, code: i32) -> Value {
     assert_eq!(output.status.code(), Some(code), "{output:?}");
@@ -343,9 +449,8 @@ fn one_run_is_all_that_a_server_with_one_off_serves() {
 
 #[test]
 fn a_client_of_another_version_is_refused_by_that_name() {
-    use std::io::{Read, Write};
     let server = Server::start(&[]);
-    let mut stream = std::net::TcpStream::connect(server.address).expect("the server listens");
+    let mut stream = TcpStream::connect(server.address).expect("the server listens");
     let mut header = [0; 32];
     header[..10].copy_from_slice(b"adit-bench");
     header[11] = 99;
@@ -354,12 +459,11 @@ fn a_client_of_another_version_is_refused_by_that_name() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).expect("the server closes");
     let answer: Value = serde_json::from_slice(&answer[4..]).expect("a frame of JSON");
-    assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(1)));
+    assert_eq!((answer["error"].as_str(), answer["version"].as_u64()), (Some("version"), Some(2)));
 }
 
 /// `adit mesh genkey` and the public key of what it prints.
 fn mesh_key() -> (String, String) {
-    use std::io::Write;
     let adit = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

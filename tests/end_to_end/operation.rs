@@ -115,3 +115,29 @@ fn a_rotated_secret_reaches_the_connector_in_the_same_process() {
     wait_for("the tunnel with its new secret", || (ask() == 200).then_some(()));
     assert!(adit.status()["tunnel"]["stopped"].is_null());
 }
+
+#[test]
+fn slow_what_a_process_of_a_test_has_started_ends_with_it() {
+    use std::process::{Command, Stdio};
+
+    let script = "for n in 1 2; do sh -c 'echo worker=$$; exec sleep 600' & done; wait";
+    // A master that ends its workers, and one that does not and refuses to go.
+    for trap in ["trap 'kill 0; exit' TERM", "trap '' TERM"] {
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", &format!("{trap}; {script}")]).stdin(Stdio::null());
+        let master = crate::support::process::Process::start("master", &mut command);
+        let workers: Vec<String> = wait_for("two workers", || {
+            let output = master.output();
+            let workers = output.lines().filter_map(|line| line.strip_prefix("worker="));
+            let workers: Vec<String> = workers.map(str::to_owned).collect();
+            (workers.len() == 2).then_some(workers)
+        });
+        let there = |worker: &&String| {
+            let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+            stat.contains("(sleep) S") || stat.contains("(sh) S")
+        };
+        wait_for("both to sleep", || (workers.iter().filter(there).count() == 2).then_some(()));
+        drop(master);
+        wait_for("both to end", || workers.iter().all(|worker| !there(&worker)).then_some(()));
+    }
+}

@@ -3,12 +3,14 @@
 #![allow(dead_code, reason = "each test target uses its own part of the support")]
 #![allow(clippy::panic, reason = "this is how a test fails")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) mod adit;
@@ -92,7 +94,9 @@ impl TempFolder {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("adit-{purpose}-{}-{number}", std::process::id()));
+        let mut folders = folders();
         fs::create_dir_all(&path).expect("the folder for temporary files can be written");
+        folders.insert(path.clone());
         Self(path)
     }
 
@@ -111,7 +115,30 @@ impl TempFolder {
 impl Drop for TempFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+        folders().remove(&self.0);
     }
+}
+
+/// Ends all processes and removes all folders that would be dropped if the program ended in order, and keeps whoever wants
+/// others waiting: the program ends next.
+pub(crate) fn end_all() {
+    let folders = folders();
+    process::end_all();
+    for folder in folders.iter() {
+        let _ = fs::remove_dir_all(folder);
+    }
+    std::mem::forget(folders);
+}
+
+/// Returns at once, or never if [`end_all`] is under way.
+pub(crate) fn go_on() {
+    drop(folders());
+}
+
+/// Folders that are not dropped yet.
+fn folders() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Looks until `look` finds something; fails with `what` when patience ends.

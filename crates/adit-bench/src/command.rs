@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, Command, value_parser};
 
-use crate::plan::{CONNECTIONS_MAX, STREAMS_MAX};
+use crate::options::FailedMax;
+use crate::plan::{self, CONNECTIONS_MAX, STREAMS_MAX, WINDOWS};
 use crate::units;
 
 /// The command line of `bench`.
@@ -52,7 +53,7 @@ fn server() -> Command {
         .arg(
             value("max-duration", "TIME", "How long a run may be")
                 .default_value("10m")
-                .value_parser(parser(units::duration)),
+                .value_parser(parser(some_time)),
         )
         .arg(
             value("cert", "FILE", "Certificate for HTTPS; without it one is made")
@@ -104,12 +105,12 @@ fn amount(command: Command) -> Command {
         .arg(
             value("time", "TIME", "How long, without the warm-up; 10 s if nothing else ends the run")
                 .short('t')
-                .value_parser(parser(units::duration)),
+                .value_parser(parser(some_time)),
         )
         .arg(
             value("bytes", "SIZE", "End after so many bytes of each direction")
                 .short('n')
-                .value_parser(parser(units::size))
+                .value_parser(parser(some_bytes))
                 .conflicts_with("time"),
         )
         .arg(
@@ -138,8 +139,8 @@ fn amount(command: Command) -> Command {
 
 fn network(command: Command) -> Command {
     command
-        .arg(value("window", "SIZE", "Socket buffers, or QUIC's or HTTP/2's window of a stream").short('w').value_parser(parser(units::size)))
-        .arg(value("congestion", "NAME", "Congestion control of TCP senders, such as cubic").short('C'))
+        .arg(value("window", "SIZE", "Socket buffers, or QUIC's or HTTP/2's window of a stream").short('w').value_parser(parser(window)))
+        .arg(value("congestion", "NAME", "Congestion control of TCP senders, such as cubic").short('C').value_parser(parser(congestion)))
         .arg(flag("no-delay", "TCP_NODELAY on senders").short('N'))
         .arg(
             value("connections", "N", "Connections that QUIC or HTTP/2 streams are spread over")
@@ -196,8 +197,16 @@ fn output(command: Command) -> Command {
                 .value_parser(parser(units::duration)),
         )
         .arg(
+            value(
+                "fail-above-failed",
+                "SHARE|COUNT",
+                "Exit status 3 if more HTTP requests fail, such as 5 or 0.1%; without it if any does",
+            )
+            .value_parser(parser(failed)),
+        )
+        .arg(
             value("fail-above-loss", "PERCENT", "Exit status 3 if more UDP datagrams are lost")
-                .value_parser(parser(number)),
+                .value_parser(parser(percent)),
         )
         .arg(
             value(
@@ -237,6 +246,49 @@ fn parser<T: Clone + Send + Sync + 'static>(parse: fn(&str) -> Result<T, String>
     ValueParser::from(parse)
 }
 
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = units::duration(text)?;
+    if time.is_zero() {
+        Err(format!("`{text}` is no time to run; write such as 10, 1.5s or 20ms"))
+    } else {
+        Ok(time)
+    }
+}
+
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match units::size(text)? {
+        0 => Err(format!("`{text}` is less than a byte; write such as 128K, 1M or 10G")),
+        bytes => Ok(bytes),
+    }
+}
+
+fn window(text: &str) -> Result<u32, String> {
+    let window = u32::try_from(units::size(text)?).ok().filter(|window| WINDOWS.contains(window));
+    window.ok_or_else(|| format!("`{text}` is no window; write 2K to 1G"))
+}
+
+fn congestion(text: &str) -> Result<String, String> {
+    let name = plan::is_name(text).then(|| text.to_owned());
+    name.ok_or_else(|| {
+        format!("`{text}` is no name; write up to 15 letters, digits and underscores, such as cubic or bbr")
+    })
+}
+
+fn failed(text: &str) -> Result<FailedMax, String> {
+    match text.strip_suffix('%') {
+        Some(_) => percent(text).map(FailedMax::Percent),
+        None => text.parse().map(FailedMax::Count).map_err(|_| {
+            format!("`{text}` is neither a number of requests such as 5 nor a share such as 0.1%")
+        }),
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent =
+        text.trim_end_matches('%').parse::<f64>().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| format!("`{text}` is no share; write 0 to 100 percent"))
+}
+
 fn number(text: &str) -> Result<f64, String> {
     let number =
         text.trim_end_matches('%').parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
@@ -249,6 +301,25 @@ pub(crate) const TIME_DEFAULT: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_is_refused_is_named_with_its_option_and_what_was_expected() {
+        for (arguments, option, value, expected) in [
+            (&["hub", "-t", "0"][..], "--time", "`0`", "10, 1.5s"),
+            (&["hub", "-n", "0"], "--bytes", "`0`", "128K"),
+            (&["hub", "-n", "0.4"], "--bytes", "`0.4`", "128K"),
+            (&["hub", "-w", "100"], "--window", "`100`", "2K to 1G"),
+            (&["hub", "-w", "5G"], "--window", "`5G`", "2K to 1G"),
+            (&["hub", "-C", "a b"], "--congestion", "`a b`", "cubic"),
+            (&["hub", "-u", "--fail-above-loss", "101"], "--fail-above-loss", "`101`", "0 to 100"),
+            (&["http://x/", "--fail-above-failed", "x"], "--fail-above-failed", "`x`", "0.1%"),
+            (&["http://x/", "--fail-above-failed", "200%"], "--fail-above-failed", "`200%`", "0 to 100"),
+        ] {
+            let line = ["bench", "client"].iter().chain(arguments);
+            let error = command().try_get_matches_from(line).unwrap_err().to_string();
+            assert!([option, value, expected].iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
 
     #[test]
     fn the_command_line_holds_together() {

@@ -33,6 +33,10 @@ pub(crate) struct Counters {
     pub(crate) packets: AtomicU64,
     pub(crate) lost: AtomicU64,
     pub(crate) out_of_order: AtomicU64,
+    /// Datagrams that came again; they are in no other counter.
+    pub(crate) duplicates: AtomicU64,
+    /// How far the numbers of the datagrams went, warm-up included: one above the largest sent or received.
+    pub(crate) numbered: AtomicU64,
     pub(crate) jitter_ns: AtomicU64,
     /// Share of one CPU, in thousandths, that the thread of the flow took; set at its end.
     pub(crate) thread_permille: AtomicU64,
@@ -53,6 +57,9 @@ pub(crate) struct Look {
     pub(crate) packets: u64,
     pub(crate) lost: u64,
     pub(crate) out_of_order: u64,
+    pub(crate) duplicates: u64,
+    /// Of the whole flow, never a difference.
+    pub(crate) numbered: u64,
     pub(crate) jitter_ns: u64,
     pub(crate) tcp: Option<TcpState>,
     pub(crate) quic: Option<QuicState>,
@@ -105,6 +112,8 @@ impl Flow {
             packets: count(&self.counters.packets),
             lost: count(&self.counters.lost),
             out_of_order: count(&self.counters.out_of_order),
+            duplicates: count(&self.counters.duplicates),
+            numbered: count(&self.counters.numbered),
             jitter_ns: count(&self.counters.jitter_ns),
             tcp,
             quic,
@@ -113,7 +122,7 @@ impl Flow {
 
     /// Counts what one task alone writes.
     pub(crate) fn count(counter: &AtomicU64, more: u64) {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        counter.store(counter.load(Ordering::Relaxed).saturating_add(more), Ordering::Relaxed);
     }
 
     /// Notes why the flow ended early; the first reason stays.
@@ -165,6 +174,8 @@ impl Look {
             // A packet that comes late takes a loss back.
             lost: self.lost.saturating_sub(from.lost),
             out_of_order: self.out_of_order.saturating_sub(from.out_of_order),
+            duplicates: self.duplicates.saturating_sub(from.duplicates),
+            numbered: self.numbered,
             jitter_ns: self.jitter_ns,
             tcp,
             quic,

@@ -1,7 +1,7 @@
 //! What the command line asks for, checked.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -12,8 +12,9 @@ use http::{HeaderName, HeaderValue, Uri};
 use crate::command::TIME_DEFAULT;
 use crate::cpu;
 use crate::error::BenchError;
-use crate::plan::{Amount, LENGTH_MAX, Plan, Transport};
+use crate::plan::{Amount, Plan, Transport};
 use crate::server::{DEFAULT_PORT, Limits, ServerOptions};
+use crate::units::time_text;
 
 /// What a client is to do.
 #[derive(Debug)]
@@ -82,9 +83,24 @@ pub(crate) struct Thresholds {
     pub(crate) rate_min: Option<u64>,
     pub(crate) requests_min: Option<f64>,
     pub(crate) p99_max: Option<Duration>,
+    pub(crate) failed_max: FailedMax,
     pub(crate) loss_percent_max: Option<f64>,
     pub(crate) cpu_per_gib_max: Option<f64>,
     pub(crate) cpu_per_requests_max: Option<f64>,
+}
+
+/// Requests that may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum FailedMax {
+    Count(u64),
+    /// Of those that end.
+    Percent(f64),
+}
+
+impl Default for FailedMax {
+    fn default() -> Self {
+        Self::Count(0)
+    }
 }
 
 impl ClientOptions {
@@ -92,9 +108,7 @@ impl ClientOptions {
         let target = target(matches)?;
         let is_http = matches!(target, Target::Url(_));
         let amount = match (one::<u64>(matches, "bytes"), one::<Duration>(matches, "time")) {
-            (Some(0), _) => return Err(usage("a run of no bytes")),
             (Some(bytes), _) => Amount::Bytes(bytes),
-            (None, Some(time)) if time.is_zero() => return Err(usage("a run of no time")),
             (None, time) => Amount::Time(time.unwrap_or(TIME_DEFAULT)),
         };
         let direction = if matches.get_flag("bidir") {
@@ -112,7 +126,7 @@ impl ClientOptions {
             omit: one(matches, "omit").unwrap_or_default(),
             rate: one(matches, "bitrate"),
             length: one(matches, "len"),
-            window: window(matches)?,
+            window: one(matches, "window"),
             congestion: one(matches, "congestion"),
             no_delay: matches.get_flag("no-delay"),
             connections: one(matches, "connections").unwrap_or(1),
@@ -188,11 +202,12 @@ impl ClientOptions {
                 "--connections is for QUIC and HTTP/2: HTTP/1.1 has one for each request at once",
             ));
         }
-        if self
-            .length
-            .is_some_and(|length| !matches!(self.target, Target::Url(_)) && length > u64::from(LENGTH_MAX))
+        self.check_length()?;
+        if let Target::Url(url) = &self.target
+            && url.scheme() == Some(&Scheme::HTTP)
+            && let Some(name) = ["ca", "insecure"].iter().find(|name| given(name))
         {
-            return Err(usage("--len is at most 4M"));
+            return Err(usage(&format!("--{name} means nothing for http://, which has no certificate")));
         }
         let length = match self.amount {
             Amount::Time(time) => time + self.omit,
@@ -201,7 +216,10 @@ impl ClientOptions {
         if self.interval.is_some_and(|interval| {
             interval < INTERVAL_MIN || length.as_secs_f64() / interval.as_secs_f64() > LINES_MAX
         }) {
-            return Err(usage("--interval is at least 100 ms, and a run has at most 100,000 of them"));
+            let interval = self.interval.map(time_text).unwrap_or_default();
+            let text =
+                format!("--interval {interval}: at least 100 ms, and at most 100,000 of them in a run");
+            return Err(usage(&text));
         }
         if !self.omit.is_zero() && !matches!(self.amount, Amount::Time(_)) {
             return Err(usage("--omit is for runs of a given --time"));
@@ -210,6 +228,26 @@ impl ClientOptions {
             return Err(usage("--omit is for runs of a given --time"));
         }
         Ok(())
+    }
+}
+
+impl ClientOptions {
+    /// `--len` by what it is the length of; bodies of HTTP have any.
+    fn check_length(&self) -> Result<(), BenchError> {
+        let (Target::Server { transport, .. }, Some(length)) = (&self.target, self.length) else {
+            return Ok(());
+        };
+        let lengths = transport.lengths();
+        if u32::try_from(length).is_ok_and(|length| lengths.contains(&length)) {
+            return Ok(());
+        }
+        let what = if *transport == Transport::Udp { "a datagram" } else { "a write" };
+        Err(usage(&format!(
+            "--len {length}: {what} over {} has {} to {} bytes",
+            transport.name().to_uppercase(),
+            lengths.start(),
+            lengths.end()
+        )))
     }
 }
 
@@ -292,17 +330,19 @@ fn listen(text: &str) -> Result<SocketAddr, BenchError> {
     }
     let port = text.strip_prefix(':').map(|port| (IpAddr::from([0u16; 8]), port));
     let (ip, port) = port.unwrap_or((Ipv4Addr::LOCALHOST.into(), text));
-    let port = port.parse().map_err(|_| usage(&format!("`{text}` is no address to listen on")))?;
+    let port =
+        port.parse().map_err(|_| usage(&format!("--listen {text}: write ADDRESS, PORT or ADDRESS:PORT")))?;
     Ok(SocketAddr::new(ip, port))
 }
 
 fn http_options(matches: &ArgMatches) -> Result<HttpOptions, BenchError> {
     let connect_to = one::<String>(matches, "connect-to").map(|text| host_and_port(&text, 0)).transpose()?;
     if connect_to.as_ref().is_some_and(|(_, port)| *port == 0) {
-        return Err(usage("--connect-to wants HOST:PORT"));
+        let given = one::<String>(matches, "connect-to").unwrap_or_default();
+        return Err(usage(&format!("--connect-to {given}: write HOST:PORT")));
     }
     let headers = matches.get_many::<String>("header").into_iter().flatten().map(|text| {
-        let wrong = || usage(&format!("`{text}` is no `Name: value`"));
+        let wrong = || usage(&format!("--header `{text}`: write `Name: value`"));
         let (name, value) = text.split_once(':').ok_or_else(wrong)?;
         let name = HeaderName::try_from(name.trim()).map_err(|_| wrong())?;
         Ok((name, HeaderValue::try_from(value.trim()).map_err(|_| wrong())?))
@@ -310,7 +350,7 @@ fn http_options(matches: &ArgMatches) -> Result<HttpOptions, BenchError> {
     let headers: Vec<_> = headers.collect::<Result<_, BenchError>>()?;
     let framing = [http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::CONNECTION];
     if headers.iter().any(|(name, _)| framing.contains(name)) {
-        return Err(usage("--header cannot set Content-Length, Transfer-Encoding or Connection"));
+        return Err(usage("--header: the bench itself sets Content-Length, Transfer-Encoding or Connection"));
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(HttpOptions {
@@ -328,36 +368,29 @@ fn thresholds(matches: &ArgMatches) -> Thresholds {
         rate_min: one(matches, "fail-below"),
         requests_min: one(matches, "fail-below-requests"),
         p99_max: one(matches, "fail-above-p99"),
+        failed_max: one(matches, "fail-above-failed").unwrap_or_default(),
         loss_percent_max: one(matches, "fail-above-loss"),
         cpu_per_gib_max: one(matches, "fail-above-cpu"),
         cpu_per_requests_max: one(matches, "fail-above-cpu-requests"),
     }
 }
 
-fn window(matches: &ArgMatches) -> Result<Option<u32>, BenchError> {
-    let window = one::<u64>(matches, "window").map(u32::try_from).transpose();
-    window.map_err(|_| usage("a window is 2 KiB to 1 GiB"))
-}
-
 /// A file that others may write, or that is empty, is no secret.
 fn secret(matches: &ArgMatches) -> Result<Option<hmac::Key>, BenchError> {
     let Some(path) = matches.get_one::<PathBuf>("secret-file") else { return Ok(None) };
-    let text = read(path)?;
+    let option = format!("--secret-file {}", path.display());
+    let text = std::fs::read(path).map_err(|error| usage(&format!("{option}: {error}")))?;
     let secret = text.trim_ascii();
     if secret.len() < SECRET_BYTES_MIN {
-        return Err(usage("a secret has at least 8 bytes"));
+        return Err(usage(&format!("{option}: {} bytes; a secret has at least 8", secret.len())));
     }
     Ok(Some(hmac::Key::new(hmac::HMAC_SHA256, secret)))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, BenchError> {
-    std::fs::read(path).map_err(|error| usage(&format!("cannot read {}: {error}", path.display())))
 }
 
 fn watched(matches: &ArgMatches) -> Result<Vec<u32>, BenchError> {
     let pids: Vec<u32> = matches.get_many::<u32>("cpu-of").into_iter().flatten().copied().collect();
     if pids.len() > cpu::PIDS_MAX {
-        return Err(usage("--cpu-of takes at most 32 processes"));
+        return Err(usage(&format!("--cpu-of: {} processes; at most 32", pids.len())));
     }
     match pids.iter().find(|pid| !cpu::is_there(**pid)) {
         Some(pid) => Err(usage(&format!("--cpu-of: there is no process {pid}"))),
@@ -387,7 +420,7 @@ const LINES_MAX: f64 = 100_000.0;
 /// Shorter ones are tried out by whoever has seen one handshake.
 const SECRET_BYTES_MIN: usize = 8;
 
-const HTTP_ONLY_AND_LOSS: [&str; 9] = [
+const HTTP_ONLY_AND_LOSS: [&str; 10] = [
     "http2",
     "connect-to",
     "header",
@@ -396,9 +429,10 @@ const HTTP_ONLY_AND_LOSS: [&str; 9] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "fail-above-loss",
 ];
-const HTTP_ONLY_AND_TCP: [&str; 10] = [
+const HTTP_ONLY_AND_TCP: [&str; 11] = [
     "http2",
     "connect-to",
     "header",
@@ -407,10 +441,11 @@ const HTTP_ONLY_AND_TCP: [&str; 10] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "congestion",
     "no-delay",
 ];
-const HTTP_ONLY_AND_SOCKETS: [&str; 11] = [
+const HTTP_ONLY_AND_SOCKETS: [&str; 12] = [
     "http2",
     "connect-to",
     "header",
@@ -419,6 +454,7 @@ const HTTP_ONLY_AND_SOCKETS: [&str; 11] = [
     "threads",
     "requests",
     "fail-below-requests",
+    "fail-above-failed",
     "congestion",
     "no-delay",
     "fail-above-loss",
@@ -470,9 +506,26 @@ mod tests {
             &["hub", "-n", "1M", "-O", "1"],
             &["hub", "--requests", "7"],
             &["hub", "-i", "1ms"],
+            &["hub", "--fail-above-failed", "1"],
+            &["http://hub/", "--ca", "ca.pem"],
+            &["http://hub/", "-k"],
         ] {
             assert!(matches!(parse(arguments), Err(BenchError::Usage(_))), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn a_length_is_refused_by_what_it_is_the_length_of() {
+        for (arguments, expected) in [
+            (&["hub", "-l", "0"][..], "--len 0: a write over TCP has 1 to 4194304 bytes"),
+            (&["hub", "-q", "-l", "5M"], "--len 5242880: a write over QUIC"),
+            (&["hub", "-u", "-l", "10"], "--len 10: a datagram over UDP has 24 to 65507 bytes"),
+        ] {
+            let error = parse(arguments).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(parse(&["http://hub/", "-l", "0"]).is_ok());
+        assert!(parse(&["https://hub/", "-k"]).is_ok());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a run has shown: figures only; `verdict.rs` judges and `report/` tells.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::cpu::CpuUse;
 use crate::flow::Look;
@@ -80,6 +81,27 @@ pub(crate) struct Requests {
     pub(crate) failed: Vec<(&'static str, u64)>,
 }
 
+/// Requests that were under way when the run ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Waiting {
+    pub(crate) count: u64,
+    /// How long the first of them had waited.
+    pub(crate) longest: Duration,
+    /// How long none of all streams had been answered while one waited.
+    pub(crate) silence: Duration,
+}
+
+impl Requests {
+    pub(crate) fn failures(&self) -> u64 {
+        self.failed.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Of those that ended.
+    pub(crate) fn failed_percent(&self) -> f64 {
+        lost_percent(self.failures(), self.done)
+    }
+}
+
 /// A run that is over.
 #[derive(Clone, Debug)]
 pub(crate) struct Outcome {
@@ -95,6 +117,8 @@ pub(crate) struct Outcome {
     /// Whether that is the requests' own.
     pub(crate) latency_of_requests: bool,
     pub(crate) requests: Option<Requests>,
+    /// Over HTTP, of those requests that the latencies are of.
+    pub(crate) waiting: Option<Waiting>,
     /// What the server counted of all streams together, where it does not count each: received (up) and sent (down).
     pub(crate) far_sums: Option<(Side, Side)>,
     pub(crate) near: CpuUse,
@@ -113,6 +137,7 @@ pub(crate) struct Sum {
     pub(crate) packets: u64,
     pub(crate) lost: u64,
     pub(crate) out_of_order: u64,
+    pub(crate) duplicates: u64,
     pub(crate) jitter_ms: f64,
     /// TCP segments or QUIC packets sent again, if known.
     pub(crate) retransmits: Option<u64>,
@@ -155,23 +180,25 @@ impl Sum {
     }
 
     fn add(&mut self, look: &Look) {
-        self.bytes += look.bytes;
-        self.packets += look.packets;
-        self.lost += look.lost;
-        self.out_of_order += look.out_of_order;
+        // What the peer counted may be any number.
+        self.bytes = self.bytes.saturating_add(look.bytes);
+        self.packets = self.packets.saturating_add(look.packets);
+        self.lost = self.lost.saturating_add(look.lost);
+        self.out_of_order = self.out_of_order.saturating_add(look.out_of_order);
+        self.duplicates = self.duplicates.saturating_add(look.duplicates);
         self.jitter_ms += look.jitter_ns as f64 / 1e6;
         let again = look.tcp.map(|tcp| (tcp.retransmits, tcp.segments));
         let again = again.or(look.quic.map(|quic| (quic.lost_packets, quic.sent_packets)));
         if let Some((retransmits, segments)) = again {
-            *self.retransmits.get_or_insert(0) += retransmits;
-            self.segments += segments;
+            self.retransmits = Some(self.retransmits.unwrap_or(0).saturating_add(retransmits));
+            self.segments = self.segments.saturating_add(segments);
         }
     }
 }
 
 /// Share of datagrams that did not come; `received` did.
 pub(crate) fn lost_percent(lost: u64, received: u64) -> f64 {
-    let sent = lost + received;
+    let sent = lost.saturating_add(received);
     if sent == 0 { 0.0 } else { lost as f64 * 100.0 / sent as f64 }
 }
 
@@ -237,8 +264,9 @@ impl Outcome {
     fn count_connections_once(&self, sum: &mut Sum, sides: &[&Side]) {
         let connections = self.connections().max(1).min(sides.len());
         let shown = sides.iter().filter_map(|side| side.look.quic).take(connections);
-        let (lost, sent) =
-            shown.fold((0, 0), |(lost, sent), quic| (lost + quic.lost_packets, sent + quic.sent_packets));
+        let (lost, sent) = shown.fold((0u64, 0u64), |(lost, sent), quic| {
+            (lost.saturating_add(quic.lost_packets), sent.saturating_add(quic.sent_packets))
+        });
         if sum.retransmits.is_some() {
             sum.retransmits = Some(lost);
             sum.segments = sent;

@@ -1,5 +1,6 @@
 //! What a run over the bench's own protocol is to do, as the client asks and the server checks it.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -118,17 +119,14 @@ impl Plan {
 
     /// What every server and every client refuses.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
-        let lengths = match self.transport {
-            Transport::Udp => UDP_LENGTH_MIN..=UDP_LENGTH_MAX,
-            Transport::Tcp | Transport::Quic => 1..=LENGTH_MAX,
-        };
+        let lengths = self.transport.lengths();
         if self.streams() == 0 || self.up > STREAMS_MAX || self.down > STREAMS_MAX {
             return Err("between 1 and 128 streams a direction");
         }
         if !lengths.contains(&self.length) {
             return Err("a length is 1 byte to 4 MiB, that of a datagram 24 to 65,507 bytes");
         }
-        if self.window.is_some_and(|window| !(WINDOW_MIN..=WINDOW_MAX).contains(&window)) {
+        if self.window.is_some_and(|window| !WINDOWS.contains(&window)) {
             return Err("a window is 2 KiB to 1 GiB");
         }
         if !(1..=CONNECTIONS_MAX).contains(&self.connections) {
@@ -144,6 +142,14 @@ impl Plan {
 }
 
 impl Transport {
+    /// Bytes of a write or of a datagram.
+    pub(crate) fn lengths(self) -> RangeInclusive<u32> {
+        match self {
+            Self::Udp => UDP_LENGTH_MIN..=UDP_LENGTH_MAX,
+            Self::Tcp | Self::Quic => 1..=LENGTH_MAX,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -157,7 +163,8 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether the kernel may have a congestion control of this name.
+pub(crate) fn is_name(name: &str) -> bool {
     (1..16).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
@@ -169,8 +176,8 @@ pub(crate) const LENGTH_MAX: u32 = 4 * 1024 * 1024;
 pub(crate) const UDP_LENGTH_MIN: u32 = 24;
 /// What IPv4 carries.
 pub(crate) const UDP_LENGTH_MAX: u32 = 65_507;
-const WINDOW_MIN: u32 = 2048;
-const WINDOW_MAX: u32 = 1 << 30;
+/// Socket buffers and windows in bytes: the kernel's least, and what a long line at 10 Gbit/s holds.
+pub(crate) const WINDOWS: RangeInclusive<u32> = 2048..=1 << 30;
 /// QUIC connections of one run: four times what a tunnel has.
 pub(crate) const CONNECTIONS_MAX: u16 = 16;
 

@@ -49,8 +49,8 @@ impl Counted {
         });
         json!({
             "index": self.index, "bytes": look.bytes, "packets": look.packets, "lost": look.lost,
-            "out_of_order": look.out_of_order, "jitter_ns": look.jitter_ns, "tcp": tcp, "quic": quic,
-            "failure": self.failure,
+            "out_of_order": look.out_of_order, "duplicates": look.duplicates, "numbered": look.numbered,
+            "jitter_ns": look.jitter_ns, "tcp": tcp, "quic": quic, "failure": self.failure,
         })
     }
 
@@ -90,6 +90,8 @@ impl Counted {
                 packets: number("packets")?,
                 lost: number("lost")?,
                 out_of_order: number("out_of_order")?,
+                duplicates: number("duplicates")?,
+                numbered: number("numbered")?,
                 jitter_ns: number("jitter_ns")?,
                 tcp,
                 quic,
@@ -110,6 +112,8 @@ mod tests {
             packets: 2,
             lost: 3,
             out_of_order: 4,
+            duplicates: 10,
+            numbered: 11,
             jitter_ns: 5,
             tcp: Some(TcpState { retransmits: 6, pacing_rate: 7, ..TcpState::default() }),
             quic: Some(QuicState { lost_packets: 8, blocked: 9, ..QuicState::default() }),

@@ -1,9 +1,12 @@
 //! What limited a run, in one sentence, and which thresholds it misses.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use crate::cpu::CpuUse;
 use crate::flow::{Look, QuicState};
-use crate::options::Thresholds;
-use crate::outcome::{Outcome, Sum};
+use crate::options::{FailedMax, Thresholds};
+use crate::outcome::{Outcome, Requests, Sum};
 use crate::tcp_state::TcpState;
 use crate::units::{rate_text, time_text};
 
@@ -15,7 +18,7 @@ pub(crate) fn limit(outcome: &Outcome) -> String {
         .or_else(|| busy_thread(outcome, is_up))
         .or_else(|| busy_machine(outcome).filter(|_| own_share(outcome) >= OWN_SHARE))
         .or_else(|| tcp_limit(&senders, outcome.seconds))
-        .or_else(|| quic_limit(&senders, outcome.seconds))
+        .or_else(|| quic_limit(&quic_senders(outcome, is_up), outcome.seconds))
         .or_else(|| busy_machine(outcome))
         .or_else(|| http_limit(outcome))
         .or_else(|| lossy(outcome, is_up).map(|lost| format!("loss: {lost}")));
@@ -46,19 +49,44 @@ pub(crate) fn missed(outcome: &Outcome, thresholds: &Thresholds) -> Vec<String> 
             missed.push(format!("{rate:.0} requests/s are below {min:.0}"));
         }
     }
-    if let Some(max) = thresholds.p99_max {
-        match outcome.loaded.as_ref().and_then(|latency| latency.quantile(0.99)) {
-            Some(p99) if p99 <= max => {}
-            Some(p99) => {
-                missed.push(format!("p99 latency of {} is above {}", time_text(p99), time_text(max)))
-            }
-            None => missed.push("no latency was measured".to_owned()),
-        }
-    }
+    missed.extend(
+        outcome.requests.as_ref().and_then(|requests| failed_missed(requests, thresholds.failed_max)),
+    );
+    missed.extend(thresholds.p99_max.and_then(|max| p99_missed(outcome, max)));
     let cpu = outcome.cpu_seconds();
     missed.extend(cpu_missed(outcome.per_gib(cpu), thresholds.cpu_per_gib_max, "GiB"));
     missed.extend(cpu_missed(outcome.per_requests(cpu), thresholds.cpu_per_requests_max, "100,000 requests"));
     missed
+}
+
+fn failed_missed(requests: &Requests, max: FailedMax) -> Option<String> {
+    let (failed, percent) = (requests.failures(), requests.failed_percent());
+    match max {
+        FailedMax::Count(max) => {
+            (failed > max).then(|| format!("{failed} failed requests are above {max} (--fail-above-failed)"))
+        }
+        FailedMax::Percent(max) => (percent > max).then(|| {
+            format!("{percent:.3} % of the requests failed, which is above {max} % (--fail-above-failed)")
+        }),
+    }
+}
+
+/// Requests over HTTP are made one after the other, so that a silence is one sample of each stream however long it is: one that
+/// is at least a hundredth of the run is as much as a hundredth of the requests of somebody who does not wait for answers.
+fn p99_missed(outcome: &Outcome, max: Duration) -> Option<String> {
+    let silence = outcome.waiting.map(|waiting| waiting.silence).filter(|silence| *silence > max);
+    if let Some(silence) = silence.filter(|silence| silence.as_secs_f64() * 100.0 >= outcome.seconds) {
+        return Some(format!(
+            "no request was answered in the last {}, which is above a p99 latency of {}",
+            time_text(silence),
+            time_text(max)
+        ));
+    }
+    match outcome.loaded.as_ref().and_then(|latency| latency.quantile(0.99)) {
+        Some(p99) if p99 <= max => None,
+        Some(p99) => Some(format!("p99 latency of {} is above {}", time_text(p99), time_text(max))),
+        None => Some("no latency was measured".to_owned()),
+    }
 }
 
 /// A figure that could not be had does not pass.
@@ -106,7 +134,11 @@ fn busy_thread(outcome: &Outcome, is_up: bool) -> Option<String> {
     Some(format!(
         "CPU: the {role} thread of {end} was busy {:.0} % of the time{}",
         cpu.busiest_thread.min(1.0) * 100.0,
-        if cpu.cores > 1 { "; more streams (-P) use more CPUs" } else { "" }
+        match (cpu.cores, &outcome.head.request) {
+            (1, _) => "",
+            (_, None) => "; more streams (-P) use more CPUs",
+            (_, Some(_)) => "; more threads (--threads) use more CPUs",
+        }
     ))
 }
 
@@ -170,25 +202,57 @@ fn tcp_limit(senders: &[Look], seconds: f64) -> Option<String> {
     })
 }
 
-/// What quinn says of a sender.
-fn quic_limit(senders: &[Look], seconds: f64) -> Option<String> {
-    let states: Vec<QuicState> = senders.iter().filter_map(|look| look.quic).collect();
-    let first = states.first()?;
-    let lost =
-        if first.sent_packets > 0 { first.lost_packets as f64 / first.sent_packets as f64 } else { 0.0 };
-    let blocked = first.blocked as f64 / seconds.max(1e-9);
+/// What quinn says of the connections of a direction's senders, and how many of the streams each carries.
+fn quic_senders(outcome: &Outcome, is_up: bool) -> Vec<(QuicState, u32)> {
+    let mut found: Vec<((SocketAddr, SocketAddr), QuicState, u32)> = Vec::new();
+    for flow in outcome.flows.iter().filter(|flow| flow.is_up == is_up) {
+        let stream = outcome.head.streams.iter().find(|stream| stream.index == flow.index);
+        let (Some(stream), Some(quic)) = (stream, flow.sender.and_then(|sender| sender.look.quic)) else {
+            continue;
+        };
+        let ends = (stream.local, stream.remote);
+        // All streams of a connection show the same.
+        match found.iter_mut().find(|(other, ..)| *other == ends) {
+            Some((_, _, streams)) => *streams += 1,
+            None => found.push((ends, quic, 1)),
+        }
+    }
+    found.into_iter().map(|(_, quic, streams)| (quic, streams)).collect()
+}
+
+/// What quinn says of the connections of a sender.
+fn quic_limit(connections: &[(QuicState, u32)], seconds: f64) -> Option<String> {
+    connections.first()?;
+    let sum =
+        |field: fn(&QuicState) -> u64| connections.iter().map(|(quic, _)| field(quic) as f64).sum::<f64>();
+    let (lost, sent) = (sum(|quic| quic.lost_packets), sum(|quic| quic.sent_packets));
+    let lost = if sent > 0.0 { lost / sent } else { 0.0 };
+    let blocked =
+        connections.iter().map(|(quic, streams)| blocked_share(quic, *streams, seconds)).sum::<f64>()
+            / connections.len() as f64;
     Some(if lost >= LOSS_SHARE {
         format!(
-            "congestion: {:.2} % of the QUIC packets were lost, {} times the window was cut",
+            "congestion: {:.2} % of the QUIC packets were lost, {:.0} times a window was cut",
             lost * 100.0,
-            first.congestion_events
+            sum(|quic| quic.congestion_events)
         )
-    } else if blocked >= BLOCKED_PER_SECOND {
-        format!("QUIC's receive window of the peer: it held the sender {blocked:.0} times a second")
+    } else if blocked >= BLOCKED_SHARE {
+        format!(
+            "QUIC's receive window of the peer: it held the sender in {:.0} % of the round trips; a larger -w would help",
+            blocked * 100.0
+        )
     } else {
         "the path: QUIC's congestion window or pacing, or the time that both ends take for packets, without loss to speak of"
             .to_owned()
     })
+}
+
+/// Share of a connection's round trips in which a window held its streams. Whoever is held says so once for each limit that
+/// the peer grants (RFC 9000 §4.1), and a new limit takes a round trip: on a long line that is a few times a second however
+/// much of the time is lost.
+fn blocked_share(quic: &QuicState, streams: u32, seconds: f64) -> f64 {
+    let round_trips = seconds / (quic.rtt_us.max(1) as f64 / 1e6);
+    (quic.blocked as f64 / f64::from(streams.max(1)) / round_trips.max(1e-9)).min(1.0)
 }
 
 /// Requests one after the other on each stream: what they wait for is the answer.
@@ -225,7 +289,8 @@ const IDLE_SHARE: f64 = 0.6;
 const WINDOW_SHARE: f64 = 0.3;
 /// One in a thousand halves what a loss-based congestion control can do on a path of some milliseconds.
 const LOSS_SHARE: f64 = 0.001;
-const BLOCKED_PER_SECOND: f64 = 20.0;
+/// A sender that is held in every other round trip would be faster with a larger window.
+const BLOCKED_SHARE: f64 = 0.5;
 
 #[cfg(test)]
 mod tests {
@@ -244,6 +309,45 @@ mod tests {
         assert!(of(TcpState { retransmits: 100, ..busy }).contains("congestion"));
         assert!(of(TcpState { busy_us: 100_000, ..busy }).contains("sender itself"));
         assert!(of(busy).contains("path"));
+    }
+
+    #[test]
+    fn a_quic_window_holds_a_long_line_with_few_blocked_frames_and_a_short_one_with_many() {
+        let of = |rtt_us, blocked, lost_packets| {
+            let quic =
+                QuicState { rtt_us, blocked, lost_packets, sent_packets: 10_000, ..QuicState::default() };
+            quic_limit(&[(quic, 1)], 10.0).unwrap()
+        };
+        assert!(of(200_000, 50, 0).contains("receive window"));
+        assert!(of(200_000, 5, 0).contains("path"));
+        assert!(of(100, 2_000, 0).contains("path"));
+        assert!(of(100, 90_000, 0).contains("receive window"));
+        assert!(of(100, 0, 100).contains("congestion"));
+    }
+
+    #[test]
+    fn all_quic_connections_are_looked_at() {
+        let free = QuicState { rtt_us: 100_000, sent_packets: 10_000, ..QuicState::default() };
+        let held = QuicState { blocked: 100, ..free };
+        assert!(
+            quic_limit(&[free, held, held, held].map(|quic| (quic, 1)), 10.0)
+                .unwrap()
+                .contains("75 % of the round trips")
+        );
+        assert!(quic_limit(&[(held, 8)], 10.0).unwrap().contains("path"), "each stream of eight was free");
+        let lossy = QuicState { lost_packets: 100, ..free };
+        assert!(quic_limit(&[(free, 1), (lossy, 1)], 10.0).unwrap().contains("0.50 %"));
+        assert_eq!(quic_limit(&[], 10.0), None);
+    }
+
+    #[test]
+    fn failed_requests_are_held_against_a_count_or_a_share() {
+        let requests = Requests { done: 99, failed: vec![("status 5xx", 1)] };
+        assert!(failed_missed(&requests, FailedMax::default()).is_some());
+        assert!(failed_missed(&requests, FailedMax::Count(1)).is_none());
+        assert!(failed_missed(&requests, FailedMax::Percent(1.0)).is_none());
+        assert!(failed_missed(&requests, FailedMax::Percent(0.9)).is_some());
+        assert!(failed_missed(&Requests::default(), FailedMax::default()).is_none());
     }
 
     #[test]

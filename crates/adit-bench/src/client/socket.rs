@@ -130,8 +130,9 @@ impl Run<'_> {
                 .await
                 .map_err(|error| BenchError::Quic(error.to_string()))?;
             let mut local = endpoint.local_addr().map_err(BenchError::io("no address"))?;
-            // The socket is bound to any address; the connection knows which one it uses.
-            connection.local_ip().into_iter().for_each(|ip| local.set_ip(ip));
+            // The socket may be bound to any address.
+            let used = connection.local_ip().or_else(|| udp::source_towards(remote, self.options.bind));
+            used.into_iter().for_each(|ip| local.set_ip(ip));
             self.engine.add_quic(index, connection, local, streams);
         }
         Ok(())
@@ -213,9 +214,10 @@ impl Run<'_> {
                 reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
                 ticks.iter_mut().for_each(Ticks::advance);
             } else if warm_up.take().is_some() {
+                self.control.omit().await?;
+                // After the word, which may have to wait: counters, clock and CPU time begin together.
                 reporter.interval(recorder.cut(recorder.elapsed(), true));
                 recorder.end_warm_up();
-                self.control.omit().await?;
                 self.pinger.iter().for_each(Pinger::reset);
                 mark = CpuMark::now(&self.options.watched);
                 ticks = self.options.interval.map(Ticks::new);
@@ -293,6 +295,7 @@ impl Run<'_> {
             idle: self.idle.take(),
             loaded: self.loaded.take(),
             requests: None,
+            waiting: None,
             latency_of_requests: false,
             far_sums: None,
             near,
@@ -347,7 +350,27 @@ fn with_tail_loss(
     let (Transport::Udp, Some(sent), Some(mut received)) = (transport, sender, receiver) else {
         return (sender, receiver);
     };
-    let missing = sent.look.packets.saturating_sub(received.look.packets);
-    received.look.lost = received.look.lost.max(missing);
+    // By numbers, which do not depend on when each end learnt that the warm-up was over.
+    let missing = sent.look.numbered.saturating_sub(received.look.numbered).min(sent.look.packets);
+    received.look.lost = received.look.lost.saturating_add(missing);
     (sender, Some(received))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Look;
+
+    #[test]
+    fn datagrams_lost_at_the_end_are_lost_and_those_of_the_warm_up_are_not() {
+        let side = |packets, lost, numbered| {
+            Some(Side { seconds: 1.0, look: Look { packets, lost, numbered, ..Look::default() } })
+        };
+        // 50 of the warm-up; the receiver heard of its end when 53 had come.
+        let lost =
+            |received| with_tail_loss(Transport::Udp, side(100, 0, 150), received).1.unwrap().look.lost;
+        assert_eq!(lost(side(97, 0, 150)), 0);
+        assert_eq!(lost(side(80, 7, 140)), 17);
+        assert_eq!(lost(side(0, 0, 0)), 100);
+    }
 }

@@ -1,7 +1,5 @@
 //! Requests over HTTP/1.1: a connection for each worker.
 
-use std::time::Instant;
-
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -20,6 +18,7 @@ enum End {
 /// Makes requests; `Ok` when there are none left, an error when the connection is of no more use.
 pub(super) async fn work(worker: &mut Worker) -> Result<(), Failure> {
     loop {
+        worker.waits();
         let stream = connect(&worker.load).await?;
         let end = match worker.load.tls.clone() {
             None => serve(worker, stream).await?,
@@ -39,8 +38,9 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
 ) -> Result<End, Failure> {
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    worker.connected();
     while worker.begin().await {
-        let began = Instant::now();
+        let began = worker.waits();
         match exchange(worker, &mut stream, &mut buffer).await {
             Ok(keep) => {
                 worker.succeeded(began);

@@ -1,7 +1,5 @@
 //! Requests over HTTP/2: workers share connections.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Mutex;
@@ -17,9 +15,11 @@ pub(super) struct Connection {
 
 /// Makes requests on one connection; `Ok` when there are none left, an error when one failed.
 pub(super) async fn work(worker: &mut Worker, connection: &Connection) -> Result<(), Failure> {
+    worker.waits();
     let handle = connection.handle(&worker.load).await?;
+    worker.connected();
     while worker.begin().await {
-        let began = Instant::now();
+        let began = worker.waits();
         match exchange(worker, handle.clone()).await {
             Ok(()) => worker.succeeded(began),
             Err(failure @ Failure::Status(_)) => worker.failed(failure),

@@ -60,8 +60,24 @@ pub(super) struct Worker {
 /// What a worker has seen.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    /// Of requests that failed, too.
     pub(super) latency: Histogram,
     pub(super) failed: BTreeMap<&'static str, u64>,
+    /// When the request under way began, or the connection for it.
+    under_way: Option<Instant>,
+    pub(super) answered: Option<Instant>,
+}
+
+impl Tally {
+    /// The warm-up is over: what came until now does not count; what is under way will.
+    pub(super) fn end_warm_up(&mut self) {
+        *self = Self { under_way: self.under_way, answered: self.answered, ..Self::default() };
+    }
+
+    /// How long the request that was under way at `end` had waited.
+    pub(super) fn waited(&self, end: Instant) -> Option<Duration> {
+        self.under_way.and_then(|began| end.checked_duration_since(began))
+    }
 }
 
 /// Why a request failed.
@@ -126,15 +142,39 @@ impl Worker {
         left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
+    /// A request, or the connection for it, begins now.
+    pub(super) fn waits(&self) -> Instant {
+        let now = Instant::now();
+        lock(&self.tally).under_way = Some(now);
+        now
+    }
+
+    /// There is a connection, and no request on it yet.
+    pub(super) fn connected(&self) {
+        lock(&self.tally).under_way = None;
+    }
+
     pub(super) fn succeeded(&mut self, began: Instant) {
         self.failures_in_a_row = 0;
         Flow::count(&self.flow.counters.packets, 1);
-        lock(&self.tally).latency.record(began.elapsed());
+        let now = Instant::now();
+        let mut tally = lock(&self.tally);
+        (tally.under_way, tally.answered) = (None, Some(now));
+        tally.latency.record(now.saturating_duration_since(began));
     }
 
+    /// A request has failed; how long it took belongs to the latencies.
     pub(super) fn failed(&mut self, failure: Failure) {
         self.failures_in_a_row += 1;
-        *lock(&self.tally).failed.entry(failure.name()).or_default() += 1;
+        let now = Instant::now();
+        let mut tally = lock(&self.tally);
+        *tally.failed.entry(failure.name()).or_default() += 1;
+        if let Some(began) = tally.under_way.take() {
+            tally.latency.record(now.saturating_duration_since(began));
+        }
+        if matches!(failure, Failure::Status(_)) {
+            tally.answered = Some(now);
+        }
     }
 
     /// Counts bytes of bodies.
@@ -201,3 +241,54 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(50);
 /// A worker that nothing works for ends.
 const FAILURES_MAX: u32 = 50;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Under;
+
+    fn worker() -> Worker {
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let ask = || Ask { request: Request::new(()), head: Bytes::new(), body: 0, left: None };
+        let load = Load {
+            address,
+            bind: None,
+            tls: None,
+            tls_h1: None,
+            window: None,
+            up: ask(),
+            down: ask(),
+            rate: None,
+            pattern: Bytes::new(),
+            switch: Switch::new(),
+        };
+        let flow = Flow::new(0, false, false, (address, address), Under::Nothing);
+        Worker::new(&Arc::new(load), &Arc::new(flow), &Arc::default())
+    }
+
+    #[test]
+    fn a_request_that_fails_is_in_the_latencies_and_one_under_way_is_known() {
+        let mut worker = worker();
+        let began = worker.waits();
+        worker.succeeded(began);
+        worker.waits();
+        worker.failed(Failure::Silent);
+        let began = worker.waits();
+        let end = began + Duration::from_millis(1800);
+        let mut tally = lock(&worker.tally);
+        assert_eq!(tally.latency.count(), 2);
+        assert_eq!(tally.waited(end), Some(Duration::from_millis(1800)));
+        assert_eq!(tally.waited(began - Duration::from_millis(1)), None);
+        tally.end_warm_up();
+        assert_eq!((tally.latency.count(), tally.failed.len()), (0, 0));
+        assert_eq!(tally.waited(end), Some(Duration::from_millis(1800)));
+    }
+
+    #[test]
+    fn a_connection_that_waits_for_its_time_is_no_request_under_way() {
+        let worker = worker();
+        let began = worker.waits();
+        worker.connected();
+        assert_eq!(lock(&worker.tally).waited(began + Duration::from_secs(1)), None);
+    }
+}

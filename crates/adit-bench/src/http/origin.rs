@@ -13,6 +13,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ use tokio::sync::Notify;
 
 use super::{serve_h1, serve_h2};
 use crate::cpu::CpuMark;
-use crate::error::BenchError;
+use crate::server::Limits;
+use crate::server::census::{Census, Counted};
 use crate::tcp::pattern;
 use crate::wire::{self, Nonce, Side};
 
@@ -35,9 +37,8 @@ use crate::wire::{self, Nonce, Side};
 pub(crate) struct Origin {
     secret: Option<hmac::Key>,
     runs: Mutex<HashMap<String, Arc<Run>>>,
-    runs_max: usize,
-    /// The longest that one request may take.
-    pub(super) request_max: Duration,
+    limits: Limits,
+    census: Arc<Census>,
     nonces: Mutex<Vec<Nonce>>,
     watched: Vec<u32>,
     ended: Notify,
@@ -48,6 +49,9 @@ pub(crate) struct Origin {
 /// What the server's side of a run counts.
 #[derive(Debug)]
 pub(crate) struct Run {
+    /// Who began it: the client, or what stands between.
+    address: IpAddr,
+    counted: Counted,
     pub(super) sent: AtomicU64,
     pub(super) received: AtomicU64,
     requests: AtomicU64,
@@ -79,40 +83,50 @@ pub(crate) enum Answer {
 impl Origin {
     pub(crate) fn new(
         secret: Option<hmac::Key>,
-        (runs_max, request_max): (usize, Duration),
+        limits: Limits,
         watched: Vec<u32>,
-    ) -> Result<Arc<Self>, BenchError> {
-        Ok(Arc::new(Self {
+        census: Arc<Census>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             secret,
             runs: Mutex::default(),
-            runs_max,
-            request_max,
+            limits,
+            census,
             nonces: Mutex::default(),
             watched,
             ended: Notify::new(),
             pattern: Bytes::from(pattern(PATTERN_BYTES)),
-        }))
+        })
+    }
+
+    /// The longest that one request may take.
+    pub(super) fn request_max(&self) -> Duration {
+        self.limits.duration
     }
 
     /// A connection without TLS: HTTP/1.1, or HTTP/2 by prior knowledge.
-    pub(crate) async fn serve_clear(self: &Arc<Self>, stream: TcpStream) {
+    pub(crate) async fn serve_clear(self: &Arc<Self>, stream: TcpStream, from: IpAddr) {
         let _ = stream.set_nodelay(true);
         let mut start = [0; 3];
         // Only `PRI` of HTTP/2's preface (RFC 9113 §3.4) begins so; a first segment of less than three bytes is none.
         let is_h2 = matches!(stream.peek(&mut start).await, Ok(3) if start == *b"PRI");
         if is_h2 {
-            serve_h2::serve(Arc::clone(self), stream).await;
+            serve_h2::serve(Arc::clone(self), stream, from).await;
         } else {
-            serve_h1::serve(self, stream).await;
+            serve_h1::serve(self, stream, from).await;
         }
     }
 
-    pub(crate) async fn serve_tls(self: &Arc<Self>, stream: tokio_rustls::server::TlsStream<TcpStream>) {
+    pub(crate) async fn serve_tls(
+        self: &Arc<Self>,
+        stream: tokio_rustls::server::TlsStream<TcpStream>,
+        from: IpAddr,
+    ) {
         let _ = stream.get_ref().0.set_nodelay(true);
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            serve_h2::serve(Arc::clone(self), stream).await;
+            serve_h2::serve(Arc::clone(self), stream, from).await;
         } else {
-            serve_h1::serve(self, stream).await;
+            serve_h1::serve(self, stream, from).await;
         }
     }
 
@@ -122,13 +136,13 @@ impl Origin {
         true
     }
 
-    /// Decides on a request by its method and target.
-    pub(super) fn route(&self, method: &Method, target: &str) -> Answer {
+    /// Decides on a request by its method and target; `from` is who begins a run.
+    pub(super) fn route(&self, method: &Method, target: &str, from: IpAddr) -> Answer {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let mut parts = path.trim_start_matches('/').split('/');
         match (method, parts.next().unwrap_or_default(), parts.next(), parts.next()) {
             (_, "adit-bench", None, None) => self.hello(),
-            (&Method::POST, "adit-bench", Some("runs"), None) => self.begin(query),
+            (&Method::POST, "adit-bench", Some("runs"), None) => self.begin(query, from.to_canonical()),
             (_, "adit-bench", Some("runs"), Some(name)) => {
                 let run = self.runs().get(name).cloned();
                 match run {
@@ -140,8 +154,14 @@ impl Origin {
             (_, "bytes" | "sink", ..) if self.secret.is_some() => {
                 Answer::Text(StatusCode::FORBIDDEN, refusal("this server wants a secret"))
             }
-            (&Method::GET | &Method::HEAD, "bytes", Some(count), None) => bytes(count, None),
-            (&Method::POST | &Method::PUT, "sink", None, None) => Answer::Sink(None),
+            (&Method::GET | &Method::HEAD, "bytes", Some(count), None) => {
+                self.census.pass();
+                bytes(count, None)
+            }
+            (&Method::POST | &Method::PUT, "sink", None, None) => {
+                self.census.pass();
+                Answer::Sink(None)
+            }
             _ => Answer::Text(StatusCode::NOT_FOUND, refusal("nothing is here")),
         }
     }
@@ -164,7 +184,7 @@ impl Origin {
         Answer::Text(StatusCode::OK, hello.to_string())
     }
 
-    fn begin(&self, query: &str) -> Answer {
+    fn begin(&self, query: &str, from: IpAddr) -> Answer {
         let field = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
         let Some(client_nonce) = wire::unhex16(field("nonce")) else {
             return Answer::Text(StatusCode::BAD_REQUEST, refusal("no nonce"));
@@ -182,13 +202,14 @@ impl Origin {
         }
         let mut runs = self.runs();
         runs.retain(|_, run| !run.is_forgotten());
-        if runs.len() >= self.runs_max {
+        let of_address = runs.values().filter(|run| run.address == from).count();
+        if runs.len() >= self.limits.tests || of_address >= self.limits.tests_per_address {
             return Answer::Text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 refusal("as many runs as this server allows are under way"),
             );
         }
-        runs.insert(name.clone(), Arc::new(Run::new(&self.watched)));
+        runs.insert(name.clone(), Arc::new(Run::new(&self.watched, from, self.census.enter())));
         Answer::Text(StatusCode::CREATED, json!({ "run": name, "proof": proof }).to_string())
     }
 
@@ -228,7 +249,7 @@ impl Origin {
     fn counted(&self, run: &Run) -> Value {
         let marked = run.marked();
         let mut cpu = marked.cpu.elapsed();
-        cpu.shared = self.runs().len() > 1;
+        cpu.shared = !run.counted.was_alone();
         let count = |counter: &AtomicU64, from: u64| counter.load(Ordering::Relaxed).saturating_sub(from);
         json!({
             "sent": count(&run.sent, marked.sent), "received": count(&run.received, marked.received),
@@ -242,9 +263,11 @@ impl Origin {
 }
 
 impl Run {
-    fn new(watched: &[u32]) -> Self {
+    fn new(watched: &[u32], address: IpAddr, counted: Counted) -> Self {
         let marked = Marked { cpu: CpuMark::now(watched), sent: 0, received: 0, requests: 0 };
         Self {
+            address,
+            counted,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -268,7 +291,8 @@ impl Run {
         self.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self) {
+    /// Its client is there: it asks, sends or takes.
+    pub(super) fn touch(&self) {
         self.touched.store(self.begun.elapsed().as_secs(), Ordering::Relaxed);
     }
 
@@ -295,8 +319,8 @@ const HELP: &str = "adit bench server\n\nGET /bytes/N, POST /sink, or: adit benc
 pub(super) const PATTERN_BYTES: usize = 256 * 1024;
 /// Given out and not used yet: 16 KiB. The oldest is dropped for a new one.
 const NONCES_MAX: usize = 1024;
-/// A run without requests for so long is over; one body may take longer than that, its end then finds no run.
-const FORGOTTEN: Duration = Duration::from_secs(120);
+/// A run whose client has not asked, sent or taken anything for so long is over; ours asks every two seconds.
+const FORGOTTEN: Duration = Duration::from_secs(11);
 
 #[cfg(test)]
 mod tests {
@@ -304,8 +328,12 @@ mod tests {
 
     fn origin(secret: Option<&[u8]>) -> Arc<Origin> {
         let key = secret.map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
-        Origin::new(key, (2, Duration::from_secs(10)), Vec::new()).unwrap()
+        let limits = Limits { tests: 3, tests_per_address: 2, streams: 1, duration: Duration::from_secs(10) };
+        Origin::new(key, limits, Vec::new(), Arc::default())
     }
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn text(answer: Answer) -> (u16, Value) {
         let Answer::Text(status, text) = answer else { panic!("{answer:?}") };
@@ -313,7 +341,7 @@ mod tests {
     }
 
     fn begin(origin: &Origin, query: &str) -> (u16, Value) {
-        text(origin.route(&Method::POST, &format!("/adit-bench/runs?{query}")))
+        text(origin.route(&Method::POST, &format!("/adit-bench/runs?{query}"), HERE))
     }
 
     #[test]
@@ -323,25 +351,69 @@ mod tests {
         let (status, run) = begin(&origin, &query);
         assert_eq!(status, 201);
         assert_eq!(begin(&origin, &query).0, 201);
+        // The third place is for others.
         assert_eq!(begin(&origin, &query).0, 503);
+        let there = |origin: &Origin| {
+            text(origin.route(&Method::POST, &format!("/adit-bench/runs?{query}"), THERE)).0
+        };
+        assert_eq!((there(&origin), there(&origin)), (201, 503));
         let path = format!("/adit-bench/runs/{}", run["run"].as_str().unwrap());
-        assert!(matches!(origin.route(&Method::GET, &format!("{path}/bytes/7")), Answer::Bytes(7, Some(_))));
-        assert_eq!(text(origin.route(&Method::DELETE, &path)).1["requests"], 1);
+        assert!(matches!(
+            origin.route(&Method::GET, &format!("{path}/bytes/7"), HERE),
+            Answer::Bytes(7, Some(_))
+        ));
+        assert_eq!(text(origin.route(&Method::DELETE, &path, HERE)).1["requests"], 1);
         assert_eq!(begin(&origin, &query).0, 201);
+    }
+
+    #[test]
+    fn a_client_that_says_nothing_any_more_loses_its_place() {
+        let origin = origin(None);
+        let query = format!("nonce={}", "00".repeat(16));
+        let name = begin(&origin, &query).1["run"].as_str().unwrap().to_owned();
+        assert_eq!(begin(&origin, &query).0, 201);
+        assert_eq!(begin(&origin, &query).0, 503);
+        // As if it had begun long before, and never asked.
+        let mut run = origin.runs().remove(&name).unwrap();
+        Arc::get_mut(&mut run).unwrap().begun = Instant::now().checked_sub(2 * FORGOTTEN).unwrap();
+        origin.runs().insert(name.clone(), Arc::clone(&run));
+        run.touch();
+        assert_eq!(begin(&origin, &query).0, 503);
+        run.touched.store(0, Ordering::Relaxed);
+        assert_eq!(begin(&origin, &query).0, 201);
+        assert!(!origin.runs().contains_key(&name));
+    }
+
+    #[test]
+    fn cpu_time_of_others_is_said_to_be_in_the_figures() {
+        let origin = origin(None);
+        let query = format!("nonce={}", "00".repeat(16));
+        let path = |run: &Value| format!("/adit-bench/runs/{}", run["run"].as_str().unwrap());
+        let shared = |path: &str| text(origin.route(&Method::GET, path, HERE)).1["cpu"]["shared"].clone();
+        let first = path(&begin(&origin, &query).1);
+        assert_eq!(shared(&first), false);
+        let second = path(&begin(&origin, &query).1);
+        origin.route(&Method::DELETE, &second, HERE);
+        assert_eq!(shared(&first), true);
+        origin.route(&Method::DELETE, &first, HERE);
+        let third = path(&begin(&origin, &query).1);
+        assert_eq!(shared(&third), false);
+        origin.route(&Method::GET, "/bytes/7", HERE);
+        assert_eq!(shared(&third), true);
     }
 
     #[test]
     fn a_secret_is_proven_over_a_nonce_that_counts_once() {
         let origin = origin(Some(b"long enough"));
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"long enough");
-        let hello = text(origin.route(&Method::GET, "/adit-bench")).1;
+        let hello = text(origin.route(&Method::GET, "/adit-bench", HERE)).1;
         let nonce = wire::unhex16(hello["nonce"].as_str()).unwrap();
         let proof = wire::prove(&secret, Side::Client, (&nonce, &[0; 16]), HTTP_TEXT);
         let query = format!("nonce={}&proof={proof}", "00".repeat(16));
         assert_eq!(begin(&origin, &format!("nonce={}", "00".repeat(16))).0, 403);
         assert_eq!(begin(&origin, &query).0, 201);
         assert_eq!(begin(&origin, &query).0, 403);
-        assert_eq!(text(origin.route(&Method::GET, "/bytes/7")).0, 403);
-        assert_eq!(text(origin.route(&Method::POST, "/sink")).0, 403);
+        assert_eq!(text(origin.route(&Method::GET, "/bytes/7", HERE)).0, 403);
+        assert_eq!(text(origin.route(&Method::POST, "/sink", HERE)).0, 403);
     }
 }

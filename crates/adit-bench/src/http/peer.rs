@@ -1,10 +1,14 @@
 //! What a client asks of a bench origin beside the load: to begin a run, what it counted, its CPU time.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use aws_lc_rs::hmac;
 use bytes::BytesMut;
 use http::{Method, Uri};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 use super::exchange_h1::text_of;
 use super::load::{Failure, Load, SILENCE_MAX, connect};
@@ -28,6 +32,29 @@ pub(super) struct Counted {
     pub(super) sent: u64,
     pub(super) received: u64,
     pub(super) cpu: CpuUse,
+}
+
+/// Tells the origin every two seconds that the client is still there; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Alive(JoinHandle<()>);
+
+impl Alive {
+    pub(super) fn keep(peer: Arc<Peer>, load: Arc<Load>) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(ALIVE_INTERVAL).await;
+                let path = format!("/runs/{}/ping", peer.run);
+                // One that is lost is followed by another.
+                let _ = tokio::time::timeout(ALIVE_INTERVAL, peer.ask(&load, &Method::GET, &path)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Peer {
@@ -131,7 +158,7 @@ async fn one(load: &Load, request: &str) -> Result<(u16, String), BenchError> {
 
 /// Says why, by trying once more in the way that tells.
 fn refused(load: &Load) -> BenchError {
-    let source = std::net::TcpStream::connect_timeout(&load.address, std::time::Duration::from_secs(1)).err();
+    let source = std::net::TcpStream::connect_timeout(&load.address, Duration::from_secs(1)).err();
     let source = source.unwrap_or_else(|| std::io::ErrorKind::ConnectionRefused.into());
     BenchError::Connect { target: load.address.to_string(), source }
 }
@@ -159,5 +186,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// A fifth of what the origin waits for.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// The origin's own documents are a few hundred bytes, pages of what stands between may be longer.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;

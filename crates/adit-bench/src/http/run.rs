@@ -1,9 +1,10 @@
 //! A run over HTTP: against a bench origin behind anything, or any URL.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Uri};
@@ -12,21 +13,21 @@ use tokio::task::JoinSet;
 use super::exchange_h2;
 use super::load::{Ask, Load, Tally, Worker, lock};
 use super::origin::PATTERN_BYTES;
-use super::peer::{Counted, Peer};
+use super::peer::{Alive, Counted, Peer};
 use super::tls::ClientTls;
-use crate::cpu::{CpuMark, CpuUse};
+use crate::cpu::{self, CpuMark, CpuUse};
 use crate::error::BenchError;
 use crate::flow::{Flow, Look, Switch, Under};
 use crate::histogram::Histogram;
 use crate::options::{ClientOptions, Direction};
-use crate::outcome::{FlowOutcome, Head, Outcome, Requests, Side, StreamHead};
+use crate::outcome::{FlowOutcome, Head, Outcome, Requests, Side, StreamHead, Waiting};
 use crate::plan::Amount;
 use crate::recorder::Recorder;
 use crate::report::Reporter;
 use crate::resolve::resolve;
 use crate::schedule::{Due, Ticks};
 use crate::signals;
-use crate::tcp::pattern;
+use crate::tcp::{note_thread, pattern};
 
 /// One run.
 pub(crate) async fn run(
@@ -176,7 +177,9 @@ fn head(options: &ClientOptions, url: &Uri, load: &Load) -> Head {
         Direction::Down => (0, options.parallel),
         Direction::Both => (options.parallel, options.parallel),
     };
-    let local = crate::udp::any_address(load.address, options.bind);
+    let mut local = crate::udp::any_address(load.address, options.bind);
+    let used = crate::udp::source_towards(load.address, options.bind);
+    used.into_iter().for_each(|ip| local.set_ip(ip));
     let streams =
         (0..up + down).map(|index| StreamHead { index, is_up: index < up, local, remote: load.address });
     let verb = match options.direction {
@@ -209,7 +212,7 @@ fn head(options: &ClientOptions, url: &Uri, load: &Load) -> Head {
 struct Run<'a> {
     options: &'a ClientOptions,
     load: Arc<Load>,
-    peer: Option<Peer>,
+    peer: Option<Arc<Peer>>,
     flows: Vec<Arc<Flow>>,
     tallies: Vec<Arc<Mutex<Tally>>>,
     /// Small requests beside large bodies.
@@ -219,6 +222,7 @@ struct Run<'a> {
 
 /// How the counted part ended.
 struct Ended {
+    at: Instant,
     near: CpuUse,
     interrupted: bool,
 }
@@ -231,7 +235,7 @@ impl<'a> Run<'a> {
         };
         let flows: Vec<Arc<Flow>> = head.streams.iter().map(flow).collect();
         let tallies = flows.iter().map(|_| Arc::default()).collect();
-        Self { options, load, peer, flows, tallies, ping: None, idle: None }
+        Self { options, load, peer: peer.map(Arc::new), flows, tallies, ping: None, idle: None }
     }
 
     async fn measure(mut self, head: Head, reporter: &mut Reporter) -> Result<Outcome, BenchError> {
@@ -239,6 +243,7 @@ impl<'a> Run<'a> {
         if let Some(peer) = &self.peer {
             peer.mark(&self.load).await?;
         }
+        let _alive = self.peer.as_ref().map(|peer| Alive::keep(Arc::clone(peer), Arc::clone(&self.load)));
         let mut recorder = Recorder::new(self.flows.clone());
         let mut workers = self.start();
         let ended = Box::pin(self.drive(&mut recorder, reporter, &mut workers)).await?;
@@ -262,7 +267,7 @@ impl<'a> Run<'a> {
         let fields = fields(self.options, &url);
         let path = peer.path("ping");
         load.down = ask(self.options, &url, &fields, (&Method::GET, &path), 0, Some(PING_IDLE_COUNT))?;
-        // One at most each 10 ms.
+        // A byte each: at most one each 10 ms.
         load.rate = Some(8 * 100);
         let load = Arc::new(load);
         let tally = Arc::new(Mutex::new(Tally::default()));
@@ -333,12 +338,13 @@ impl<'a> Run<'a> {
                 reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
                 ticks.iter_mut().for_each(Ticks::advance);
             } else if warm_up.take().is_some() {
-                reporter.interval(recorder.cut(recorder.elapsed(), true));
+                // The way of the mark and of its answer is part of the warm-up: counters, clock and CPU time begin behind it.
                 if let Some(peer) = &self.peer {
                     peer.mark(&self.load).await?;
                 }
-                self.tallies.iter().for_each(|tally| *lock(tally) = Tally::default());
-                self.ping.iter().for_each(|(_, tally)| *lock(tally) = Tally::default());
+                reporter.interval(recorder.cut(recorder.elapsed(), true));
+                self.tallies.iter().for_each(|tally| lock(tally).end_warm_up());
+                self.ping.iter().for_each(|(_, tally)| lock(tally).end_warm_up());
                 recorder.end_warm_up();
                 mark = CpuMark::now(&self.options.watched);
                 ticks = self.options.interval.map(Ticks::new);
@@ -346,7 +352,34 @@ impl<'a> Run<'a> {
                 break false;
             }
         };
-        Ok(Ended { near: mark.elapsed(), interrupted })
+        Ok(Ended { at: Instant::now(), near: mark.elapsed(), interrupted })
+    }
+
+    /// What was counted until `end`: latencies of the requests or of small ones beside them, and who waited; reasons of failure.
+    fn tallied(&self, end: Instant) -> (Histogram, Waiting, BTreeMap<&'static str, u64>) {
+        let mut failed = BTreeMap::<&'static str, u64>::new();
+        for tally in &self.tallies {
+            let tally = lock(tally);
+            tally.failed.iter().for_each(|(reason, count)| *failed.entry(reason).or_default() += count);
+        }
+        let timed = match &self.ping {
+            Some((_, tally)) => std::slice::from_ref(tally),
+            None => &self.tallies,
+        };
+        let (mut latency, mut waiting, mut answered) = (Histogram::default(), Waiting::default(), None);
+        for tally in timed {
+            let tally = lock(tally);
+            latency.merge(&tally.latency);
+            answered = answered.max(tally.answered);
+            if let Some(waited) = tally.waited(end) {
+                latency.record(waited);
+                waiting.count += 1;
+                waiting.longest = waiting.longest.max(waited);
+            }
+        }
+        let since = answered.map(|answered| end.saturating_duration_since(answered));
+        waiting.silence = since.unwrap_or(waiting.longest).min(waiting.longest);
+        (latency, waiting, failed)
     }
 
     fn outcome(
@@ -358,16 +391,11 @@ impl<'a> Run<'a> {
     ) -> Result<Outcome, BenchError> {
         let seconds = recorder.last_end();
         let totals = recorder.totals();
-        let mut requests = Requests::default();
-        let mut latency = Histogram::default();
-        let mut failed = std::collections::BTreeMap::<&'static str, u64>::new();
-        for tally in &self.tallies {
-            let tally = lock(tally);
-            latency.merge(&tally.latency);
-            tally.failed.iter().for_each(|(reason, count)| *failed.entry(reason).or_default() += count);
-        }
-        requests.done = totals.iter().map(|look| look.packets).sum();
-        requests.failed = failed.into_iter().collect();
+        let (latency, waiting, failed) = self.tallied(ended.at);
+        let requests = Requests {
+            done: totals.iter().map(|look| look.packets).sum(),
+            failed: failed.into_iter().collect(),
+        };
         if requests.done == 0 && totals.iter().all(|look| look.bytes == 0) && !ended.interrupted {
             let why = requests.failed.first().map_or("no answer in time", |(reason, _)| reason);
             return Err(BenchError::Http(format!("not one request was answered: {why}")));
@@ -394,20 +422,25 @@ impl<'a> Run<'a> {
             .iter()
             .filter_map(|flow| flow.failure().map(|why| format!("stream {}: {why}", flow.index + 1)));
         let far_sums = counted.as_ref().map(|counted| {
+            // In its own time: it began to count when the mark came, and has counted until it was asked.
+            let seconds = counted.cpu.seconds;
             let side = |bytes| Side { seconds, look: Look { bytes, ..Look::default() } };
             (side(counted.received), side(counted.sent))
         });
-        let pings = self.ping.as_ref().map(|(_, tally)| lock(tally).latency.clone());
+        let threads = recorder.flows().iter().map(|flow| &flow.counters.thread_permille);
+        let busiest = threads.map(|permille| permille.load(Ordering::Relaxed)).max().unwrap_or_default();
+        let near = CpuUse { busiest_thread: busiest as f64 / 1000.0, ..ended.near };
         Ok(Outcome {
             flows: flows.collect(),
             failures: failures.chain(unknown).collect(),
             far_sums,
             seconds,
             idle: self.idle,
-            latency_of_requests: pings.is_none(),
-            loaded: Some(pings.unwrap_or(latency)),
+            latency_of_requests: self.ping.is_none(),
+            waiting: Some(waiting),
+            loaded: Some(latency),
             requests: Some(requests),
-            near: ended.near,
+            near,
             far: counted.map(|counted| counted.cpu),
             congestion: (None, None),
             interrupted: ended.interrupted,
@@ -433,6 +466,8 @@ type Workers = Vec<(Worker, Option<Arc<exchange_h2::Connection>>)>;
 /// One thread of the client.
 fn serve(workers: Workers, ping: Option<(Arc<Load>, Arc<Mutex<Tally>>)>) {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+    let before = (Instant::now(), cpu::thread());
+    let flow = workers.first().map(|(worker, _)| Arc::clone(&worker.flow));
     runtime.block_on(async {
         let mut tasks = JoinSet::new();
         for (worker, shared) in workers {
@@ -445,6 +480,8 @@ fn serve(workers: Workers, ping: Option<(Arc<Load>, Arc<Mutex<Tally>>)>) {
         while tasks.join_next().await.is_some() {}
         ping.iter().for_each(|task| task.abort());
     });
+    // For all of the thread's flows.
+    flow.iter().for_each(|flow| note_thread(flow, before));
     // Connections of HTTP/2 end with it.
     runtime.shutdown_background();
 }

@@ -1,5 +1,6 @@
 //! The origin's HTTP/1.1: heads are parsed, bodies counted or made, one buffer a connection.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use super::framing::BodyReader;
 use super::origin::{Answer, Origin, PATTERN_BYTES, Run};
 
 /// Serves requests one after the other until the client closes, is silent, or breaks the rules.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(origin: &Origin, mut stream: S) {
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(origin: &Origin, mut stream: S, from: IpAddr) {
     let mut buffer = BytesMut::with_capacity(HEAD_BYTES_MAX);
     while let Ok(Some(head)) = read_head(&mut stream, &mut buffer).await {
-        let exchange = exchange(origin, &mut stream, &mut buffer, head);
-        if !matches!(tokio::time::timeout(origin.request_max, exchange).await, Ok(Ok(true))) {
+        let answer = origin.route(&head.method, &head.target, from);
+        let exchange = exchange(origin, &mut stream, &mut buffer, (head, answer));
+        if !matches!(tokio::time::timeout(origin.request_max(), exchange).await, Ok(Ok(true))) {
             break;
         }
     }
@@ -94,9 +96,8 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     origin: &Origin,
     stream: &mut S,
     buffer: &mut BytesMut,
-    mut head: Head,
+    (mut head, answer): (Head, Answer),
 ) -> Result<bool, Stop> {
-    let answer = origin.route(&head.method, &head.target);
     if head.expects_continue && !head.body.is_done() {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Stop::Gone)?;
     }
@@ -147,6 +148,7 @@ async fn drain<S: AsyncRead + Unpin>(
         all += content;
         if let Some(run) = run {
             run.received.fetch_add(content, Ordering::Relaxed);
+            run.touch();
         }
     }
     Ok(all)
@@ -192,6 +194,7 @@ async fn send_bytes<S: AsyncWrite + Unpin>(
         if written == 0 {
             return Err(Stop::Gone);
         }
+        run.iter().for_each(|run| run.touch());
         left -= written as u64;
     }
     Ok(())

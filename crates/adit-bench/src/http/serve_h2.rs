@@ -1,5 +1,6 @@
 //! The origin's HTTP/2.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::task::JoinSet;
 use super::origin::{Answer, Origin, PATTERN_BYTES, Run};
 
 /// Serves the streams of one connection until the client closes it.
-pub(crate) async fn serve<S>(origin: Arc<Origin>, stream: S)
+pub(crate) async fn serve<S>(origin: Arc<Origin>, stream: S, from: IpAddr)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -32,7 +33,7 @@ where
         tokio::select! {
             // Also what drives the connection, and so the streams.
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => drop(streams.spawn(answer(Arc::clone(&origin), request, respond))),
+                Some(Ok((request, respond))) => drop(streams.spawn(answer(Arc::clone(&origin), request, respond, from))),
                 _ => break,
             },
             Some(_) = streams.join_next(), if !streams.is_empty() => {}
@@ -41,12 +42,17 @@ where
     }
 }
 
-async fn answer(origin: Arc<Origin>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+async fn answer(
+    origin: Arc<Origin>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    from: IpAddr,
+) {
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
-    let answer = origin.route(request.method(), &target);
+    let answer = origin.route(request.method(), &target, from);
     // A stream that was reset has no one to tell.
     let _ =
-        tokio::time::timeout(origin.request_max, send(&origin, request.into_body(), respond, answer)).await;
+        tokio::time::timeout(origin.request_max(), send(&origin, request.into_body(), respond, answer)).await;
 }
 
 async fn send(
@@ -91,6 +97,7 @@ async fn drain(mut body: RecvStream, run: Option<&Run>) -> Result<u64, h2::Error
         all += length as u64;
         if let Some(run) = run {
             run.received.fetch_add(length as u64, Ordering::Relaxed);
+            run.touch();
         }
     }
     Ok(all)
@@ -110,6 +117,7 @@ async fn pour(
         if let Some(run) = run {
             // Before it is sent: whoever has received the last of it may ask for the count at once.
             run.sent.fetch_add(room as u64, Ordering::Relaxed);
+            run.touch();
         }
         stream.send_data(chunk, left == 0)?;
     }

@@ -46,7 +46,7 @@ impl ServerTls {
         let (chain, key) = match files {
             Some((certificate, key)) => {
                 let unreadable = |path: &PathBuf, error: &dyn std::fmt::Display| {
-                    BenchError::Usage(format!("cannot read {}: {error}", path.display()))
+                    BenchError::Usage(format!("--cert and --key: cannot read {}: {error}", path.display()))
                 };
                 let chain = CertificateDer::pem_file_iter(certificate)
                     .and_then(Iterator::collect::<Result<Vec<_>, _>>);
@@ -105,8 +105,8 @@ fn roots(options: &HttpOptions) -> Result<RootCertStore, BenchError> {
     match &options.ca {
         Some(path) => {
             let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let found = found
-                .map_err(|error| BenchError::Usage(format!("cannot read {}: {error}", path.display())))?;
+            let found =
+                found.map_err(|error| BenchError::Usage(format!("--ca {}: {error}", path.display())))?;
             for certificate in found {
                 roots.add(certificate).map_err(|error| BenchError::Tls(error.to_string()))?;
             }

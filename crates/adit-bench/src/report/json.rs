@@ -113,6 +113,10 @@ fn end(outcome: &Outcome, missed: &[String]) -> Value {
     let latency = json!({
         "kind": if outcome.latency_of_requests { "request" } else { "ping" },
         "idle": outcome.idle.as_ref().map(latency), "loaded": outcome.loaded.as_ref().map(latency),
+        "waiting": outcome.waiting.map(|waiting| json!({
+            "count": waiting.count, "longest": waiting.longest.as_secs_f64() * 1000.0,
+            "silence": waiting.silence.as_secs_f64() * 1000.0,
+        })),
     });
     end.insert("latency_ms".to_owned(), latency);
     if let (Some(requests), Some(rate)) = (&outcome.requests, outcome.requests_per_second()) {
@@ -120,7 +124,10 @@ fn end(outcome: &Outcome, missed: &[String]) -> Value {
             requests.failed.iter().map(|(reason, count)| ((*reason).to_owned(), json!(count))).collect();
         end.insert(
             "requests".to_owned(),
-            json!({ "done": requests.done, "per_second": rate, "failed": failed }),
+            json!({
+                "done": requests.done, "per_second": rate, "failed": failed, "failed_count": requests.failures(),
+                "failed_percent": requests.failed_percent(),
+            }),
         );
     }
     if let Some(name) = &outcome.congestion.0 {
@@ -184,6 +191,7 @@ fn counted(head: &Head, sum: &Sum, role: Option<&str>) -> Map<String, Value> {
             value.insert("lost_packets".to_owned(), json!(sum.lost));
             value.insert("lost_percent".to_owned(), json!(sum.lost_percent()));
             value.insert("out_of_order".to_owned(), json!(sum.out_of_order));
+            value.insert("duplicates".to_owned(), json!(sum.duplicates));
         }
         "HTTP/1.1" | "HTTP/2" => {
             value.insert("requests".to_owned(), json!(sum.packets));

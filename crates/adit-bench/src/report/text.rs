@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::cpu::CpuUse;
 use crate::flow::Look;
 use crate::histogram::Histogram;
-use crate::outcome::{Head, Interval, Outcome, Side, StreamHead, Sum, lost_percent};
+use crate::outcome::{Head, Interval, Outcome, Side, StreamHead, Sum, Waiting, lost_percent};
 use crate::units::{bytes_text, rate_text, time_text};
 use crate::verdict;
 
@@ -203,14 +203,15 @@ fn summary_details(head: &Head, sum: &Sum, role: &str) -> String {
 fn datagrams(sum: &Sum) -> String {
     let order =
         if sum.out_of_order > 0 { format!(", {} out of order", sum.out_of_order) } else { String::new() };
+    let twice = if sum.duplicates > 0 { format!(", {} came twice", sum.duplicates) } else { String::new() };
     let percent = lost_percent(sum.lost, sum.packets);
-    format!("  {:.3} ms  {}/{} ({percent:.2} %){order}", sum.jitter_ms, sum.lost, sum.lost + sum.packets)
+    let all = sum.lost.saturating_add(sum.packets);
+    format!("  {:.3} ms  {}/{all} ({percent:.2} %){order}{twice}", sum.jitter_ms, sum.lost)
 }
 
 fn requests(text: &mut String, outcome: &Outcome) {
     let (Some(requests), Some(rate)) = (&outcome.requests, outcome.requests_per_second()) else { return };
-    let failed: u64 = requests.failed.iter().map(|(_, count)| count).sum();
-    let _ = write!(text, "Requests: {} done, {rate:.0}/s, {failed} failed", requests.done);
+    let _ = write!(text, "Requests: {} done, {rate:.0}/s, {} failed", requests.done, requests.failures());
     for (reason, count) in &requests.failed {
         let _ = write!(text, ", {count} {reason}");
     }
@@ -236,6 +237,15 @@ fn latency(text: &mut String, outcome: &Outcome) {
     }
     if let Some(loaded) = has(&outcome.loaded) {
         one(if outcome.latency_of_requests { "of requests" } else { "under load" }, &loaded);
+    }
+    let silent = outcome.waiting.filter(|waiting| waiting.silence.as_secs_f64() * 100.0 >= outcome.seconds);
+    if let Some(Waiting { count, longest, silence }) = silent {
+        let _ = writeln!(
+            text,
+            "No answer in the last {}: {count} under way, the longest for {}",
+            time_text(silence),
+            time_text(longest)
+        );
     }
 }
 

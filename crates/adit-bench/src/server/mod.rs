@@ -1,6 +1,7 @@
 //! `adit bench server`: the other end of runs, and an HTTP origin to put behind anything.
 
 mod arrivals;
+pub(crate) mod census;
 mod registry;
 mod session;
 
@@ -19,6 +20,7 @@ use crate::print;
 use crate::quic::{Certificate, QuicParts, SERVER_NAME};
 use crate::wire::{HEADER_BYTES, Header, HeaderError, Kind, Refusal};
 
+use census::Census;
 pub(crate) use registry::Limits;
 use registry::Registry;
 
@@ -97,9 +99,10 @@ impl Server {
         let udp = arrivals::UdpDoor::bind(SocketAddr::new(address.ip(), wanted))?;
         let tls = ServerTls::new(options.certificate.as_ref(), address.ip())?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &crate::wire::random()?);
+        let census = Arc::<Census>::default();
         let server = Arc::new(Self {
             secret: options.secret.clone(),
-            registry: Registry::new(options.limits.clone()),
+            registry: Registry::new(options.limits.clone(), Arc::clone(&census)),
             watched: options.watched.clone(),
             certificate,
             parts: *parts,
@@ -108,9 +111,10 @@ impl Server {
             udp_port: udp.port(),
             origin: Origin::new(
                 options.secret.clone(),
-                (options.limits.tests, options.limits.duration),
+                options.limits.clone(),
                 options.watched.clone(),
-            )?,
+                census,
+            ),
             tls,
             stopping: watch::Sender::new(false),
             done: watch::Sender::new(0),
@@ -191,10 +195,10 @@ async fn dispatch(server: Arc<Server>, stream: TcpStream, peer: SocketAddr) {
         b'a' => own_protocol(server, stream, peer).await,
         TLS_HANDSHAKE => {
             if let Ok(Ok(stream)) = tokio::time::timeout(HEADER_TIMEOUT, server.tls.accept(stream)).await {
-                server.origin.serve_tls(stream).await;
+                server.origin.serve_tls(stream, peer.ip()).await;
             }
         }
-        _ => server.origin.serve_clear(stream).await,
+        _ => server.origin.serve_clear(stream, peer.ip()).await,
     }
 }
 

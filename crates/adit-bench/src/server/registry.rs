@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use super::census::{Census, Counted};
 use crate::plan::{Plan, Transport};
 use crate::udp::UdpFlow;
 use crate::wire::{Cookie, Header, Refusal};
@@ -39,8 +39,7 @@ pub(crate) struct Registry {
     limits: Limits,
     runs: Mutex<HashMap<Cookie, Run>>,
     sessions: Arc<watch::Sender<usize>>,
-    /// Runs begun ever: tells whether another one shared the CPU.
-    begun: AtomicU64,
+    census: Arc<Census>,
     refused: Mutex<HashMap<Refusal, u64>>,
 }
 
@@ -58,8 +57,7 @@ pub(crate) struct Place {
     registry: Arc<super::Server>,
     pub(crate) cookie: Cookie,
     pub(crate) arrivals: mpsc::Receiver<(Header, Arrived)>,
-    begun: u64,
-    was_alone: bool,
+    counted: Counted,
 }
 
 /// A control connection that is open.
@@ -73,12 +71,12 @@ impl Drop for Session {
 }
 
 impl Registry {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, census: Arc<Census>) -> Self {
         Self {
             limits,
             runs: Mutex::default(),
             sessions: Arc::new(watch::Sender::new(0)),
-            begun: AtomicU64::new(0),
+            census,
             refused: Mutex::default(),
         }
     }
@@ -156,16 +154,14 @@ impl Place {
         if quic.is_some_and(|window| of_quic().any(|other| other != window)) {
             return None;
         }
-        let was_alone = runs.is_empty();
         let (sender, arrivals) = mpsc::channel(ARRIVALS_MAX);
         runs.insert(cookie, Run { address, quic, arrivals: sender });
-        let begun = registry.begun.fetch_add(1, Ordering::Relaxed) + 1;
-        Some(Self { registry: Arc::clone(server), cookie, arrivals, begun, was_alone })
+        Some(Self { registry: Arc::clone(server), cookie, arrivals, counted: registry.census.enter() })
     }
 
-    /// Whether no other run was under way since this one began.
+    /// Whether no other run of either kind was under way since this one began.
     pub(crate) fn was_alone(&self) -> bool {
-        self.was_alone && self.registry.registry.begun.load(Ordering::Relaxed) == self.begun
+        self.counted.was_alone()
     }
 }
 
