@@ -611,6 +611,37 @@ async fn much_content_goes_from_socket_to_socket_and_the_connections_stay() {
     assert!(moved > 8e6, "most of it was not copied: {moved}");
 }
 
+/// Answers with `content`, an urgent byte in its midst: splice(2) stops there as if nothing more came.
+async fn send_urgently(origin: tokio::net::TcpListener, content: Arc<Vec<u8>>) {
+    let (mut stream, _) = origin.accept().await.unwrap();
+    let _ = stream.read(&mut [0; 4096]).await.unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (before, behind) = content.split_at(content.len() - 100_000);
+    stream.write_all(before).await.unwrap();
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+    stream.write_all(behind).await.unwrap();
+}
+
+#[tokio::test]
+async fn content_behind_an_urgent_byte_is_not_lost() {
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    let (address, _drain) = listen(
+        Gateway(Origin::new(&service, &OriginSettings::default()).unwrap()),
+        &prometheus::Registry::new(),
+    );
+    let content: Arc<Vec<u8>> = Arc::new((0..2_000_000u32).map(|byte| (byte % 253) as u8).collect());
+    tokio::spawn(send_urgently(origin, Arc::clone(&content)));
+    let mut visitor = tokio::io::BufReader::new(TcpStream::connect(address).await.unwrap());
+    visitor.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_head(&mut visitor).await.unwrap();
+    let mut answer = vec![0; content.len()];
+    let read = tokio::time::timeout(Duration::from_secs(20), visitor.read_exact(&mut answer)).await;
+    assert!(matches!(read, Ok(Ok(_))), "all of it comes: {read:?}");
+    assert!(answer == *content, "and nothing else");
+}
+
 /// Bytes that went through pipes, all of which are back.
 fn spliced(metrics: &prometheus::Registry) -> f64 {
     let piped = metrics.gather().into_iter().filter(|family| family.name().starts_with("adit_proxy_splice"));
