@@ -53,6 +53,18 @@ fn c16_a_preamble_may_arrive_in_pieces() {
 }
 
 #[test]
+fn a_stream_that_the_edge_has_ended_is_not_stopped_as_well() {
+    let Some(mut tunnel) = Tunnel::start(&[]) else { return };
+    let together = get("together", "/echo");
+    let mut behind = get("behind", "/echo");
+    behind["split"] = json!([8, 20, 30]);
+    for request in [&together, &behind] {
+        let exchange = tunnel.edge.exchange(request);
+        assert_eq!((exchange.status(), exchange.end["stopped"].as_u64()), (Some(200), None), "{request}");
+    }
+}
+
+#[test]
 fn c17_an_unknown_signature_ends_its_stream_and_no_other() {
     let Some(mut tunnel) = Tunnel::start(&[]) else { return };
     tunnel.edge.tell(&json!({"do": "raw", "id": "unknown", "hex": "0011223344556677"}));

@@ -269,9 +269,13 @@ impl Engine {
             Self::Stock(name, program, arguments) => {
                 let mut command = namespace.command(program);
                 command.arg("-f").args(*arguments).arg(&interface);
-                let process = Process::start(name, &mut command);
-                set_up_stock(namespace, &folder, &interface, side, other);
-                process
+                // wireguard-go loses its own socket now and then while it starts ("Failed to listen on uapi socket"), and ends.
+                let started = (0..3).find_map(|_| {
+                    let mut process = Process::start(name, &mut command);
+                    set_up_stock(&mut process, namespace, &folder, &interface, [side, other])
+                        .then_some(process)
+                });
+                started.unwrap_or_else(|| unreachable!("{name} ends whenever it is started"))
             }
         };
         let address = side.inner(true);
@@ -358,15 +362,28 @@ fn start_adit(
     process
 }
 
-fn set_up_stock(namespace: &Namespace, folder: &TempFolder, interface: &str, side: &Side, other: &Side) {
+/// False if the process has ended.
+fn set_up_stock(
+    process: &mut Process,
+    namespace: &Namespace,
+    folder: &TempFolder,
+    interface: &str,
+    [side, other]: [&Side; 2],
+) -> bool {
     let path = folder.write("set.conf", side.configuration(other, false));
     let path = path.display().to_string();
-    wait_for("the UAPI socket", || {
-        namespace.run("wg", &["setconf", interface, &path]).status.success().then_some(())
+    let is_set = wait_for("the UAPI socket", || match process.ended() {
+        Some(_) => Some(false),
+        None => namespace.run("wg", &["setconf", interface, &path]).status.success().then_some(true),
     });
+    if !is_set {
+        note(&format!("a stock peer ended as it started:\n{}", process.output()));
+        return false;
+    }
     namespace.ip(&["addr", "add", &format!("{}/24", side.inner(false)), "dev", interface]);
     namespace.ip(&["addr", "add", &format!("{}/64", side.inner(true)), "dev", interface, "nodad"]);
     namespace.ip(&["link", "set", interface, "mtu", &side.mtu.to_string(), "up"]);
+    true
 }
 
 /// An iperf3 server in a namespace that serves one client.

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{BitOr, Deref, DerefMut, Range};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use adit_route::router::RequestFields;
 use bytes::{Bytes, BytesMut};
@@ -37,15 +37,76 @@ pub struct Ours {
     pub start: &'static str,
 }
 
+/// A field that the configuration has this process set on messages that pass.
+#[derive(Debug)]
+pub struct Configured {
+    name: HeaderName,
+    /// As it is written, with what stands before the value.
+    start: Box<[u8]>,
+    value: HeaderValue,
+}
+
+impl Configured {
+    /// A field with this value.
+    pub fn new(name: HeaderName, value: HeaderValue) -> Self {
+        let mut start = BytesMut::new();
+        encode::line(&mut start, &name, &HeaderValue::from_static(""));
+        start.truncate(start.len() - b"\r\n".len());
+        Self { name, start: start.as_ref().into(), value }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &HeaderName {
+        &self.name
+    }
+
+    /// Its value.
+    pub fn value(&self) -> &HeaderValue {
+        &self.value
+    }
+}
+
+/// A field behind the lines.
+#[derive(Clone, Debug)]
+enum Added {
+    Ours(&'static Ours, HeaderValue),
+    Configured(Arc<Configured>),
+}
+
+impl Added {
+    fn name(&self) -> &HeaderName {
+        match self {
+            Self::Ours(field, _) => &field.name,
+            Self::Configured(field) => &field.name,
+        }
+    }
+
+    fn start(&self) -> &[u8] {
+        match self {
+            Self::Ours(field, _) => field.start.as_bytes(),
+            Self::Configured(field) => &field.start,
+        }
+    }
+
+    fn value(&self) -> &HeaderValue {
+        match self {
+            Self::Ours(_, value) => value,
+            Self::Configured(field) => &field.value,
+        }
+    }
+}
+
 /// What fields are to a proxy; a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kinds(u16);
 
 /// Who has sent a head: what visitors may lie about, origins may not be asked about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Side {
+pub enum Side {
+    /// Requests.
     #[default]
     Visitor,
+    /// Answers.
     Origin,
 }
 
@@ -69,7 +130,7 @@ struct Lines {
     /// Lines of these kinds are gone.
     gone: Kinds,
     /// Fields of ours, behind the lines.
-    added: SmallVec<[(&'static Ours, HeaderValue); ADDED_INLINE]>,
+    added: SmallVec<[Added; ADDED_INLINE]>,
 }
 
 impl Kinds {
@@ -193,10 +254,14 @@ impl Fields {
         lines.lines.push(Line { name: short(name), value: short(value), kind, is_tidy });
     }
 
-    /// The fields of an answer that came in a message of another form; each a token and a value free of what cannot stand
-    /// in one, at these places of the message.
-    pub fn of_answer(message: &Bytes, places: impl Iterator<Item = (Range<usize>, Range<usize>)>) -> Self {
-        let mut all = Self::begin(message, Side::Origin);
+    /// The fields of a message of another form, sent by this side; each a token and a value free of what cannot stand in
+    /// one, at these places of the message.
+    pub fn of_message(
+        message: &Bytes,
+        places: impl Iterator<Item = (Range<usize>, Range<usize>)>,
+        side: Side,
+    ) -> Self {
+        let mut all = Self::begin(message, side);
         places.for_each(|(name, value)| all.push_line(name, value, false));
         all
     }
@@ -210,7 +275,7 @@ impl Fields {
         let lines = lines
             .into_iter()
             .flat_map(|lines| lines.iter().map(|line| (lines.text(line.name), lines.text(line.value))));
-        let added = added.map(|(field, value)| (field.name.as_str().as_bytes(), value.as_bytes()));
+        let added = added.map(|field| (field.name().as_str().as_bytes(), field.value().as_bytes()));
         lines.chain(added).chain(map.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
     }
 
@@ -236,9 +301,8 @@ impl Fields {
     /// The first value under a name, whichever form the fields have.
     pub fn first(&self, name: &HeaderName) -> Option<&[u8]> {
         let Some(lines) = &self.lines else { return self.get(name).map(HeaderValue::as_bytes) };
-        let is_ours = |added: &&(&Ours, HeaderValue)| added.0.name == name;
-        if let Some((_, value)) = lines.added.iter().find(is_ours) {
-            return Some(value.as_bytes());
+        if let Some(added) = lines.added.iter().find(|added| added.name() == name) {
+            return Some(added.value().as_bytes());
         }
         let name = name.as_str().as_bytes();
         let is_named = |line: &&Line| lines.text(line.name).eq_ignore_ascii_case(name);
@@ -317,19 +381,35 @@ impl Fields {
 
     /// Puts a field in the place of what is there under its name.
     pub fn put(&mut self, field: &'static Ours, value: HeaderValue) {
-        let name = field.name.as_str().as_bytes();
-        let is_new = self.lines.is_some() && !self.pairs().any(|(other, _)| other.eq_ignore_ascii_case(name));
-        match is_new {
+        match self.lack_name(&field.name) {
             true => self.add(field, value),
             false => drop(self.insert(&field.name, value)),
         }
+    }
+
+    /// [`Self::put`] for a field of the configuration.
+    pub fn put_configured(&mut self, field: &Arc<Configured>) {
+        let is_new = self.lack_name(&field.name);
+        match &mut self.lines {
+            Some(lines) if is_new => {
+                lines.added.push(Added::Configured(Arc::clone(field)));
+                self.map.take();
+            }
+            _ => drop(self.insert(&field.name, field.value.clone())),
+        }
+    }
+
+    /// True if these are lines and none has this name.
+    fn lack_name(&self, name: &HeaderName) -> bool {
+        let name = name.as_str().as_bytes();
+        self.lines.is_some() && !self.pairs().any(|(other, _)| other.eq_ignore_ascii_case(name))
     }
 
     /// Adds a field that is not there yet.
     pub(crate) fn add(&mut self, field: &'static Ours, value: HeaderValue) {
         match &mut self.lines {
             Some(lines) => {
-                lines.added.push((field, value));
+                lines.added.push(Added::Ours(field, value));
                 self.map.take();
             }
             None => drop(self.insert(&field.name, value)),
@@ -340,7 +420,7 @@ impl Fields {
     pub(crate) fn has_added(&self, field: &Ours) -> bool {
         self.lines
             .as_ref()
-            .is_some_and(|lines| lines.added.iter().any(|(added, _)| added.start == field.start))
+            .is_some_and(|lines| lines.added.iter().any(|added| added.start() == field.start.as_bytes()))
     }
 
     /// Writes all fields as lines of a head: those that came as lines in the letter case in which they came.
@@ -356,7 +436,7 @@ impl Fields {
         match &self.lines {
             // The lines that are gone are few.
             Some(lines) => {
-                let added = lines.added.iter().map(|(field, value)| field.start.len() + value.len() + 2);
+                let added = lines.added.iter().map(|field| field.start().len() + field.value().len() + 2);
                 lines.head.len() + added.sum::<usize>()
             }
             None => self.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum(),
@@ -393,9 +473,9 @@ impl Lines {
             }
         }
         out.extend_from_slice(&self.head[run]);
-        for (field, value) in &self.added {
-            out.extend_from_slice(field.start.as_bytes());
-            out.extend_from_slice(value.as_bytes());
+        for field in &self.added {
+            out.extend_from_slice(field.start());
+            out.extend_from_slice(field.value().as_bytes());
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -411,8 +491,8 @@ impl Lines {
             };
             map.append(name, value);
         }
-        for (field, value) in &self.added {
-            map.insert(&field.name, value.clone());
+        for field in &self.added {
+            map.insert(field.name(), field.value().clone());
         }
         map
     }
@@ -566,6 +646,39 @@ mod tests {
         fields.add(&X_B, HeaderValue::from_static("2"));
         assert_eq!(fields.deref().len(), 2);
         assert_eq!(fields.into_map().len(), 2);
+    }
+
+    #[test]
+    fn a_field_that_is_put_stands_once() {
+        let tag = Arc::new(Configured::new(HeaderName::from_static("x-tag"), HeaderValue::from_static("5")));
+        let mut fields = fields("X-A: 1\r\n\r\n");
+        fields.put(&X_B, HeaderValue::from_static("2"));
+        fields.put_configured(&tag);
+        assert_eq!(written(&fields), "X-A: 1;X-B: 2;X-Tag: 5;");
+        let pairs: Vec<_> = fields.pairs().collect();
+        assert_eq!(pairs, [(&b"X-A"[..], &b"1"[..]), (b"x-b", b"2"), (b"x-tag", b"5")]);
+        fields.put(&X_B, HeaderValue::from_static("3"));
+        fields.put_configured(&tag);
+        assert_eq!((fields.len(), &fields["x-b"], &fields["x-tag"]), (3, &"3".parse().unwrap(), tag.value()));
+        assert_eq!(fields.pairs().count(), 3);
+    }
+
+    #[test]
+    fn a_length_is_taken_only_where_a_look_is_enough() {
+        for (head, announced, left) in [
+            ("A: 1\r\n\r\n", Some(None), "A: 1;"),
+            ("Content-Length: 7\r\nConnection: keep-alive\r\nA: 1\r\n\r\n", Some(Some(7)), "A: 1;"),
+            ("Content-Length: x\r\n\r\n", None, "Content-Length: x;"),
+            ("Content-Length: 7\r\nContent-Length: 7\r\n\r\n", None, "Content-Length: 7;Content-Length: 7;"),
+            ("Transfer-Encoding: chunked\r\n\r\n", None, "Transfer-Encoding: chunked;"),
+            ("Connection: a\r\nA: 1\r\n\r\n", None, "Connection: a;A: 1;"),
+            ("Host: a\r\n\r\n", None, "Host: a;"),
+        ] {
+            let mut fields = fields(head);
+            assert_eq!(fields.take_plain_length(), announced, "{head}");
+            assert_eq!(written(&fields), left, "{head}");
+        }
+        assert_eq!(Fields::from(HeaderMap::new()).take_plain_length(), None, "a map has to be looked at");
     }
 
     #[test]

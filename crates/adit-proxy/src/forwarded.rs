@@ -235,8 +235,16 @@ pub fn set_impersonation(headers: &mut HeaderMap, peer: &MeshIdentity) {
 
 /// Whether a name is one of those that [`set_mesh_claims`] sets, or one that some servers take for it.
 fn is_mesh_claim(name: &HeaderName) -> bool {
-    let Some(start) = name.as_str().as_bytes().get(..MESH_CLAIMS.len()) else { return false };
-    start.iter().zip(MESH_CLAIMS).all(|(byte, wanted)| byte == wanted || (*wanted == b'-' && *byte == b'_'))
+    claims_mesh(name.as_str().as_bytes())
+}
+
+/// Whether a field of this name, in any letter case, is one of those that [`remove_mesh_claims`] takes off.
+pub fn claims_mesh(name: &[u8]) -> bool {
+    let Some(start) = name.get(..MESH_CLAIMS.len()) else { return false };
+    start
+        .iter()
+        .zip(MESH_CLAIMS)
+        .all(|(byte, wanted)| byte.eq_ignore_ascii_case(wanted) || (*wanted == b'-' && *byte == b'_'))
 }
 
 /// Adds a client's address behind those that are there already, all lines joined into one.

@@ -2,14 +2,14 @@
 
 use std::{borrow::Cow, cell::OnceCell};
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{Method, StatusCode};
 
 use crate::{
     host::{self, MANAGEMENT_HOST},
     table::{Route, Table, Target},
 };
 
-/// What a decision is made from. Method and headers are not matched by tunnel rules; routers will match them.
+/// What a decision is made from. Tunnel rules do not match the method, nor any header.
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     /// `Host` or `:authority`, with or without port.
@@ -18,8 +18,6 @@ pub struct Head<'a> {
     pub path: &'a str,
     /// Method.
     pub method: &'a Method,
-    /// All headers.
-    pub headers: &'a HeaderMap,
 }
 
 /// What to do with a request. `route.access` has to be satisfied first.
@@ -235,7 +233,7 @@ mod tests {
     }
 
     fn index<E>(table: &Table<E>, host: &str, path: &str) -> Result<usize, Refusal> {
-        let head = Head { host, path, method: &Method::GET, headers: &HeaderMap::new() };
+        let head = Head { host, path, method: &Method::GET };
         match table.decide(&head) {
             Decision::Forward { route, .. } | Decision::Respond { route, .. } => Ok(route.index),
             Decision::Refuse(refusal) => Err(refusal),
@@ -295,7 +293,7 @@ mod tests {
     fn access_comes_with_the_decision() {
         let rules = "  - {service: \"http://o\", originRequest: {access: {required: true, teamName: t, audTag: [a]}}}\n";
         let table = connector(rules);
-        let head = Head { host: "h", path: "/", method: &Method::GET, headers: &HeaderMap::new() };
+        let head = Head { host: "h", path: "/", method: &Method::GET };
         let Decision::Forward { route, endpoint: 0 } = table.decide(&head) else { panic!() };
         assert_eq!(route.access.as_ref().unwrap().team_name, "t");
     }
@@ -324,7 +322,7 @@ mod tests {
 
     #[test]
     fn an_explanation_names_what_differs() {
-        let head = Head { host: "a.example", path: "/x", method: &Method::GET, headers: &HeaderMap::new() };
+        let head = Head { host: "a.example", path: "/x", method: &Method::GET };
         let outcomes: Vec<_> =
             connector(RULES).explain(&head).iter().map(|verdict| verdict.outcome).collect();
         assert_eq!(outcomes, [Outcome::OtherPath, Outcome::OtherPath, Outcome::Matched]);

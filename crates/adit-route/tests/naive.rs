@@ -3,7 +3,7 @@
 
 use adit_config::{HostPattern, Ingress, IngressRule, OriginSettings, Service};
 use adit_route::{Decision, Head, Refusal, Table, host_without_port};
-use http::{HeaderMap, Method};
+use http::Method;
 use proptest::prelude::*;
 
 fn rule(host: &str, path: Option<&str>) -> IngressRule {
@@ -33,7 +33,7 @@ fn naive(rules: &[IngressRule], host: &str, path: &str) -> usize {
 }
 
 fn decided<E>(table: &Table<E>, host: &str, path: &str) -> Result<usize, Refusal> {
-    match table.decide(&Head { host, path, method: &Method::GET, headers: &HeaderMap::new() }) {
+    match table.decide(&Head { host, path, method: &Method::GET }) {
         Decision::Forward { route, .. } | Decision::Respond { route, .. } => Ok(route.index),
         Decision::Refuse(refusal) => Err(refusal),
     }

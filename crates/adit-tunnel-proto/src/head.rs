@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use smallvec::SmallVec;
 
 /// What a request stream carries after its head (tunnel-protocol.md §3.3, `ConnectionType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,7 +18,7 @@ pub enum ConnectionType {
 
 /// The head of a request on its way from edge to connector (tunnel-protocol.md §4.2).
 #[derive(Clone, Debug, PartialEq)]
-pub struct RequestHead {
+pub struct RequestHead<H = HeaderMap> {
     /// What follows the head.
     pub kind: ConnectionType,
     /// Absolute URL for HTTP and WebSocket, literal `ip:port` for TCP.
@@ -29,7 +28,7 @@ pub struct RequestHead {
     /// The `Host` the visitor asked for; drives the ingress rules.
     pub host: String,
     /// Request headers, `Host` excluded.
-    pub headers: HeaderMap,
+    pub headers: H,
     /// Opaque text that names the flow in logs.
     pub flow_id: Option<String>,
 }
@@ -45,6 +44,14 @@ impl RequestHead {
             headers: HeaderMap::new(),
             flow_id: None,
         }
+    }
+}
+
+impl<H> RequestHead<H> {
+    /// The same head with its headers in another form.
+    pub fn map_headers<T>(self, form: impl FnOnce(H) -> T) -> RequestHead<T> {
+        let Self { kind, dest, method, host, headers, flow_id } = self;
+        RequestHead { kind, dest, method, host, headers: form(headers), flow_id }
     }
 }
 
@@ -81,7 +88,16 @@ impl HeaderPairs for HeaderMap {
 #[derive(Clone, Debug, Default)]
 pub struct HeaderLines {
     message: Bytes,
-    lines: SmallVec<[(Place, Place); LINES_INLINE]>,
+    lines: Vec<(Place, Place)>,
+}
+
+/// Headers of a request, in the form in which its transport brings them.
+#[derive(Clone, Debug)]
+pub enum Headers {
+    /// As they lie in the stream's head (QUIC).
+    Lines(HeaderLines),
+    /// HTTP/2's.
+    Map(HeaderMap),
 }
 
 /// Where a text begins in its message, and its length; messages are far shorter than 4 GiB.
@@ -115,7 +131,7 @@ impl PartialEq for HeaderLines {
 impl HeaderLines {
     /// None yet, all to be slices of `message`.
     pub(crate) fn of(message: &Bytes) -> Self {
-        Self { message: message.clone(), lines: SmallVec::new() }
+        Self { message: message.clone(), lines: Vec::with_capacity(LINES_USUAL) }
     }
 
     /// Adds a header; false if it is not legal.
@@ -167,8 +183,8 @@ pub enum ConnectResponse<H = HeaderMap> {
     },
 }
 
-/// Most heads have fewer headers: no allocation of their own for those.
-const LINES_INLINE: usize = 16;
+/// Most heads have fewer headers: one allocation for those.
+const LINES_USUAL: usize = 16;
 
 /// Of a name in a [`HeaderMap`].
 const NAME_BYTES_MAX: usize = 65_535;

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use capnp::{message::ReaderOptions, serialize::read_message_from_flat_slice_no_alloc, struct_list};
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use thiserror::Error;
 
 use crate::{
@@ -62,9 +62,9 @@ impl PreambleError {
 
 /// What a stream opened by the peer turned out to be.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Preamble {
+pub enum Preamble<H = HeaderMap> {
     /// A request; body bytes follow.
-    Request(Box<RequestHead>),
+    Request(Box<RequestHead<H>>),
     /// An RPC stream; messages follow at once, with no version.
     Rpc,
 }
@@ -91,6 +91,18 @@ impl PreambleDecoder {
     /// # Errors
     /// Any [`PreambleError`]; the stream is then of no use.
     pub fn poll_preamble(&mut self) -> Result<Option<Preamble>, PreambleError> {
+        let preamble = self.poll_lines()?;
+        Ok(preamble.map(|preamble| match preamble {
+            Preamble::Request(head) => Preamble::Request(Box::new(head.map_headers(HeaderLines::into_map))),
+            Preamble::Rpc => Preamble::Rpc,
+        }))
+    }
+
+    /// [`Self::poll_preamble`] with the headers as they lie in the message.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn poll_lines(&mut self) -> Result<Option<Preamble<HeaderLines>>, PreambleError> {
         let bytes = self.buffer.as_slice();
         if bytes.starts_with(&RPC_SIGNATURE) {
             self.buffer.advance(RPC_SIGNATURE.len());
@@ -232,7 +244,7 @@ fn take_message(buffer: &mut ChunkBuffer) -> Result<Option<Bytes>, PreambleError
     }
 }
 
-fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
+fn decode_request(message: &Bytes) -> Result<RequestHead<HeaderLines>, PreambleError> {
     match Flat::read(message) {
         Some(flat) => {
             let dest = std::str::from_utf8(flat.text).map_err(|_| PreambleError::Malformed("dest"))?;
@@ -243,7 +255,7 @@ fn decode_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
     }
 }
 
-fn decode_general_request(message: &Bytes) -> Result<RequestHead, PreambleError> {
+fn decode_general_request(message: &Bytes) -> Result<RequestHead<HeaderLines>, PreambleError> {
     let mut slice: &[u8] = message;
     let reader =
         read_message_from_flat_slice_no_alloc(&mut slice, reader_options(message)).map_err(broken)?;
@@ -259,23 +271,15 @@ fn read_request<'a>(
     (kind, dest): (ConnectionType, &str),
     count: usize,
     pairs: impl Iterator<Item = Pair<'a>>,
-) -> Result<RequestHead, PreambleError> {
-    let mut head = RequestHead::new(Method::GET, dest, "");
+) -> Result<RequestHead<HeaderLines>, PreambleError> {
+    let mut head = RequestHead::new(Method::GET, dest, "").map_headers(|_| HeaderLines::of(message));
     head.kind = kind;
-    let headers = &mut head.headers;
-    headers.reserve(count.min(METADATA_ENTRIES_MAX));
-    let header = |name: &[u8], value: &[u8]| {
-        let name = HeaderName::from_bytes(name).map_err(|_| PreambleError::BadHeader)?;
-        headers.append(name, header_value(message, value)?);
-        Ok(())
-    };
-    read_metadata((count, pairs), header, |key, value| {
+    let RequestHead { headers, method, host, flow_id, .. } = &mut head;
+    read_metadata((count, pairs), headers, |key, value| {
         match key {
-            KEY_METHOD => {
-                head.method = Method::from_bytes(value).map_err(|_| PreambleError::BadMethod)?;
-            }
-            KEY_HOST => head.host = text(value)?,
-            KEY_FLOW_ID => head.flow_id = Some(text(value)?),
+            KEY_METHOD => *method = Method::from_bytes(value).map_err(|_| PreambleError::BadMethod)?,
+            KEY_HOST => *host = text(value)?,
+            KEY_FLOW_ID => *flow_id = Some(text(value)?),
             _ => {}
         }
         Ok(())
@@ -310,9 +314,7 @@ fn read_response<'a>(
     pairs: impl Iterator<Item = Pair<'a>>,
 ) -> Result<ConnectResponse<HeaderLines>, PreambleError> {
     let (mut headers, mut status, mut rate_limited) = (HeaderLines::of(message), None, false);
-    let header =
-        |name: &[u8], value: &[u8]| headers.push(name, value).then_some(()).ok_or(PreambleError::BadHeader);
-    read_metadata((count, pairs), header, |key, value| {
+    read_metadata((count, pairs), &mut headers, |key, value| {
         match key {
             KEY_STATUS => {
                 status = Some(StatusCode::from_bytes(value).map_err(|_| PreambleError::BadStatus)?);
@@ -345,7 +347,7 @@ fn pairs<'a>(entries: struct_list::Reader<'a, schema::metadata::Owned>) -> impl 
 /// Sorts metadata into headers, and everything else, which is `plain`.
 fn read_metadata<'a>(
     (count, pairs): (usize, impl Iterator<Item = Pair<'a>>),
-    mut header: impl FnMut(&[u8], &[u8]) -> Result<(), PreambleError>,
+    headers: &mut HeaderLines,
     mut plain: impl FnMut(&str, &[u8]) -> Result<(), PreambleError>,
 ) -> Result<(), PreambleError> {
     if count > METADATA_ENTRIES_MAX {
@@ -359,7 +361,9 @@ fn read_metadata<'a>(
             return Err(PreambleError::TooLarge);
         }
         if let Some(name) = key.strip_prefix(HEADER_PREFIX.as_bytes()) {
-            header(name, value)?;
+            if !headers.push(name, value) {
+                return Err(PreambleError::BadHeader);
+            }
             continue;
         }
         let key = std::str::from_utf8(key).map_err(|_| PreambleError::BadHeader)?;
@@ -370,13 +374,6 @@ fn read_metadata<'a>(
         plain(key, value)?;
     }
     Ok(())
-}
-
-fn header_value(message: &Bytes, value: &[u8]) -> Result<HeaderValue, PreambleError> {
-    if value.is_empty() {
-        return Ok(HeaderValue::from_static(""));
-    }
-    HeaderValue::from_maybe_shared(message.slice_ref(value)).map_err(|_| PreambleError::BadHeader)
 }
 
 fn text(value: &[u8]) -> Result<String, PreambleError> {

@@ -5,7 +5,6 @@
 //! anyway). `preamble.rs` tests that the generated readers agree.
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 /// A key in parts, so that `HttpHeader:` + canonical name needs no string of its own.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +46,7 @@ pub(crate) struct Root<'a> {
 /// The metadata list: single keys first, then headers; gathered once, because its size is needed before its first byte.
 #[derive(Debug)]
 pub(crate) struct Entries<'a> {
-    pairs: SmallVec<[(Key<'a>, &'a [u8]); ENTRIES_INLINE]>,
+    pairs: Vec<(Key<'a>, &'a [u8])>,
     /// Of keys and values together.
     pub(crate) bytes: usize,
     /// Of the same as texts.
@@ -60,7 +59,7 @@ impl<'a> Entries<'a> {
         plain: &[(&'static str, Option<&'a [u8]>)],
         headers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Self {
-        let mut entries = Self { pairs: SmallVec::new(), bytes: 0, words: 0 };
+        let mut entries = Self { pairs: Vec::with_capacity(ENTRIES_USUAL), bytes: 0, words: 0 };
         for (key, value) in plain {
             if let Some(value) = value {
                 entries.push(Key::Plain(key), value);
@@ -180,5 +179,5 @@ pub(crate) const HEADER_PREFIX: &str = "HttpHeader:";
 
 const ELEMENT_BYTE: u64 = 2;
 const ELEMENT_COMPOSITE: u64 = 7;
-/// Most heads have fewer entries: no allocation of their own for those.
-const ENTRIES_INLINE: usize = 24;
+/// Most heads have fewer entries: one allocation for those.
+const ENTRIES_USUAL: usize = 24;

@@ -9,8 +9,8 @@ use std::{
 };
 
 use adit_tunnel_proto::{
-    ConnectResponse, ConnectionType, HeaderPairs, PreambleError, Protocol, RequestHead, ResponseHead,
-    encode_pairs, encode_response,
+    ConnectResponse, ConnectionType, HeaderPairs, Headers, PreambleError, Protocol, RequestHead,
+    ResponseHead, encode_pairs, encode_response,
 };
 use bytes::Bytes;
 
@@ -37,7 +37,7 @@ pub trait RequestHandler: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct TunnelRequest {
     /// What is asked for.
-    pub head: RequestHead,
+    pub head: RequestHead<Headers>,
     /// The request's body, or the visitor's half of an upgraded connection.
     pub body: RecvHalf,
     /// The way back.

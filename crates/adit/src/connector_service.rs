@@ -6,10 +6,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use adit_proxy::body::{Body, BodyError, Length};
+use adit_proxy::fields::{Configured, Fields, Side};
+use adit_proxy::forwarded;
 use adit_proxy::message::{Request, Response, Service, Visitor};
 use adit_proxy::origin::ForwardError;
 use adit_tunnel::{RecvHalf, Reply, RequestHandler, TunnelRequest};
-use adit_tunnel_proto::{ConnectionType, RequestHead, ResponseHead};
+use adit_tunnel_proto::{ConnectionType, HeaderPairs, Headers, RequestHead, ResponseHead};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
 
@@ -29,7 +31,7 @@ pub(crate) struct ConnectorService {
     /// The built-in sample origin.
     pub hello: Hello,
     /// Told to origins as `Cf-Warp-Tag-Id` and with the configured tags.
-    pub tags: OnceLock<Vec<(HeaderName, HeaderValue)>>,
+    pub tags: OnceLock<Vec<Arc<Configured>>>,
     /// cloudflared's counters.
     pub metrics: ProxyMetrics,
     /// Stands for the visitor towards the data path; the true one is in the request's fields.
@@ -83,22 +85,17 @@ impl ConnectorService {
     /// The request, whether it asks for a head only, and what to keep until it has been answered.
     fn request(
         &self,
-        head: RequestHead,
+        head: RequestHead<Headers>,
         recv: RecvHalf,
     ) -> Result<(Request, bool, Option<RecvHalf>), &'static str> {
-        let RequestHead { kind, dest, method, host, mut headers, .. } = head;
+        let RequestHead { kind, dest, method, host, headers, .. } = head;
         let uri: Uri = dest.parse().map_err(|_| "head_target")?;
         let host = if host.is_empty() { uri.authority().map_or("", |a| a.as_str()).to_owned() } else { host };
         if !adit_proxy::h1::head::is_host(&host) {
             return Err("head_host");
         }
-        headers.remove(header::HOST);
-        headers.remove(UPGRADE_MARK);
-        headers.remove(TRACE);
-        // Nobody beyond the tunnel is a peer of this process's mesh.
-        adit_proxy::forwarded::remove_mesh_claims(&mut headers);
         let raw = kind == ConnectionType::Websocket;
-        let length = take_length(&mut headers, false)?;
+        let (mut headers, length) = tidy(headers, raw)?;
         let mut unread = None;
         let body = match length {
             _ if raw => Body::stream(TunnelSource::new(recv, Length::Raw, None), Length::Raw),
@@ -113,16 +110,14 @@ impl ConnectorService {
             // RFC 6455 §4.1 demands it; edges send only the key (tunnel-protocol.md §4.5).
             headers.entry(header::SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
         }
-        for (name, value) in self.tags.get().into_iter().flatten() {
-            headers.insert(name.clone(), value.clone());
-        }
+        self.tags.get().into_iter().flatten().for_each(|tag| headers.put_configured(tag));
         let is_head = method == http::Method::HEAD;
         let request = Request {
             method,
             uri,
             version: http::Version::HTTP_11,
             host,
-            headers: headers.into(),
+            headers,
             body,
             upgrade: raw.then(|| "websocket".into()),
             visitor: Arc::clone(&self.visitor),
@@ -218,6 +213,39 @@ fn from_visitor(mut request: Request) -> Request {
     request
 }
 
+/// The fields of a request without those that are the edge's or frame it, and the length that they announce.
+///
+/// # Errors
+/// The name of the refusal.
+fn tidy(headers: Headers, raw: bool) -> Result<(Fields, Length), &'static str> {
+    let mut headers = match headers {
+        Headers::Lines(lines) => {
+            if !raw && !lines.pairs().any(|(name, _)| is_for_us(name)) {
+                // Most requests: what is left of the lines goes to the origin as it came.
+                let mut fields = Fields::of_message(lines.message(), lines.places(), Side::Visitor);
+                if let Some(announced) = fields.take_plain_length() {
+                    return Ok((fields, Length::Known(announced.unwrap_or(0))));
+                }
+            }
+            lines.into_map()
+        }
+        Headers::Map(map) => map,
+    };
+    headers.remove(header::HOST);
+    headers.remove(UPGRADE_MARK);
+    headers.remove(TRACE);
+    // Nobody beyond the tunnel is a peer of this process's mesh.
+    forwarded::remove_mesh_claims(&mut headers);
+    let length = take_length(&mut headers, false)?;
+    Ok((headers.into(), length))
+}
+
+/// Whether a field is no business of an origin.
+fn is_for_us(name: &[u8]) -> bool {
+    let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str().as_bytes());
+    is(&UPGRADE_MARK) || is(&TRACE) || forwarded::claims_mesh(name)
+}
+
 fn may_have_content(status: StatusCode) -> bool {
     !status.is_informational() && status != StatusCode::NO_CONTENT && status != StatusCode::NOT_MODIFIED
 }
@@ -226,3 +254,60 @@ fn may_have_content(status: StatusCode) -> bool {
 const UPGRADE_MARK: HeaderName = HeaderName::from_static("cf-cloudflared-proxy-connection-upgrade");
 /// The edge's tracing field (tunnel-protocol.md §4.2).
 const TRACE: HeaderName = HeaderName::from_static("cf-trace-id");
+
+#[cfg(test)]
+mod tests {
+    use adit_tunnel_proto::{Preamble, PreambleDecoder, encode_request};
+    use http::Method;
+
+    use super::*;
+
+    /// Name and value.
+    type Pair = (String, String);
+
+    /// What is left of these fields and the length they announce, whether they come as lines or as a map.
+    fn tidied(fields: &[(&'static str, &'static str)]) -> Result<(Vec<Pair>, Length), &'static str> {
+        let mut head = RequestHead::new(Method::POST, "http://a.example/", "a.example");
+        for (name, value) in fields {
+            head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let mut decoder = PreambleDecoder::new();
+        decoder.handle_chunk(encode_request(&head).unwrap());
+        let Ok(Some(Preamble::Request(lines))) = decoder.poll_lines() else { panic!("it is whole") };
+        let [as_lines, as_map] = [Headers::Lines(lines.headers), Headers::Map(head.headers)].map(|headers| {
+            let (fields, length) = tidy(headers, false)?;
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_ascii_lowercase()).unwrap();
+            let mut left: Vec<_> = fields.pairs().map(|(name, value)| (text(name), text(value))).collect();
+            left.sort();
+            assert_eq!(left.len(), fields.len());
+            Ok((left, length))
+        });
+        assert_eq!(as_lines, as_map, "{fields:?}");
+        as_lines
+    }
+
+    #[test]
+    fn what_is_the_edges_does_not_reach_an_origin() {
+        let own = [
+            ("host", "b.example"),
+            ("cf-cloudflared-proxy-connection-upgrade", "websocket"),
+            ("cf-trace-id", "1"),
+            ("x-adit-mesh-peer", "admin"),
+            ("x_adit-mesh_peer", "admin"),
+        ];
+        for field in own {
+            let (left, length) = tidied(&[("a", "1"), field]).unwrap();
+            assert_eq!((left.len(), length), (1, Length::Known(0)), "{field:?}");
+        }
+    }
+
+    #[test]
+    fn content_has_the_length_that_its_fields_announce() {
+        let length = |fields| tidied(fields).map(|(left, length)| (left.len(), length));
+        assert_eq!(length(&[("content-length", "5"), ("a", "1")]), Ok((1, Length::Known(5))));
+        assert_eq!(length(&[("transfer-encoding", "chunked"), ("a", "1")]), Ok((1, Length::Unknown)));
+        assert_eq!(length(&[("content-length", "5"), ("content-length", "5")]), Err("framing_length"));
+        assert_eq!(length(&[("content-length", "-5")]), Err("framing_length"));
+        assert_eq!(tidied(&[("x-empty", ""), ("a", "1"), ("a", "2")]).unwrap().0.len(), 3);
+    }
+}

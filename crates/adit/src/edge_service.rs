@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use adit_config::{EntryPoint, TunnelId};
 use adit_proxy::body::{Body, Length};
-use adit_proxy::fields::{Fields, Ours};
+use adit_proxy::fields::{Fields, Ours, Side};
 use adit_proxy::h1::encode;
 use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
@@ -102,12 +102,7 @@ impl EdgeService {
     ) -> Result<Response, Failed> {
         let route = {
             let hosts = self.hosts.load();
-            let asked = Head {
-                host: &request.host,
-                path: request.uri.path(),
-                method: &request.method,
-                headers: &request.headers,
-            };
+            let asked = Head { host: &request.host, path: request.uri.path(), method: &request.method };
             match hosts.decide(&asked) {
                 Decision::Forward { endpoint, .. } => endpoint.clone(),
                 Decision::Respond { .. } => return Err(UNKNOWN_HOST),
@@ -271,7 +266,7 @@ fn into_response(
         |(name, _): (&[u8], _)| name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"cf-"));
     if !status.is_informational() && !bodiless && !lines.pairs().any(is_internal) {
         // Most answers: what is left of the lines goes to the visitor as it came.
-        let mut fields = Fields::of_answer(lines.message(), lines.places());
+        let mut fields = Fields::of_message(lines.message(), lines.places(), Side::Origin);
         if let Some(announced) = fields.take_plain_length() {
             return Ok(streamed(
                 status,

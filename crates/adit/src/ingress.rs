@@ -97,12 +97,7 @@ impl Served {
     /// # Errors
     /// A path that cannot be compared with the rules.
     pub(crate) fn decide(&self, request: &Request) -> Result<Routed<'_>, Refusal> {
-        let head = Head {
-            host: &request.host,
-            path: request.uri.path(),
-            method: &request.method,
-            headers: &request.headers,
-        };
+        let head = Head { host: &request.host, path: request.uri.path(), method: &request.method };
         let (index, answer) = match self.table.decide(&head) {
             Decision::Forward { route, endpoint } => (route.index, Ok(endpoint)),
             Decision::Respond { route, status } => (route.index, Err(status)),

@@ -22,7 +22,7 @@ use adit_tunnel_proto::{
     RpcClient, RpcServer, Service, encode_request, encode_response,
 };
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method};
+use http::Method;
 
 mod mesh;
 
@@ -168,7 +168,7 @@ pub fn decide(data: &[u8]) {
     let rules =
         RemoteConfig::from_json(RULES).map(|config| Table::from_ingress(&config.ingress, |index, _| index));
     let Ok(table) = rules else { unreachable!("the rules below are valid") };
-    let head = Head { host, path, method: &Method::GET, headers: &HeaderMap::new() };
+    let head = Head { host, path, method: &Method::GET };
     let decided = match table.decide(&head) {
         Decision::Forward { route, .. } | Decision::Respond { route, .. } => Some(route.index),
         Decision::Refuse(_) => None,

@@ -15,6 +15,7 @@ use http::{HeaderMap, Uri};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::gathered::Gathered;
 use super::stream::{Incoming, Outgoing};
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::h1::framing;
@@ -132,21 +133,34 @@ impl H2Origin {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX);
         let reads = Arc::new(AtomicU64::new(0));
-        let io = Watched { io, reads: Arc::clone(&reads) };
-        let (sender, mut driver) = tokio::time::timeout(HANDSHAKE_TIMEOUT, builder.handshake::<_, Bytes>(io))
+        let io = Gathered::new(Watched { io, reads: Arc::clone(&reads) });
+        let handshake = builder.handshake::<_, Bytes>(io.clone());
+        let (sender, mut driver) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
             .await
             .map_err(|_| H2Error::Handshake)?
             .map_err(H2Error::Unprocessed)?;
+        io.hold();
         let closed = Arc::new(AtomicBool::new(false));
         let pings = self.options.ping_after.and_then(|after| Some((after, driver.ping_pong()?)));
         let (gone, ping_timeout) = (Arc::clone(&closed), self.options.ping_timeout);
         tokio::spawn(async move {
+            // What the streams of a turn have to send goes out together.
+            let driven = poll_fn(|cx| {
+                io.begin();
+                match Pin::new(&mut driver).poll(cx) {
+                    Poll::Ready(result) => Poll::Ready(result.map_err(|error| error.to_string())),
+                    Poll::Pending => match io.poll_drain(cx) {
+                        Poll::Ready(Err(error)) => Poll::Ready(Err(error.to_string())),
+                        Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+                    },
+                }
+            });
             let result = match pings {
                 Some((after, pings)) => tokio::select! {
-                    result = driver => result.map_err(|error| error.to_string()),
+                    result = driven => result,
                     () = keep_alive(pings, &reads, after, ping_timeout) => Err("no answer to a ping".to_owned()),
                 },
-                None => driver.await.map_err(|error| error.to_string()),
+                None => driven.await,
             };
             gone.store(true, Ordering::Release);
             if let Err(error) = result {

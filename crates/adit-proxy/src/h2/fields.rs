@@ -98,7 +98,9 @@ pub(crate) fn write(response: Response, is_head: bool) -> (http::Response<()>, B
     let Response { status, mut headers, body } = response;
     let bodiless = is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let length = match body.length() {
-        Length::Known(bytes) if !bodiless || bytes > 0 => Some(HeaderValue::from(bytes)),
+        Length::Known(bytes) if !bodiless || bytes > 0 => {
+            HeaderValue::from_bytes(itoa::Buffer::new().format(bytes).as_bytes()).ok()
+        }
         Length::Known(_) if bodiless => described(&headers),
         _ => None,
     };

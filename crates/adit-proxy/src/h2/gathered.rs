@@ -23,16 +23,24 @@ struct Gathering<T> {
     waiting: BytesMut,
     /// Flushes wait for [`Gathered::poll_drain`].
     held: bool,
+    /// Nothing was left to read in this turn; whoever asked is woken when there is.
+    dry: bool,
 }
 
 impl<T> Gathered<T> {
     pub(super) fn new(io: T) -> Self {
-        Self(Arc::new(Mutex::new(Gathering { io, waiting: BytesMut::new(), held: false })))
+        Self(Arc::new(Mutex::new(Gathering { io, waiting: BytesMut::new(), held: false, dry: false })))
     }
 
-    /// From now on [`Self::poll_drain`] is called whenever something may be waiting, and nothing else needs to flush.
+    /// From now on each turn of the connection begins with [`Self::begin`] and ends with [`Self::poll_drain`], and nothing
+    /// else needs to flush.
     pub(super) fn hold(&self) {
         self.lock().held = true;
+    }
+
+    /// Begins a turn of the connection, which was woken: there may be something to read.
+    pub(super) fn begin(&self) {
+        self.lock().dry = false;
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathering<T>> {
@@ -85,7 +93,14 @@ impl<T: AsyncWrite + Unpin> Gathering<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.lock().io).poll_read(cx, buf)
+        let mut this = self.lock();
+        // `h2` looks again with each request that it hands out.
+        if this.dry {
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        this.dry = this.held && read.is_pending();
+        read
     }
 }
 
@@ -123,8 +138,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
 
 /// What one connection holds at most before it writes: four whole TLS records, which go out by one system call.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
-/// Room made at first: the answers of a turn, mostly.
-const GATHERED_BYTES_MIN: usize = 4 * 1024;
+/// Room made at first: most turns write no more.
+const GATHERED_BYTES_MIN: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -154,6 +169,20 @@ mod tests {
         let mut rest = Vec::new();
         theirs.read_to_end(&mut rest).await.unwrap();
         assert_eq!((first, rest.as_slice()), (large, &b"more"[..]));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_dry_is_read_again_in_the_next_turn() {
+        let (ours, mut theirs) = duplex(16);
+        let mut gathered = Gathered::new(ours);
+        gathered.hold();
+        gathered.begin();
+        let (mut read, zero) = ([0; 4], std::time::Duration::ZERO);
+        assert!(tokio::time::timeout(zero, gathered.read(&mut read)).await.is_err());
+        theirs.write_all(b"one").await.unwrap();
+        assert!(tokio::time::timeout(zero, gathered.read(&mut read)).await.is_err());
+        gathered.begin();
+        assert_eq!(gathered.read(&mut read).await.unwrap(), 3);
     }
 
     #[tokio::test]

@@ -86,9 +86,13 @@ where
         let waker = self.streams.connection_waker();
         let mut own = Context::from_waker(&waker);
         for _ in 0..PASSES_MAX {
-            self.streams.poll_woken();
-            if self.streams.take_connection() && self.poll_connection(&mut own, &begin).is_ready() {
-                return Poll::Ready(());
+            self.streams.begin_pass();
+            let mut more = true;
+            while more {
+                more = self.streams.poll_some();
+                if self.streams.take_connection() && self.poll_connection(&mut own, &begin).is_ready() {
+                    return Poll::Ready(());
+                }
             }
             if !self.streams.are_woken() {
                 break;
@@ -104,6 +108,7 @@ where
 
     /// Ready at the end of the connection.
     fn poll_connection(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+        self.io.begin();
         for _ in 0..ACCEPTED_MAX {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok(asked))) => {
@@ -324,8 +329,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use http::StatusCode;
     use http::header::{self, HeaderValue};
+    use tokio::io::{DuplexStream, ReadBuf};
+    use tokio::sync::Notify;
 
     use super::*;
     use crate::body::{Batch, BodyError, BodySource};
@@ -359,6 +368,57 @@ mod tests {
         }
     }
 
+    /// Answers 1 KiB at once.
+    struct Page;
+
+    impl Service for Page {
+        async fn call(&self, _request: Request) -> Response {
+            Response::text(StatusCode::OK, "text/plain", vec![b'x'; 1024])
+        }
+    }
+
+    /// Says that it was asked, and never answers.
+    struct Never(Arc<Notify>);
+
+    impl Service for Never {
+        async fn call(&self, _request: Request) -> Response {
+            self.0.notify_one();
+            std::future::pending().await
+        }
+    }
+
+    /// A stream that counts what is written to it.
+    struct Counting(DuplexStream, Arc<AtomicUsize>);
+
+    impl AsyncRead for Counting {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counting {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
     fn options() -> Options {
         let second = Duration::from_secs(1);
         Options {
@@ -376,7 +436,20 @@ mod tests {
     }
 
     async fn client() -> h2::client::SendRequest<Bytes> {
+        client_of(Echo, options()).await.sender
+    }
+
+    struct Client {
+        sender: h2::client::SendRequest<Bytes>,
+        connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
+        /// What the server has written, in pieces.
+        writes: Arc<AtomicUsize>,
+    }
+
+    async fn client_of(service: impl Service, options: Options) -> Client {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let theirs = Counting(theirs, Arc::clone(&writes));
         tokio::spawn(async move {
             let (_start, drain) = drain::channel();
             let address = "192.0.2.1:1".parse().unwrap();
@@ -389,7 +462,7 @@ mod tests {
                 tls: None,
                 address: crate::message::AddressText::default(),
             };
-            serve(theirs, &Arc::new(Echo), &Arc::new(visitor), &options(), &drain).await;
+            serve(theirs, &Arc::new(service), &Arc::new(visitor), &options, &drain).await;
         });
         let (mut sender, mut connection) = h2::client::handshake(ours).await.unwrap();
         // The server's settings allow extended CONNECT; they must have arrived.
@@ -398,9 +471,46 @@ mod tests {
             if sender.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        tokio::spawn(connection);
+        let connection = tokio::spawn(connection);
         poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
-        sender
+        Client { sender, connection, writes }
+    }
+
+    fn get() -> http::Request<()> {
+        http::Request::builder().uri("https://a.test/").body(()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn answers_of_one_turn_leave_in_one_write() {
+        let Client { mut sender, writes, .. } = client_of(Page, options()).await;
+        let before = writes.load(Ordering::SeqCst);
+        let answers: Vec<_> = (0..8).map(|_| sender.send_request(get(), true).unwrap().0).collect();
+        for answer in answers {
+            let mut body = answer.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap().len(), 1024);
+        }
+        assert_eq!(writes.load(Ordering::SeqCst) - before, 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_being_answered_is_counted_when_the_connection_goes() {
+        let (asked, registry) = (Arc::new(Notify::new()), prometheus::Registry::new());
+        let options = Options { metrics: Arc::new(Metrics::new(&registry).unwrap()), ..options() };
+        let Client { mut sender, connection, .. } = client_of(Never(Arc::clone(&asked)), options).await;
+        let _answer = sender.send_request(get(), true).unwrap();
+        asked.notified().await;
+        connection.abort();
+        let aborted = || {
+            let families = registry.gather();
+            let family = families.iter().find(|family| family.name() == "adit_proxy_aborted_total");
+            family.is_some_and(|family| family.get_metric()[0].get_counter().get_value() >= 1.0)
+        };
+        let counted = async {
+            while !aborted() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
     }
 
     fn connect(protocol: Option<&'static str>) -> http::Request<()> {

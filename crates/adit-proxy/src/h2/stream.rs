@@ -1,6 +1,6 @@
 //! Content between HTTP/2 streams and [`Body`].
 
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,22 +111,19 @@ impl Outgoing {
             if self.finished {
                 return Poll::Ready(Ok(()));
             }
-            if let Poll::Ready(reset) = self.stream.poll_reset(cx) {
-                return match reset {
-                    // NO_ERROR: the answer is complete, the rest of the content is not wanted (RFC 9113 §8.1).
-                    Ok(_) | Err(_) => Poll::Ready(Err(SendFailure::Peer)),
-                };
-            }
             if self.batch.is_empty() && !self.body_done {
-                match ready!(self.body.poll_chunks(cx, &mut self.batch)) {
-                    Ok(more) => {
+                match self.body.poll_chunks(cx, &mut self.batch) {
+                    Poll::Ready(Ok(more)) => {
                         self.body_done = !more;
                         self.stall.touch();
                     }
-                    Err(_) => {
+                    Poll::Ready(Err(_)) => {
                         self.stream.send_reset(h2::Reason::INTERNAL_ERROR);
                         return Poll::Ready(Err(SendFailure::Body));
                     }
+                    // Whatever is sent tells of a reset itself; only who waits for content has to ask. NO_ERROR as well: the
+                    // answer is complete, the rest of the content is not wanted (RFC 9113 §8.1).
+                    Poll::Pending => return self.stream.poll_reset(cx).map(|_| Err(SendFailure::Peer)),
                 }
             }
             let Some(front) = self.batch.front_mut() else {

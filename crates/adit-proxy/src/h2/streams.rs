@@ -4,6 +4,7 @@
 //! of its own. Here whatever is woken by the same events is taken up in one turn, and the connection only after it, so
 //! that the frames of all go out together.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,13 +17,13 @@ pub(super) struct Streams<F> {
     free: Vec<usize>,
     wakes: Arc<Wakes>,
     connection: Waker,
-    /// Slots woken before this turn; kept for its memory.
-    turn: Vec<usize>,
+    /// Slots that were woken and are to be polled in this pass.
+    turn: VecDeque<usize>,
 }
 
 struct Slot<F> {
-    /// The allocation is used again by the next in this slot.
-    future: Pin<Box<Option<F>>>,
+    /// No memory once it has ended: it is much, and most connections are idle.
+    future: Option<Pin<Box<F>>>,
     wake: Arc<SlotWake>,
     waker: Waker,
 }
@@ -56,7 +57,7 @@ impl<F: Future<Output = ()>> Streams<F> {
         let wakes = Arc::new(Wakes::default());
         wakes.lock().connection = true;
         let connection = Waker::from(Arc::new(ConnectionWake(Arc::clone(&wakes))));
-        Self { slots: Vec::new(), free: Vec::new(), wakes, connection, turn: Vec::new() }
+        Self { slots: Vec::new(), free: Vec::new(), wakes, connection, turn: VecDeque::new() }
     }
 
     /// What wakes the connection.
@@ -73,7 +74,7 @@ impl<F: Future<Output = ()>> Streams<F> {
     pub(super) fn push(&mut self, future: F) {
         let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
         let Slot { future: place, wake, .. } = &mut self.slots[slot];
-        place.set(Some(future));
+        *place = Some(Box::pin(future));
         wake.queue();
     }
 
@@ -93,23 +94,30 @@ impl<F: Future<Output = ()>> Streams<F> {
         woken.connection || !woken.slots.is_empty()
     }
 
-    /// Polls once each of those that were woken.
-    pub(super) fn poll_woken(&mut self) {
-        let mut turn = std::mem::take(&mut self.turn);
-        std::mem::swap(&mut turn, &mut self.wakes.lock().slots);
-        for slot in turn.drain(..) {
-            self.poll(slot);
+    /// Begins a pass: those that were woken until now are polled in it, once each.
+    pub(super) fn begin_pass(&mut self) {
+        self.turn.extend(self.wakes.lock().slots.drain(..));
+    }
+
+    /// Polls some of the pass; true if there are more. The connection is to be polled between: frames that wait for it
+    /// grow lists of `h2` that it never gives back.
+    pub(super) fn poll_some(&mut self) -> bool {
+        let some = self.turn.len().min(SOME_MAX);
+        for _ in 0..some {
+            if let Some(slot) = self.turn.pop_front() {
+                self.poll(slot);
+            }
         }
-        self.turn = turn;
         if self.is_empty() && self.slots.len() > SLOTS_KEPT {
             // An idle connection keeps little memory of its busiest moment.
             self.slots.truncate(SLOTS_KEPT);
             self.free.clear();
             self.free.extend(0..SLOTS_KEPT);
-            self.slots.shrink_to(SLOTS_SMALL);
-            self.free.shrink_to(SLOTS_SMALL);
-            self.turn.shrink_to(SLOTS_SMALL);
+            self.slots.shrink_to(SLOTS_KEPT);
+            self.free.shrink_to(SLOTS_KEPT);
+            self.turn.shrink_to(SLOTS_KEPT);
         }
+        !self.turn.is_empty()
     }
 
     /// Whether the connection is to be polled; not a second time for the same.
@@ -135,12 +143,12 @@ impl<F: Future<Output = ()>> Streams<F> {
         // One that has ended, or whose slot has been given up, may be woken by who still knows of it.
         let Some(Slot { future: place, wake, waker }) = self.slots.get_mut(slot) else { return };
         wake.queued.store(false, Ordering::Release);
-        let Some(future) = place.as_mut().as_pin_mut() else { return };
+        let Some(future) = place else { return };
         let mut cx = Context::from_waker(waker);
         // A fault of one answer is not to end those beside it, as it would not if each had a task.
-        let polled = catch_unwind(AssertUnwindSafe(|| future.poll(&mut cx)));
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
         if !matches!(polled, Ok(poll) if poll.is_pending()) {
-            place.set(None);
+            *place = None;
             self.free.push(slot);
         }
     }
@@ -150,7 +158,7 @@ impl<F: Future<Output = ()>> Streams<F> {
         let wakes = Arc::clone(&self.wakes);
         let wake = Arc::new(SlotWake { wakes, slot, queued: AtomicBool::new(false) });
         let waker = Waker::from(Arc::clone(&wake));
-        self.slots.push(Slot { future: Box::pin(None), wake, waker });
+        self.slots.push(Slot { future: None, wake, waker });
         slot
     }
 }
@@ -210,10 +218,10 @@ impl Wake for ConnectionWake {
     }
 }
 
-/// Slots that an idle connection keeps, with a future's memory each (some 4 KiB): most visitors ask for one thing at a time.
-const SLOTS_KEPT: usize = 2;
-/// Lists of slots up to this long are left as they are.
-const SLOTS_SMALL: usize = 32;
+/// Slots that an idle connection keeps, some 100 bytes each: most visitors ask for few things at a time.
+const SLOTS_KEPT: usize = 8;
+/// How many are polled before the connection takes their frames: two for a small answer, of some 300 bytes each in `h2`.
+const SOME_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -237,7 +245,8 @@ mod tests {
         let cx = Context::from_waker(task);
         streams.begin(&cx);
         streams.take_connection();
-        streams.poll_woken();
+        streams.begin_pass();
+        while streams.poll_some() {}
         streams.end(&cx);
     }
 
@@ -308,7 +317,7 @@ mod tests {
             streams.push(Box::pin(async {}));
         }
         turn(&mut streams, &waker);
-        assert!(streams.is_empty() && streams.slots.capacity() <= SLOTS_SMALL);
+        assert!(streams.is_empty() && streams.slots.capacity() <= SLOTS_KEPT);
         assert_eq!(streams.slots.len(), SLOTS_KEPT);
     }
 }

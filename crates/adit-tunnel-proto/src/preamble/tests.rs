@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use http::HeaderMap;
+use http::{HeaderName, HeaderValue};
 
 use super::*;
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use adit_tunnel_proto::{
-    ConnectionType, EdgeEndpoint, Failure, Protocol,
+    ConnectionType, EdgeEndpoint, Failure, Headers, Protocol,
     http2::{Http2Request, configuration_answer, configuration_push, lacks_body_framing, request_head},
 };
 use bytes::Bytes;
@@ -229,7 +229,7 @@ impl<H: RequestHandler> Serving<H> {
         if kind == ConnectionType::Http && lacks_body_framing(&parts.method, &parts.headers, ends) {
             parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        let head = request_head(parts, kind);
+        let head = request_head(parts, kind).map_headers(Headers::Map);
         let reply = Reply::http2(Respond::new(respond), kind);
         if is_management(&head.host) && kind != ConnectionType::Tcp {
             // Answers with a failure.

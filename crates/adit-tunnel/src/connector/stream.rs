@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use adit_tunnel_proto::{
-    ConnectionType, Preamble, PreambleDecoder, PreambleError, RpcServer, ServerEvent, Service,
+    ConnectionType, HeaderLines, Headers, Preamble, PreambleDecoder, PreambleError, RpcServer, ServerEvent,
+    Service,
 };
 use bytes::Bytes;
 use quinn::VarInt;
@@ -32,7 +33,8 @@ pub(super) async fn serve<H: RequestHandler>(
             if is_management(&head.host) && head.kind != ConnectionType::Tcp {
                 return reply.fail("this connector has no management service").await;
             }
-            let request = TunnelRequest { head: *head, body, reply, connection: label };
+            let request =
+                TunnelRequest { head: head.map_headers(Headers::Lines), body, reply, connection: label };
             return shared.handler.handle(request).await;
         }
         Ok(Ok((Preamble::Rpc, early))) => {
@@ -49,7 +51,7 @@ pub(super) async fn serve<H: RequestHandler>(
     drop(send.reset(VarInt::from_u32(0)));
 }
 
-async fn read_preamble(recv: &mut quinn::RecvStream) -> Result<(Preamble, Bytes), &'static str> {
+async fn read_preamble(recv: &mut quinn::RecvStream) -> Result<(Preamble<HeaderLines>, Bytes), &'static str> {
     let mut decoder = PreambleDecoder::new();
     loop {
         // More than the one that a head usually has, so that an end right behind it is seen.
@@ -59,7 +61,7 @@ async fn read_preamble(recv: &mut quinn::RecvStream) -> Result<(Preamble, Bytes)
             Ok(None) => return Err("ended_early"),
             Err(error) => return Err(read_error(&error).reason()),
         }
-        if let Some(preamble) = decoder.poll_preamble().map_err(|error: PreambleError| error.reason())? {
+        if let Some(preamble) = decoder.poll_lines().map_err(|error: PreambleError| error.reason())? {
             return Ok((preamble, decoder.into_rest()));
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn explain(
         .ok_or_else(|| CompatError::Validation(NO_RULES.to_owned()))?;
     let source = file.map(|(path, _)| path.display().to_string()).unwrap_or_default();
     let table = Table::from_ingress(ingress, |_, _| ());
-    let head = Head { host, path, method: &http::Method::GET, headers: &http::HeaderMap::new() };
+    let head = Head { host, path, method: &http::Method::GET };
     match table.decide(&head) {
         Decision::Forward { route, .. } | Decision::Respond { route, .. } => {
             let rule = shown(&ingress.rules[route.index]);

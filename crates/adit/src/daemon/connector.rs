@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use adit_config::{CredentialsSource, Tunnel};
+use adit_proxy::fields::Configured;
 use adit_proxy::message::Visitor;
 use adit_tunnel::{Connector, ConnectorOptions, Grant};
 use arc_swap::ArcSwapOption;
@@ -238,14 +239,14 @@ fn in_process(
     Ok(Reach { credentials, addresses, ca_pem })
 }
 
-fn tags(tunnel: &Tunnel, connector_id: uuid::Uuid) -> Vec<(HeaderName, HeaderValue)> {
+fn tags(tunnel: &Tunnel, connector_id: uuid::Uuid) -> Vec<Arc<Configured>> {
     let own = ("ID".to_owned(), connector_id.to_string());
     let configured = tunnel.tags.iter().map(|tag| (tag.name.clone(), tag.value.clone()));
     configured
         .chain([own])
         .filter_map(|(name, value)| {
             let name = HeaderName::from_bytes(format!("cf-warp-tag-{name}").as_bytes()).ok()?;
-            Some((name, HeaderValue::from_str(&value).ok()?))
+            Some(Arc::new(Configured::new(name, HeaderValue::from_str(&value).ok()?)))
         })
         .collect()
 }
