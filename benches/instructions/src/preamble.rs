@@ -21,7 +21,7 @@ pub(crate) fn request(turns: u32) {
         let bytes = adit_tunnel_proto::encode_request(black_box(&head)).expect("the head is right");
         let mut decoder = PreambleDecoder::new();
         decoder.handle_chunk(bytes);
-        assert!(matches!(decoder.poll_preamble(), Ok(Some(Preamble::Request(_)))), "it is whole");
+        assert!(matches!(decoder.poll_lines(), Ok(Some(Preamble::Request(_)))), "it is whole");
     }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn response(turns: u32) {
     for _ in 0..turns {
         let mut decoder = ResponseDecoder::new();
         decoder.handle_chunk(encoded(black_box(&head)));
-        assert!(matches!(decoder.poll_response(), Ok(Some(ConnectResponse::Head(_)))), "it is whole");
+        assert!(matches!(decoder.poll_lines(), Ok(Some(ConnectResponse::Head(_)))), "it is whole");
     }
 }
 
