@@ -546,9 +546,7 @@ async fn an_upgraded_origin_may_speak_after_the_visitor_has_ended_its_direction(
 async fn a_switch_of_protocols_that_nobody_asked_for_is_a_bad_answer() {
     let chain = chain();
     let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
-    let gateway = Gateway(Origin::new(&service, &OriginSettings::default()).unwrap());
-    let (address, _drain) = listen(gateway, &prometheus::Registry::new());
+    let (address, _drain) = listen(Gateway(origin_at(&origin)), &prometheus::Registry::new());
     tokio::spawn(async move {
         let (mut stream, _) = origin.accept().await.unwrap();
         let _ = stream.read(&mut [0; 1024]).await.unwrap();
@@ -558,6 +556,12 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_a_bad_answer() {
     let chain = Chain { address, ..chain };
     let answer = chain.converse("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 502 ") && answer.ends_with("origin_head_invalid"), "{answer}");
+}
+
+/// The origin that listens there.
+fn origin_at(listener: &tokio::net::TcpListener) -> Origin {
+    let authority = listener.local_addr().unwrap().to_string();
+    Origin::new(&OriginService::Http { tls: false, authority }, &OriginSettings::default()).unwrap()
 }
 
 /// Answers each request of each connection with `content` after its length, or with half of it and an end.
@@ -582,21 +586,15 @@ async fn send_content(origin: tokio::net::TcpListener, content: Arc<Vec<u8>>) {
 #[tokio::test]
 async fn much_content_goes_from_socket_to_socket_and_the_connections_stay() {
     let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
     let metrics = prometheus::Registry::new();
-    let (address, _drain) =
-        listen(Gateway(Origin::new(&service, &OriginSettings::default()).unwrap()), &metrics);
+    let (address, _drain) = listen(Gateway(origin_at(&origin)), &metrics);
     let content: Arc<Vec<u8>> = Arc::new((0..5_000_000u32).map(|byte| (byte % 253) as u8).collect());
     tokio::spawn(send_content(origin, Arc::clone(&content)));
     let mut visitor = tokio::io::BufReader::new(TcpStream::connect(address).await.unwrap());
     for target in ["/", "/", "/half"] {
         let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
         visitor.get_mut().write_all(request.as_bytes()).await.unwrap();
-        let mut line = String::new();
-        while line != "\r\n" {
-            line.clear();
-            assert_ne!(visitor.read_line(&mut line).await.unwrap(), 0, "{target}");
-        }
+        assert!(read_head(&mut visitor).await.is_some(), "{target}");
         let mut answer = vec![0; content.len()];
         if target == "/" {
             visitor.read_exact(&mut answer).await.unwrap();
@@ -609,6 +607,31 @@ async fn much_content_goes_from_socket_to_socket_and_the_connections_stay() {
     }
     let moved = spliced(&metrics);
     assert!(moved > 8e6, "most of it was not copied: {moved}");
+}
+
+/// Answers with `content`, an urgent byte in its midst: splice(2) stops there as if nothing more came.
+async fn send_urgently(origin: tokio::net::TcpListener, content: Arc<Vec<u8>>) {
+    let (mut stream, _) = origin.accept().await.unwrap();
+    let _ = stream.read(&mut [0; 4096]).await.unwrap();
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n").await.unwrap();
+    let (before, behind) = content.split_at(content.len() - 100_000);
+    stream.write_all(before).await.unwrap();
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+    stream.write_all(behind).await.unwrap();
+}
+
+#[tokio::test]
+async fn content_behind_an_urgent_byte_is_not_lost() {
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, _drain) = listen(Gateway(origin_at(&origin)), &prometheus::Registry::new());
+    let content: Arc<Vec<u8>> = Arc::new((0..2_000_000u32).map(|byte| (byte % 253) as u8).collect());
+    tokio::spawn(send_urgently(origin, Arc::clone(&content)));
+    let mut visitor = tokio::io::BufReader::new(TcpStream::connect(address).await.unwrap());
+    visitor.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_head(&mut visitor).await.unwrap();
+    let mut answer = vec![0; content.len()];
+    let read = tokio::time::timeout(Duration::from_secs(20), visitor.read_exact(&mut answer)).await;
+    assert!(matches!(read, Ok(Ok(_))) && answer == *content, "all of it comes, and nothing else");
 }
 
 /// Bytes that went through pipes, all of which are back.
@@ -664,10 +687,8 @@ async fn take_content(
 #[tokio::test]
 async fn much_content_of_a_request_goes_from_socket_to_socket_too() {
     let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
     let metrics = prometheus::Registry::new();
-    let (address, _drain) =
-        listen(Gateway(Origin::new(&service, &OriginSettings::default()).unwrap()), &metrics);
+    let (address, _drain) = listen(Gateway(origin_at(&origin)), &metrics);
     let content: Arc<Vec<u8>> = Arc::new((0..5_000_000u32).map(|byte| (byte % 253) as u8).collect());
     let (told, mut taken) = tokio::sync::mpsc::channel(4);
     tokio::spawn(take_content(origin, Arc::clone(&content), told));

@@ -24,7 +24,7 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
-use crate::tcp::splice::{Pipe, Plain, SPLICED_BYTES_MIN};
+use crate::tcp::splice::{Pipe, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
 use crate::write::Stall;
 
 /// A connection to an origin between exchanges.
@@ -248,11 +248,18 @@ impl Upload {
     /// # Errors
     /// The visitor's: the origin's write errors end the upload, not the exchange.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let mut rounds = 0;
         loop {
             if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
                 return Poll::Ready(Ok(()));
             }
             if self.splices() {
+                if rounds == SPLICES_MAX {
+                    // Others of the lane have their turn.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                rounds += 1;
                 ready!(self.poll_splice(cx))?;
                 continue;
             }

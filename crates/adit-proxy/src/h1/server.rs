@@ -29,7 +29,7 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
-use crate::tcp::splice::{Pipe, Pipes, Plain, SPLICED_BYTES_MIN};
+use crate::tcp::splice::{Pipe, Pipes, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
 use crate::write::Stall;
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
@@ -319,8 +319,15 @@ impl Connection<'_> {
         sending: &mut Sending,
         handback: Option<&SharedHandback>,
     ) -> Poll<Result<(), SendError>> {
+        let mut rounds = 0;
         loop {
             if sending.splices() {
+                if rounds == SPLICES_MAX {
+                    // Others of the lane have their turn.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                rounds += 1;
                 if !ready!(self.poll_splice(cx, sending, handback))? {
                     (sending.may_splice, sending.pipe) = (false, None);
                 }

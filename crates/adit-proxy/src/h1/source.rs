@@ -94,7 +94,9 @@ impl Content {
             return Poll::Ready(Ok(None));
         };
         match pipe.poll_fill(cx, socket, *left) {
-            Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(BodyError::Truncated)),
+            // A read says whether this is the end.
+            Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(BodyError::Truncated)),
             Poll::Ready(Ok(bytes)) => *left = left.saturating_sub(bytes as u64),
             Poll::Pending => {
                 return match &mut self.idle {

@@ -154,8 +154,8 @@ impl<'a> Direction<'a> {
         if pipe.filled() == 0 {
             match pipe.poll_fill(cx, from, u64::MAX) {
                 Poll::Ready(Ok(0)) => {
-                    self.pipe = None;
-                    self.state = State::Closing;
+                    // A read says whether this is the end.
+                    (self.pipe, self.full_reads) = (None, 0);
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Ok(bytes)) if bytes < BUFFER_BYTES => self.full_reads -= 1,

@@ -5,10 +5,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use prometheus::{IntCounter, IntGauge, Registry};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -55,6 +58,8 @@ pub(crate) struct Pipes(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
+    /// The system does not splice for this process, as under some sandboxes.
+    is_refused: AtomicBool,
     lent: IntGauge,
     denied: IntCounter,
     bytes: IntCounter,
@@ -102,7 +107,13 @@ impl Pipes {
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(lent.clone()))?;
         registry.register(Box::new(denied.clone()))?;
-        Ok(Self(Arc::new(Shared { state: Mutex::default(), lent, denied, bytes })))
+        Ok(Self(Arc::new(Shared {
+            state: Mutex::default(),
+            is_refused: AtomicBool::new(false),
+            lent,
+            denied,
+            bytes,
+        })))
     }
 
     /// How many pipes are open, and how many of them are lent.
@@ -125,6 +136,9 @@ impl Pipes {
 
 impl Shared {
     fn take(&self) -> Option<Ends> {
+        if self.is_refused.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(idle) = state.idle.pop() {
             return Some(idle);
@@ -135,6 +149,13 @@ impl Shared {
         let ends = Ends::open().ok()?;
         state.open += 1;
         Some(ends)
+    }
+
+    /// No more pipes are lent: whoever asks for one copies.
+    fn refuse(&self, error: Errno) {
+        if !self.is_refused.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, reason = "splice_refused", "the system does not splice; content is copied");
+        }
     }
 }
 
@@ -153,7 +174,10 @@ impl Pipe {
         self.filled
     }
 
-    /// Takes what the sender has sent into the empty pipe, but no more than `bytes_max`; 0 is its end.
+    /// Takes what the sender has sent into the empty pipe, but no more than `bytes_max`.
+    ///
+    /// After 0 the sender is to be read from: that it has ended is not all that it may mean. The kernel splices nothing
+    /// beyond an urgent byte (RFC 6093 §3.1), and some sandboxes do not let it splice at all.
     ///
     /// # Errors
     /// The socket's.
@@ -169,14 +193,22 @@ impl Pipe {
         loop {
             ready!(from.poll_read_ready(cx))?;
             let moved = from.try_io(Interest::READABLE, || {
-                Ok(splice(
-                    from,
-                    None,
-                    &ends.write,
-                    None,
-                    bytes_max,
-                    SpliceFlags::MOVE | SpliceFlags::NONBLOCK,
-                )?)
+                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+                let mut moved = splice(from, None, &ends.write, None, bytes_max, flags);
+                if moved == Err(Errno::AGAIN) {
+                    has_come(from)?;
+                    // Something has: if it came only now it is moved now.
+                    moved = splice(from, None, &ends.write, None, bytes_max, flags);
+                }
+                match moved {
+                    // The socket has what it does not give away like this.
+                    Err(Errno::AGAIN) => Ok(0),
+                    Err(error @ (Errno::PERM | Errno::NOSYS | Errno::INVAL | Errno::NOMEM)) => {
+                        self.from.refuse(error);
+                        Ok(0)
+                    }
+                    moved => Ok(moved?),
+                }
             });
             match moved {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -224,22 +256,34 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         self.from.lent.dec();
+        let ends = self.ends.take();
         let mut state = self.from.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.ends.take().filter(|_| self.filled == 0) {
-            Some(ends) => state.idle.push(ends),
-            // What is left in it is nobody else's.
-            None => state.open -= 1,
+        // What is left in it is nobody else's.
+        if self.filled == 0 && state.idle.len() < IDLE_MAX {
+            state.idle.extend(ends);
+        } else {
+            state.open -= 1;
         }
     }
 }
 
+/// Whether a socket has something to read, its end included; it would block if not.
+fn has_come(socket: &TcpStream) -> io::Result<()> {
+    recv(socket, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(())
+}
+
 /// Content that is worth a pipe: several times what one read brings.
 pub(crate) const SPLICED_BYTES_MIN: u64 = 256 * 1024;
+/// Pipes filled and emptied for one body before others of its thread have their turn.
+pub(crate) const SPLICES_MAX: usize = 16;
 /// What one pipe holds: the system's limit for users without privileges (`fs.pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
 /// Pipes at once, two descriptors each: 64 MiB of the kernel's memory while all are full, which is also what users without
 /// privileges may have (`fs.pipe-user-pages-soft`).
 const PIPES_MAX: usize = 64;
+/// Pipes kept while nobody uses them; the kernel gives memory to what is in one only, but counts all of it.
+const IDLE_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -254,6 +298,16 @@ mod tests {
         lent[0].filled = 1;
         drop(lent);
         let state = pipes.0.state.lock().unwrap();
-        assert_eq!((state.idle.len(), state.open, pipes.0.lent.get()), (63, 63, 0));
+        assert_eq!((state.idle.len(), state.open, pipes.0.lent.get()), (IDLE_MAX, IDLE_MAX, 0));
+    }
+
+    #[test]
+    fn a_system_that_refuses_is_not_asked_again() {
+        let pipes = Pipes::new(&Registry::new()).unwrap();
+        let lent = pipes.lend().unwrap();
+        lent.from.refuse(Errno::PERM);
+        drop(lent);
+        assert!(pipes.lend().is_none());
+        assert_eq!((pipes.0.lent.get(), pipes.0.denied.get()), (0, 1));
     }
 }
