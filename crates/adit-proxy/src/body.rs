@@ -41,6 +41,11 @@ pub trait BodySource: Send {
         Poll::Ready(Ok(None))
     }
 
+    /// A pipe for [`Self::poll_pipe`], where the content is much and may be moved by one; for whoever has none of its own.
+    fn lend_pipe(&self) -> Option<Pipe> {
+        None
+    }
+
     /// The trailer section (RFC 9110 §6.5), at most once and only after the body is complete.
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         None
@@ -186,6 +191,14 @@ impl Body {
         match &mut self.kind {
             Kind::Stream(source) => source.poll_pipe(cx, pipe),
             Kind::Empty | Kind::Full(_) => Poll::Ready(Ok(None)),
+        }
+    }
+
+    /// See [`BodySource::lend_pipe`].
+    pub fn lend_pipe(&self) -> Option<Pipe> {
+        match &self.kind {
+            Kind::Stream(source) => source.lend_pipe(),
+            Kind::Empty | Kind::Full(_) => None,
         }
     }
 

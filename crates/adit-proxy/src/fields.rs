@@ -5,6 +5,7 @@
 //! (`Kinds`), and becomes a [`HeaderMap`] when somebody treats it as one (it derefs to it). Whatever looks at fields on
 //! the way of every request asks for kinds first.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::{BitOr, Deref, DerefMut, Range};
 use std::sync::{Arc, OnceLock};
@@ -100,9 +101,10 @@ impl Added {
 pub(crate) struct Kinds(u16);
 
 /// Who has sent a head: what visitors may lie about, origins may not be asked about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Side {
     /// Requests.
+    #[default]
     Visitor,
     /// Answers.
     Origin,
@@ -118,7 +120,7 @@ struct Line {
     is_tidy: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Lines {
     head: Bytes,
     side: Side,
@@ -234,15 +236,10 @@ impl Fields {
 
     /// The fields of a head, none of them known yet; [`Self::push_line`] is to follow for each.
     pub(crate) fn begin(head: &Bytes, side: Side) -> Self {
-        let lines = Lines {
-            head: head.clone(),
-            lines: SmallVec::new(),
-            side,
-            present: Kinds::default(),
-            gone: Kinds::default(),
-            added: SmallVec::new(),
-        };
-        Self { lines: Some(Box::new(lines)), map: OnceLock::new() }
+        let mut lines = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        lines.head = head.clone();
+        lines.side = side;
+        Self { lines: Some(lines), map: OnceLock::new() }
     }
 
     /// Adds a field that stands at these places of the head: a token and a value free of what cannot stand in one. It is tidy
@@ -346,6 +343,17 @@ impl Fields {
     /// Whether the message asks for the end of the connection, where that is all it says about it.
     pub(crate) fn ask_to_close(&self) -> bool {
         self.line(Kinds::PERSISTENCE).is_some_and(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+    }
+
+    /// The value of a line of a kind, also of one that was taken off, if it is this text: in the memory of its head.
+    pub(crate) fn shared(&self, kind: Kinds, text: &str) -> Option<HeaderValue> {
+        let lines = self.lines.as_ref()?;
+        let line = lines.lines.iter().find(|line| line.kind.has_any(kind))?;
+        let value = lines.text(line.value);
+        if value != text.as_bytes() {
+            return None;
+        }
+        HeaderValue::from_maybe_shared(lines.head.slice_ref(value)).ok()
     }
 
     /// The value of the only line of a kind.
@@ -507,6 +515,32 @@ impl DerefMut for Fields {
     }
 }
 
+impl Drop for Fields {
+    /// Two of these come and go with each small request: their memory is kept.
+    fn drop(&mut self) {
+        let Some(mut lines) = self.lines.take() else { return };
+        if lines.lines.spilled() || lines.added.spilled() {
+            return;
+        }
+        lines.head = Bytes::new();
+        lines.lines.clear();
+        lines.added.clear();
+        (lines.present, lines.gone) = (Kinds::default(), Kinds::default());
+        // A thread that ends keeps nothing any more.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() < SPARE_MAX {
+                spare.push(lines);
+            }
+        });
+    }
+}
+
+thread_local! {
+    #[expect(clippy::vec_box, reason = "they come and go behind their pointers")]
+    static SPARE: RefCell<Vec<Box<Lines>>> = const { RefCell::new(Vec::new()) };
+}
+
 impl From<HeaderMap> for Fields {
     fn from(map: HeaderMap) -> Self {
         Self { lines: None, map: OnceLock::from(Box::new(map)) }
@@ -553,6 +587,8 @@ fn is_claim(name: &[u8]) -> bool {
 const LINES_INLINE: usize = 16;
 /// What an entry point says of its visitor: `X-Forwarded-*`, `X-Real-Ip`.
 const ADDED_INLINE: usize = 6;
+/// Memory for fields that a thread keeps: 700 bytes each.
+const SPARE_MAX: usize = 64;
 /// Fields that may be added to a map without it being built anew.
 const MAP_SPARE: usize = 2;
 /// Of a name in a [`HeaderMap`].

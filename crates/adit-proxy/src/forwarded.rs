@@ -76,10 +76,9 @@ impl ForwardedPolicy {
         }
         let scheme = HeaderValue::from_static(if visitor.secure { "https" } else { "http" });
         headers.add(&ours::X_FORWARDED_PROTO, scheme.clone());
-        if !host.is_empty()
-            && let Ok(host) = HeaderValue::from_str(host)
-        {
-            headers.add(&ours::X_FORWARDED_HOST, host);
+        let value = headers.shared(Kinds::HOST, host).or_else(|| HeaderValue::from_str(host).ok());
+        if let Some(value) = value.filter(|_| !host.is_empty()) {
+            headers.add(&ours::X_FORWARDED_HOST, value);
         }
         let port = match port_of(host) {
             Some(port) => HeaderValue::from_str(port).ok(),

@@ -93,6 +93,10 @@ impl BodySource for Deadline {
         self.body.poll_pipe(cx, pipe)
     }
 
+    fn lend_pipe(&self) -> Option<Pipe> {
+        self.body.lend_pipe()
+    }
+
     fn take_trailers(&mut self) -> Option<HeaderMap> {
         self.body.take_trailers()
     }

@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use crate::body::{Batch, Body, BodyError, Length};
 use crate::connect::{ConnectError, Connector, Target};
 use crate::fields::Kinds;
-use crate::h1::client::{ExchangeError, ExchangeLimits, OriginConnection, Outgoing};
+use crate::h1::client::{Exchange, ExchangeError, ExchangeLimits, OriginConnection, Outgoing};
 use crate::h2::client::{H2Error, H2Options, H2Origin, Lease};
 use crate::headers;
 use crate::io::Io;
@@ -177,10 +177,26 @@ impl Origin {
         }
         if self.disable_chunked_encoding && request.body.length() == Length::Unknown {
             let body = std::mem::replace(&mut request.body, Body::empty());
-            request.body = Body::full(collect(body, BUFFERED_BODY_BYTES_MAX).await?);
+            request.body = Body::full(Box::pin(collect(body, BUFFERED_BODY_BYTES_MAX)).await?);
         }
         let name = self.verified_name(&request.host);
-        let mut response = self.exchange(request, name.as_deref()).await?;
+        let name = name.as_deref();
+        // An upgrade is HTTP/1.1's (RFC 9113 §8.6).
+        let is_http1 = self.protocol == Protocol::Http1 || request.upgrade.is_some();
+        let replayable = request.body.is_empty() && is_idempotent(&request.method);
+        let answered = match &mut self.over_idle(request, name, is_http1) {
+            Some(exchange) => Some(exchange.await),
+            None => None,
+        };
+        // What is rare is behind a pointer: it would be copied for each request, several times.
+        let mut response = match answered {
+            Some(Err(ExchangeError::Closed(_))) if replayable => {
+                Box::pin(self.by_new_connection(request, name)).await?
+            }
+            Some(answered) => answered?,
+            None if is_http1 => Box::pin(self.by_new_connection(request, name)).await?,
+            None => Box::pin(self.by_h2(request, name)).await?,
+        };
         if response.status != http::StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop_but_trailer(&mut response.headers, response.body.length());
         }
@@ -221,14 +237,49 @@ impl Origin {
         }
     }
 
-    async fn exchange(&self, request: &mut Request, name: Option<&str>) -> Result<Response, ForwardError> {
-        // An upgrade is HTTP/1.1's (RFC 9113 §8.6).
-        if self.protocol == Protocol::Http1 || request.upgrade.is_some() {
-            return self.by_http1(request, name).await;
+    /// The exchange over an idle connection, if there is one that the request can go over.
+    fn over_idle<'a>(
+        &'a self,
+        request: &'a mut Request,
+        name: Option<&str>,
+        is_http1: bool,
+    ) -> Option<Exchange<'a>> {
+        // An upgraded connection does not come back, and one that turned out closed would cost the upgrade.
+        if !is_http1 || request.upgrade.is_some() {
+            return None;
         }
+        let connection = self.pool.take(name)?;
+        Some(self.over_h1(connection, request, name))
+    }
+
+    async fn by_new_connection(
+        &self,
+        request: &mut Request,
+        name: Option<&str>,
+    ) -> Result<Response, ForwardError> {
+        let io = self.connector.connect_over(self.tls_http1.as_ref(), name).await?;
+        Ok(self.over_h1(OriginConnection::new(io), request, name).await?)
+    }
+
+    async fn by_http1(&self, request: &mut Request, name: Option<&str>) -> Result<Response, ForwardError> {
+        let replayable = request.body.is_empty() && is_idempotent(&request.method);
+        let answered = match &mut self.over_idle(request, name, true) {
+            Some(exchange) => Some(exchange.await),
+            None => None,
+        };
+        match answered {
+            Some(Err(ExchangeError::Closed(_))) if replayable => {}
+            Some(answered) => return Ok(answered?),
+            None => {}
+        }
+        self.by_new_connection(request, name).await
+    }
+
+    /// Over HTTP/2, as long as the origin speaks it.
+    async fn by_h2(&self, request: &mut Request, name: Option<&str>) -> Result<Response, ForwardError> {
         for _ in 0..UNPROCESSED_MAX {
             let copy = self.copy_for_replay(request);
-            match (self.by_h2(request, name).await, copy) {
+            match (self.by_shared_h2(request, name).await, copy) {
                 // The origin was about to close this connection; it has not looked at the request.
                 (Err(ForwardError::H2(H2Error::Unprocessed(_))), Some(copy)) => *request = copy,
                 (result, _) => return result,
@@ -237,24 +288,11 @@ impl Origin {
         self.alone(request, name).await
     }
 
-    async fn by_http1(&self, request: &mut Request, name: Option<&str>) -> Result<Response, ForwardError> {
-        // An upgraded connection does not come back, and one that turned out closed would cost the upgrade.
-        if request.upgrade.is_none()
-            && let Some(connection) = self.pool.take(name)
-        {
-            let replayable = request.body.is_empty() && is_idempotent(&request.method);
-            let body = std::mem::replace(&mut request.body, Body::empty());
-            match self.over_h1(connection, outgoing(request), body, name).await {
-                Err(ExchangeError::Closed(_)) if replayable => {}
-                result => return Ok(result?),
-            }
-        }
-        let io = self.connector.connect_over(self.tls_http1.as_ref(), name).await?;
-        let body = std::mem::replace(&mut request.body, Body::empty());
-        Ok(self.over_h1(OriginConnection::new(io), outgoing(request), body, name).await?)
-    }
-
-    async fn by_h2(&self, request: &mut Request, name: Option<&str>) -> Result<Response, ForwardError> {
+    async fn by_shared_h2(
+        &self,
+        request: &mut Request,
+        name: Option<&str>,
+    ) -> Result<Response, ForwardError> {
         for _ in 0..STALE_CONNECTIONS_MAX {
             let opened = match self.h2.take() {
                 Some(lease) => Opened::H2(lease),
@@ -350,22 +388,19 @@ impl Origin {
         match opened {
             Opened::H2(lease) => Ok(self.h2.send(lease, take(request), self.connector.tls.is_some()).await?),
             Opened::Http1(None) => self.by_http1(request, name).await,
-            Opened::Http1(Some(io)) => {
-                let body = std::mem::replace(&mut request.body, Body::empty());
-                Ok(self.over_h1(OriginConnection::new(io), outgoing(request), body, name).await?)
-            }
+            Opened::Http1(Some(io)) => Ok(self.over_h1(OriginConnection::new(io), request, name).await?),
         }
     }
 
-    async fn over_h1(
-        &self,
+    fn over_h1<'a>(
+        &'a self,
         connection: OriginConnection,
-        outgoing: Outgoing<'_>,
-        body: Body,
+        request: &'a mut Request,
         name: Option<&str>,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Exchange<'a> {
         let home = self.pool.home(name.map(Arc::from));
-        connection.send(&outgoing, body, &self.limits, home).await
+        let body = std::mem::replace(&mut request.body, Body::empty());
+        connection.send(&outgoing(request), body, &self.limits, home)
     }
 }
 

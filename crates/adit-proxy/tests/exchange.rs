@@ -607,14 +607,95 @@ async fn much_content_goes_from_socket_to_socket_and_the_connections_stay() {
             assert!(answer == content[..content.len() / 2], "what had come is passed on, and then the end");
         }
     }
+    let moved = spliced(&metrics);
+    assert!(moved > 8e6, "most of it was not copied: {moved}");
+}
+
+/// Bytes that went through pipes, all of which are back.
+fn spliced(metrics: &prometheus::Registry) -> f64 {
     let piped = metrics.gather().into_iter().filter(|family| family.name().starts_with("adit_proxy_splice"));
     let values: Vec<f64> = piped
         .flat_map(|family| family.get_metric().to_vec())
         .map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value())
         .collect();
-    let [denied, lent, moved] = values[..] else { panic!("{values:?}") };
+    let [denied, lent, moved] = values[..] else { unreachable!("three metrics: {values:?}") };
     assert_eq!((denied, lent), (0.0, 0.0), "every pipe was there and has come back");
-    assert!(moved > 8e6, "most of it was not copied: {moved}");
+    moved
+}
+
+/// Reads a head; none at the end of the stream.
+async fn read_head(stream: &mut tokio::io::BufReader<TcpStream>) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).await.unwrap() == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+/// Answers each request of each connection with how much of its content came, after all of it or before any.
+async fn take_content(
+    origin: tokio::net::TcpListener,
+    content: Arc<Vec<u8>>,
+    told: tokio::sync::mpsc::Sender<usize>,
+) {
+    while let Ok((stream, _)) = origin.accept().await {
+        let (content, told) = (Arc::clone(&content), told.clone());
+        tokio::spawn(async move {
+            let mut stream = tokio::io::BufReader::new(stream);
+            while let Some(head) = read_head(&mut stream).await {
+                assert!(head.contains(&format!("Content-Length: {}\r\n", content.len())), "{head}");
+                if head.starts_with("PUT /early") {
+                    let refusal = b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno";
+                    return stream.get_mut().write_all(refusal).await.unwrap();
+                }
+                let mut taken = Vec::new();
+                let _ = (&mut stream).take(content.len() as u64).read_to_end(&mut taken).await;
+                assert!(*taken == content[..taken.len()], "the content has changed on the way");
+                let _ = told.send(taken.len()).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                let _ = stream.get_mut().write_all(answer).await;
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn much_content_of_a_request_goes_from_socket_to_socket_too() {
+    let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = OriginService::Http { tls: false, authority: origin.local_addr().unwrap().to_string() };
+    let metrics = prometheus::Registry::new();
+    let (address, _drain) =
+        listen(Gateway(Origin::new(&service, &OriginSettings::default()).unwrap()), &metrics);
+    let content: Arc<Vec<u8>> = Arc::new((0..5_000_000u32).map(|byte| (byte % 253) as u8).collect());
+    let (told, mut taken) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(take_content(origin, Arc::clone(&content), told));
+    let connect = || async { tokio::io::BufReader::new(TcpStream::connect(address).await.unwrap()) };
+    let head = |target: &str, more: &str| {
+        format!("PUT {target} HTTP/1.1\r\nHost: a\r\n{more}Content-Length: {}\r\n\r\n", content.len())
+    };
+    let mut visitor = connect().await;
+    for more in ["", "Expect: 100-continue\r\n", ""] {
+        visitor.get_mut().write_all(head("/", more).as_bytes()).await.unwrap();
+        if !more.is_empty() {
+            assert_eq!(read_head(&mut visitor).await.unwrap(), "HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        visitor.get_mut().write_all(&content).await.unwrap();
+        assert!(read_head(&mut visitor).await.unwrap().starts_with("HTTP/1.1 200 "));
+        visitor.read_exact(&mut [0; 2]).await.unwrap();
+        assert_eq!(taken.recv().await, Some(content.len()));
+    }
+    let mut leaving = connect().await;
+    leaving.get_mut().write_all(head("/", "").as_bytes()).await.unwrap();
+    leaving.get_mut().write_all(&content[..content.len() / 2]).await.unwrap();
+    drop(leaving);
+    assert!(taken.recv().await.unwrap() <= content.len() / 2, "the origin sees that it is not all");
+    let mut early = connect().await;
+    early.get_mut().write_all(head("/early", "").as_bytes()).await.unwrap();
+    assert!(read_head(&mut early).await.unwrap().starts_with("HTTP/1.1 413 "));
+    let moved = spliced(&metrics);
+    assert!(moved > 12e6, "most of it was not copied: {moved}");
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! An answer that reports how it ended: to the access log, the metrics, and whoever counts requests in flight.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
 
@@ -8,7 +8,7 @@ use adit_proxy::body::{Batch, Body, BodyError, BodySource};
 use adit_proxy::clock;
 use adit_proxy::lanes::{LaneArc, LaneShared};
 use adit_proxy::message::{Request, Response};
-use adit_proxy::middleware::Attempt;
+use adit_proxy::middleware::{Attempt, Ctx};
 use adit_proxy::tcp::splice::Pipe;
 use adit_route::mesh::MeshIdentity;
 use http::HeaderMap;
@@ -18,7 +18,7 @@ use self::metrics::Counters;
 pub(crate) use self::metrics::RequestMetrics;
 use crate::access_log::{AccessLog, Entry, LaneLog};
 use crate::gateway::Observed;
-use crate::observe::probe::Probe;
+use crate::observe::probe::{Passed, Seen};
 use crate::observe::traefik::{Answered, Asked, Part, TraefikMetrics};
 
 mod metrics;
@@ -31,7 +31,12 @@ pub(crate) struct Exchange {
     log: Option<LaneLog>,
     metrics: LaneArc<Counters>,
     measured: Option<Measured>,
-    probe: Option<Arc<Probe>>,
+    /// Content read from the visitor.
+    received: Passed,
+    /// The origin's answer; none if nobody wants to know.
+    seen: Option<Seen>,
+    /// The same, while middlewares stand before the origin.
+    seen_behind: Option<Arc<Mutex<Seen>>>,
     /// 0 until there is an answer.
     status: u16,
     sent: u64,
@@ -62,7 +67,18 @@ impl Exchange {
         metrics.begun();
         let log = log.map(AccessLog::own);
         let entry = log.as_ref().map(|log| entry(log, request, request_id));
-        Self { entry, began: clock::now(), log, metrics, measured: None, probe: None, status: 0, sent: 0 }
+        Self {
+            entry,
+            began: clock::now(),
+            log,
+            metrics,
+            measured: None,
+            received: Passed::default(),
+            seen: None,
+            seen_behind: None,
+            status: 0,
+            sent: 0,
+        }
     }
 
     /// Measures the request's content, and everything under Traefik's names where they are wanted.
@@ -81,12 +97,21 @@ impl Exchange {
             replaced: Vec::new(),
         });
         let wants_headers = self.entry.is_some() && self.log.as_ref().is_some_and(LaneLog::wants_headers);
-        self.probe = Some(Probe::new(request, wants_headers));
+        self.seen = Some(Seen::new(wants_headers));
+        request.body = self.received.count(std::mem::replace(&mut request.body, Body::empty()));
     }
 
-    /// Watches the hop to the origin, if anyone wants to know.
-    pub(crate) fn probe(&self) -> Option<Arc<Probe>> {
-        self.probe.clone()
+    /// Notes what the origin has answered, if anyone wants to know.
+    pub(crate) fn see(&mut self, response: &mut Response, ctx: &mut Ctx) {
+        if let Some(seen) = &mut self.seen {
+            seen.see(response, ctx);
+        }
+    }
+
+    /// Has [`crate::observe::probe::Probed`] note what the origin answers, if anyone wants to know.
+    pub(crate) fn see_behind(&mut self) -> Option<Arc<Mutex<Seen>>> {
+        self.seen_behind = self.seen.take().map(|seen| Arc::new(Mutex::new(seen)));
+        self.seen_behind.clone()
     }
 
     /// Leaves the request out of the log or Traefik's metrics.
@@ -128,7 +153,7 @@ impl Exchange {
     }
 
     /// Takes over what chain and service noted.
-    pub(crate) fn passed(&mut self, ctx: &adit_proxy::middleware::Ctx) {
+    pub(crate) fn passed(&mut self, ctx: &Ctx) {
         if let Some(reason) = ctx.log.refusal {
             self.failed(reason);
         }
@@ -209,16 +234,18 @@ impl Drop for Exchange {
         self.metrics.ended(duration);
         // The visitor left before there was an answer.
         let status = if self.status == 0 { CLIENT_CLOSED_REQUEST } else { self.status };
-        let received = self.probe.as_ref().map_or(0, |probe| probe.received());
+        let received = self.received.bytes();
         if let Some(measured) = &self.measured {
             measured.report(Answered { status, duration, received, sent: self.sent });
         }
         if let (Some(log), Some(mut entry)) = (&self.log, self.entry.take()) {
             (entry.duration, entry.status, entry.bytes) = (duration, status, self.sent);
             entry.received = received;
-            if let Some(probe) = &self.probe {
-                entry.origin_bytes = probe.origin();
-                entry.headers[1] = probe.origin_headers();
+            let behind = self.seen_behind.as_deref();
+            let mut behind = behind.map(|seen| seen.lock().unwrap_or_else(PoisonError::into_inner));
+            if let Some(seen) = behind.as_deref_mut().or(self.seen.as_mut()) {
+                entry.origin_bytes = seen.bytes();
+                entry.headers[1] = seen.take_headers();
             }
             log.write(entry);
         }

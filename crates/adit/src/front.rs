@@ -1,8 +1,10 @@
 //! Who answers a visitor: the ingress if one of its routers wants the request, else the edge where the entry point is its.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use adit_proxy::message::{Request, Response, Service};
+use adit_proxy::middleware::BoxFuture;
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
 
@@ -43,17 +45,30 @@ impl Front {
 }
 
 impl Service for Front {
-    async fn call(&self, request: Request) -> Response {
-        if let Some(edge) = self.edge_of(&request)
-            && !self.gateway.has_challenge(request.uri.path()).await
-            && !self.gateway.wants(&request)
-        {
-            // Larger than what follows: it would be moved about for each request of the ingress.
-            return Box::pin(edge.call(request)).await;
+    fn call(&self, request: Request) -> impl Future<Output = Response> + Send {
+        // Each behind a pointer: a request is moved as it is by whoever hands it on, and so is all that may become of it.
+        let answering: BoxFuture<'_, Response> = match self.edge_of(&request) {
+            Some(edge) => Box::pin(self.shared(edge, request)),
+            None => self.gateway_call(request),
+        };
+        answering
+    }
+}
+
+impl Front {
+    /// Answers where the edge and the ingress share an entry point.
+    async fn shared(&self, edge: &EdgeService, request: Request) -> Response {
+        if self.gateway.has_challenge(request.uri.path()).await || self.gateway.wants(&request) {
+            self.gateway_call(request).await
+        } else {
+            edge.call(request).await
         }
+    }
+
+    fn gateway_call(&self, request: Request) -> BoxFuture<'_, Response> {
         match asks_about_server(&request) {
-            true => Response::status(StatusCode::OK),
-            false => self.gateway.call(request).await,
+            true => Box::pin(ready(Response::status(StatusCode::OK))),
+            false => Box::pin(self.gateway.call(request)),
         }
     }
 }

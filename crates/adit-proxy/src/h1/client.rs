@@ -3,7 +3,6 @@
 //! The upload and the download of an exchange are polled by the same task: first while the response head is awaited,
 //! then by whoever pulls the response's content.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,6 +16,7 @@ use tokio::io::AsyncWrite;
 use super::encode;
 use super::framing::Framing;
 use super::head::{self, HeadError, HeadScanner, ResponseHead};
+use super::scratch;
 use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::fields::Fields;
@@ -24,7 +24,7 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
-use crate::tcp::splice::Pipe;
+use crate::tcp::splice::{Pipe, Plain, SPLICED_BYTES_MIN};
 use crate::write::Stall;
 
 /// A connection to an origin between exchanges.
@@ -32,8 +32,6 @@ use crate::write::Stall;
 pub struct OriginConnection {
     reader: Reader,
     writer: WriteIo,
-    /// Empty; room for the next request.
-    room: Batch,
 }
 
 /// A request as the origin is to get it; the fields that frame it are added here.
@@ -86,7 +84,7 @@ impl OriginConnection {
     /// Takes a fresh connection.
     pub fn new(io: Io) -> Self {
         let (read, writer) = io.into_split();
-        Self { reader: Reader::new(read, BytesMut::new()), writer, room: Batch::new() }
+        Self { reader: Reader::new(read, BytesMut::new()), writer }
     }
 
     /// True unless the origin has closed the connection or sent something unasked.
@@ -94,24 +92,22 @@ impl OriginConnection {
         self.reader.buffer.is_empty() && self.reader.is_silent()
     }
 
-    /// Sends a request and returns the response once its head is there.
+    /// Sends a request; what is returned is the response once its head is there, or [`ExchangeError`], after which the
+    /// connection is closed.
     ///
     /// The connection goes `home` when the exchange is complete and the origin keeps it open. `body` is left in place
     /// as long as nothing was taken from it.
-    ///
-    /// # Errors
-    /// [`ExchangeError`]; the connection is closed then.
-    pub async fn send(
+    pub fn send<'a>(
         self,
-        request: &Outgoing<'_>,
+        request: &Outgoing<'a>,
         body: Body,
-        limits: &ExchangeLimits,
+        limits: &'a ExchangeLimits,
         home: Home,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Exchange<'a> {
         let length = body.length();
-        let mut out = self.room;
+        let mut out = scratch::batch();
         out.push_back(encode_head(request, length));
-        let mut upload = Upload {
+        let upload = Upload {
             out,
             chunked: length == Length::Unknown,
             raw: length == Length::Raw,
@@ -121,50 +117,94 @@ impl OriginConnection {
             // as another request, past every rule.
             state: if length == Length::Raw { UploadState::AwaitingUpgrade } else { UploadState::Sending },
             stall: Stall::new(limits.write_idle_timeout),
+            may_splice: matches!(length, Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN),
+            pipe: None,
+            is_complete: false,
         };
-        let mut reader = self.reader;
-        let mut scanner = HeadScanner::default();
-        let mut timeout = limits.head_timeout.map(Idle::new);
-        let head = poll_fn(|cx| {
-            match upload.poll(cx) {
-                Poll::Ready(result) => result?,
-                // The clock starts when the request is out.
-                Poll::Pending => {
-                    if upload.state != UploadState::AwaitingUpgrade
-                        && let Some(timeout) = &mut timeout
-                    {
-                        timeout.touch();
-                    }
+        Exchange {
+            connection: Some((self.reader, upload, home)),
+            scanner: HeadScanner::default(),
+            timeout: limits.head_timeout.map(Idle::new),
+            method: request.method,
+            upgrade: request.upgrade,
+            limits,
+        }
+    }
+}
+
+/// A request that was sent and its response's head that is waited for: [`OriginConnection::send`].
+///
+/// Written out, and not an `async fn`: every request is one, and those are copied by each that hands them on.
+#[must_use = "it does nothing unless it is polled"]
+pub struct Exchange<'a> {
+    /// None once there is a response.
+    connection: Option<(Reader, Upload, Home)>,
+    scanner: HeadScanner,
+    timeout: Option<Idle>,
+    method: &'a Method,
+    /// The protocol that was asked for.
+    upgrade: Option<&'a str>,
+    limits: &'a ExchangeLimits,
+}
+
+impl Future for Exchange<'_> {
+    type Output = Result<Response, ExchangeError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let head = ready!(this.poll_head(cx));
+        let Some((reader, upload, home)) = this.connection.take() else {
+            return Poll::Ready(Err(ExchangeError::Closed(None)));
+        };
+        Poll::Ready(head.map(|head| into_response(head, reader, upload, this.limits, home)))
+    }
+}
+
+impl Exchange<'_> {
+    /// Moves the upload on and looks for a head that is to be believed.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, ExchangeError>> {
+        let Some((reader, upload, _)) = &mut self.connection else {
+            return Poll::Ready(Err(ExchangeError::Closed(None)));
+        };
+        match upload.poll(cx) {
+            Poll::Ready(result) => result?,
+            // The clock starts when the request is out.
+            Poll::Pending => {
+                if upload.state != UploadState::AwaitingUpgrade
+                    && let Some(timeout) = &mut self.timeout
+                {
+                    timeout.touch();
                 }
             }
-            let head = poll_final_head(&mut reader, &mut scanner, request.method, limits.head_bytes_max, cx);
-            if head.is_pending()
-                && let Some(timeout) = &mut timeout
-            {
+        }
+        let head = poll_final_head(reader, &mut self.scanner, self.method, self.limits.head_bytes_max, cx);
+        let Poll::Ready(head) = head else {
+            if let Some(timeout) = &mut self.timeout {
                 ready!(timeout.poll(cx));
                 return Poll::Ready(Err(ExchangeError::Timeout));
             }
-            head
-        })
-        .await;
+            return Poll::Pending;
+        };
         match (&head, upload.state) {
             (Ok(head), UploadState::AwaitingUpgrade) if head.framing == Framing::Raw => {
                 upload.state = UploadState::Sending;
             }
             // RFC 9110 §15.2.2: a protocol that nobody asked to switch to.
-            (Ok(head), _) if head.framing == Framing::Raw => return Err(HeadError::UnaskedUpgrade.into()),
+            (Ok(head), _) if head.framing == Framing::Raw => {
+                return Poll::Ready(Err(HeadError::UnaskedUpgrade.into()));
+            }
             _ => {}
         }
         let head = match (head, upload.state) {
             (Err(ExchangeError::Closed(None)), UploadState::Failed(error)) => {
-                return Err(ExchangeError::Closed(Some(error.into())));
+                return Poll::Ready(Err(ExchangeError::Closed(Some(error.into()))));
             }
             (head, _) => head?,
         };
-        if head.status == StatusCode::SWITCHING_PROTOCOLS && !is_agreed(&head.headers, request.upgrade) {
-            return Err(HeadError::Malformed.into());
+        if head.status == StatusCode::SWITCHING_PROTOCOLS && !is_agreed(&head.headers, self.upgrade) {
+            return Poll::Ready(Err(HeadError::Malformed.into()));
         }
-        Ok(into_response(head, reader, upload, limits, home))
+        Poll::Ready(Ok(head))
     }
 }
 
@@ -177,6 +217,11 @@ struct Upload {
     writer: WriteIo,
     state: UploadState,
     stall: Stall,
+    /// Much content of a known length: the kernel is asked to move it.
+    may_splice: bool,
+    pipe: Option<Pipe>,
+    /// All content is in the pipe, or through it.
+    is_complete: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -194,8 +239,8 @@ enum UploadState {
 impl Upload {
     /// The connection for the next exchange.
     fn finished(self, reader: Reader) -> OriginConnection {
-        let room = if self.out.capacity() <= ROOM_MAX { self.out } else { Batch::new() };
-        OriginConnection { reader, writer: self.writer, room }
+        scratch::keep(self.out);
+        OriginConnection { reader, writer: self.writer }
     }
 
     /// Moves as much as both sides allow. Ready when there is nothing left to do.
@@ -206,6 +251,10 @@ impl Upload {
         loop {
             if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
                 return Poll::Ready(Ok(()));
+            }
+            if self.splices() {
+                ready!(self.poll_splice(cx))?;
+                continue;
             }
             // The head waits for the first content that is there already: one write for both.
             if self.state == UploadState::Sending && self.out.len() <= 1 {
@@ -229,6 +278,47 @@ impl Upload {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether what is to be sent next goes through a pipe, or is in it already.
+    fn splices(&self) -> bool {
+        self.may_splice && self.state == UploadState::Sending && self.out.is_empty()
+    }
+
+    /// Has the kernel move what fits into a pipe; without one, and where somebody looks at the content, the rest is copied.
+    fn poll_splice(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        if self.pipe.is_none() && self.writer.socket().is_some() {
+            self.pipe = self.body.lend_pipe();
+        }
+        let (Some(pipe), Some(socket)) = (&mut self.pipe, self.writer.socket()) else {
+            self.may_splice = false;
+            return Poll::Ready(Ok(()));
+        };
+        if pipe.filled() == 0 {
+            match self.body.poll_pipe(cx, pipe) {
+                Poll::Ready(Ok(Some(more))) => self.is_complete = !more,
+                Poll::Ready(Ok(None)) => {
+                    (self.may_splice, self.pipe) = (false, None);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    // Others may have the pipe meanwhile.
+                    self.pipe = None;
+                    return Poll::Pending;
+                }
+            }
+        }
+        let drained = ready!(self.stall.poll_pipe(socket, cx, pipe));
+        self.state = match drained {
+            Err(error) => UploadState::Failed(error.kind()),
+            Ok(()) if self.is_complete => UploadState::Flushing,
+            Ok(()) => UploadState::Sending,
+        };
+        if self.state != UploadState::Sending {
+            self.pipe = None;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
@@ -402,20 +492,24 @@ fn poll_final_head(
 }
 
 fn encode_head(request: &Outgoing<'_>, length: Length) -> Bytes {
-    let mut out = BytesMut::new();
-    encode::request_head(&mut out, request.method, request.uri, request.host, request.headers);
+    // The target as it is sent, `Host` and what frames the content come on top.
+    let bytes = request.headers.bytes() + request.uri.path().len() + request.host.len() + HEAD_BYTES_SPARE;
+    scratch::encode(bytes, |out| write_head(out, request, length))
+}
+
+fn write_head(out: &mut BytesMut, request: &Outgoing<'_>, length: Length) {
+    encode::request_head(out, request.method, request.uri, request.host, request.headers);
     if let Some(protocol) = request.upgrade {
-        encode::field(&mut out, "Connection", b"Upgrade");
-        encode::field(&mut out, "Upgrade", protocol.as_bytes());
+        encode::field(out, "Connection", b"Upgrade");
+        encode::field(out, "Upgrade", protocol.as_bytes());
     }
     // RFC 9110 §8.6: methods that anticipate content say so even when there is none.
     let anticipates = matches!(*request.method, Method::POST | Method::PUT | Method::PATCH);
     if length != Length::Known(0) || (anticipates && request.upgrade.is_none()) {
-        encode::framing(&mut out, length);
+        encode::framing(out, length);
     }
     out.put_slice(b"\r\n");
-    out.freeze()
 }
 
-/// Chunks for which an idle connection keeps room, so that a small request allocates none: 256 bytes.
-const ROOM_MAX: usize = 8;
+/// What a head has besides its fields; one with a long query asks for more.
+const HEAD_BYTES_SPARE: usize = 512;

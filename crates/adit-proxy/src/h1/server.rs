@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 use super::encode;
 use super::framing::Framing;
 use super::head::{self, HeadError, HeadScanner, RequestHead};
+use super::scratch;
 use super::source::Content;
 use crate::body::{Batch, Body, BodyError, BodySource, Length};
 use crate::date;
@@ -28,7 +29,7 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
-use crate::tcp::splice::{Pipe, Plain};
+use crate::tcp::splice::{Pipe, Pipes, Plain, SPLICED_BYTES_MIN};
 use crate::write::Stall;
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
@@ -204,7 +205,9 @@ impl Connection<'_> {
         let mut keep_alive = wants_keep_alive && !raw && !self.drain.is_started();
         let mut sending = start_answer(response, &method, version, &mut keep_alive, raw);
         let sent = poll_fn(|cx| self.poll_send(cx, &mut sending, handback.as_ref())).await;
-        drop(sending);
+        // The upload that belongs to the answer lets go of the reader.
+        drop((sending.body, sending.pipe));
+        scratch::keep(sending.out);
         if sent.is_err() {
             self.options.metrics.aborted();
             return After::Close;
@@ -219,12 +222,14 @@ impl Connection<'_> {
         let (body, handback) = match self.reader.take() {
             Some(reader) if framing != Framing::Empty => {
                 let handback = SharedHandback::default();
+                let is_much = matches!(framing, Framing::Length(bytes) if bytes >= SPLICED_BYTES_MIN);
                 let source = RequestSource {
                     reader: Some(reader),
                     content: Content::new(framing, Some(self.options.body_idle_timeout)),
                     waits_for_continue: head.expect_continue,
                     is_untouched_upgrade: framing == Framing::Raw,
                     handback: Arc::clone(&handback),
+                    pipes: is_much.then(|| self.options.metrics.pipes().clone()),
                 };
                 let body = Body::stream(source, framing.length());
                 // The whole-time limits are for messages, not for what an upgraded connection carries.
@@ -446,7 +451,9 @@ impl Sending {
     fn new(out: Bytes, body: Body, encoding: Encoding) -> Self {
         let may_splice = encoding == Encoding::Plain
             && matches!(body.length(), Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN);
-        Self { out: [out].into(), body, encoding, done: false, is_stuck: false, may_splice, pipe: None }
+        let mut batch = scratch::batch();
+        batch.push_back(out);
+        Self { out: batch, body, encoding, done: false, is_stuck: false, may_splice, pipe: None }
     }
 
     /// Whether what is to be sent next goes through a pipe, or is in it already.
@@ -481,33 +488,53 @@ impl Sending {
     }
 }
 
-/// Encodes the head of an answer and decides how its content is framed.
+/// Encodes the head of an answer, with little content behind it, and decides how its content is framed.
 fn start_answer(
-    mut response: Response,
+    response: Response,
     method: &Method,
     version: Version,
     keep_alive: &mut bool,
     raw: bool,
 ) -> Sending {
-    let mut out = BytesMut::new();
+    let (mut body, mut encoding, mut done) = (Body::empty(), Encoding::Plain, false);
+    let bytes = response.headers.bytes() + HEAD_BYTES_SPARE;
+    let head = scratch::encode(bytes, |out| {
+        (body, encoding) = write_head(out, response, method, version, keep_alive, raw);
+        out.put_slice(b"\r\n");
+        // One buffer is written for less than two.
+        let little = if encoding == Encoding::Plain { body.take_little(MERGED_BYTES_MAX) } else { None };
+        done = little.is_some();
+        out.put_slice(&little.unwrap_or_default());
+    });
+    Sending { done, ..Sending::new(head, body, encoding) }
+}
+
+/// Writes a head without its end; what is left is the content, and how it is to be encoded.
+fn write_head(
+    out: &mut BytesMut,
+    mut response: Response,
+    method: &Method,
+    version: Version,
+    keep_alive: &mut bool,
+    raw: bool,
+) -> (Body, Encoding) {
     let status = response.status;
     let described = match response.headers.lack(Kinds::LENGTH) {
         true => None,
         false => response.headers.remove(header::CONTENT_LENGTH),
     };
     remove_own_fields(&mut response, version, raw);
-    encode::response_head(&mut out, status, &response.headers);
+    encode::response_head(out, status, &response.headers);
     if !response.headers.has_date() {
-        date::with_now(|now| encode::field(&mut out, "Date", now));
+        date::with_now(|now| encode::field(out, "Date", now));
     }
-    let bodiless =
-        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let mut encoding = Encoding::Plain;
     let mut body = response.body;
     if raw {
-        out.put_slice(b"\r\n");
-        return Sending::new(out.freeze(), body, encoding);
+        return (body, encoding);
     }
+    let bodiless =
+        *method == Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     if bodiless {
         // The length that a GET would have had, if the origin told it (RFC 9110 §8.6).
         let known = match body.length() {
@@ -515,7 +542,7 @@ fn start_answer(
             _ => described.as_ref().and_then(super::framing::parse_length),
         };
         if let Some(bytes) = known.filter(|_| status != StatusCode::NO_CONTENT) {
-            encode::content_length(&mut out, bytes);
+            encode::content_length(out, bytes);
         }
         body = Body::empty();
     } else {
@@ -525,23 +552,15 @@ fn start_answer(
             Length::Known(_) => {}
         }
         if encoding == Encoding::Chunked || matches!(body.length(), Length::Known(_)) {
-            encode::framing(&mut out, body.length());
+            encode::framing(out, body.length());
         }
     }
     if !*keep_alive {
-        encode::field(&mut out, "Connection", b"close");
+        encode::field(out, "Connection", b"close");
     } else if version == Version::HTTP_10 {
-        encode::field(&mut out, "Connection", b"keep-alive");
+        encode::field(out, "Connection", b"keep-alive");
     }
-    out.put_slice(b"\r\n");
-    // One buffer is written for less than two.
-    let little = match encoding {
-        Encoding::Plain => body.take_little(MERGED_BYTES_MAX),
-        Encoding::Chunked => None,
-    };
-    let done = little.is_some();
-    out.put_slice(&little.unwrap_or_default());
-    Sending { done, ..Sending::new(out.freeze(), body, encoding) }
+    (body, encoding)
 }
 
 /// Takes off what this side of the connection alone says (RFC 9112 §6.1, §9.6): a middleware may have put it there, and a
@@ -565,21 +584,14 @@ struct RequestSource {
     /// An upgrade that nobody took up: what follows the head is the next request.
     is_untouched_upgrade: bool,
     handback: SharedHandback,
+    /// Where there is much content of a known length.
+    pipes: Option<Pipes>,
 }
 
 impl BodySource for RequestSource {
     fn poll_chunks(&mut self, cx: &mut Context<'_>, out: &mut Batch) -> Poll<Result<bool, BodyError>> {
+        ready!(self.poll_continued(cx));
         let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(false)) };
-        // RFC 9110 §10.1.1: a visitor that did not wait needs no 100.
-        if self.waits_for_continue && reader.buffer.is_empty() {
-            let mut state = lock(&self.handback);
-            if !state.continued {
-                state.wants_continue = true;
-                state.waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
-        }
-        self.waits_for_continue = false;
         let more = ready!(self.content.poll_chunks(reader, cx, out))?;
         self.is_untouched_upgrade = false;
         if !more {
@@ -588,12 +600,45 @@ impl BodySource for RequestSource {
         Poll::Ready(Ok(more))
     }
 
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
+        ready!(self.poll_continued(cx));
+        let Some(reader) = self.reader.as_mut() else { return Poll::Ready(Ok(None)) };
+        let more = ready!(self.content.poll_pipe(reader, cx, pipe))?;
+        if more.is_some() {
+            reader.expect_little();
+        }
+        if more == Some(false) {
+            self.hand_back(true);
+        }
+        Poll::Ready(Ok(more))
+    }
+
+    fn lend_pipe(&self) -> Option<Pipe> {
+        self.reader.as_ref()?.socket()?;
+        self.pipes.as_ref()?.lend()
+    }
+
     fn take_trailers(&mut self) -> Option<http::HeaderMap> {
         self.content.take_trailers()
     }
 }
 
 impl RequestSource {
+    /// RFC 9110 §10.1.1: asks for the content where that is waited for; a visitor that did not wait needs no 100.
+    fn poll_continued(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_none = self.reader.as_ref().is_some_and(|reader| reader.buffer.is_empty());
+        if self.waits_for_continue && has_none {
+            let mut state = lock(&self.handback);
+            if !state.continued {
+                state.wants_continue = true;
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        self.waits_for_continue = false;
+        Poll::Ready(())
+    }
+
     fn hand_back(&mut self, complete: bool) {
         if let Some(reader) = self.reader.take() {
             let mut state = lock(&self.handback);
@@ -664,8 +709,8 @@ fn lock(handback: &SharedHandback) -> std::sync::MutexGuard<'_, Handback> {
     handback.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Content that is worth a pipe: several times what one read brings.
-const SPLICED_BYTES_MIN: u64 = 256 * 1024;
+/// Content behind a head, and what a head has besides its fields.
+const HEAD_BYTES_SPARE: usize = MERGED_BYTES_MAX + 256;
 /// Content copied behind its head.
 const MERGED_BYTES_MAX: usize = 4 * 1024;
 /// Requests sent ahead of an answer that are read to notice a closed connection.

@@ -174,24 +174,52 @@ pub(super) struct ServerGroup {
 }
 
 impl ServerGroup {
-    async fn call(&self, mut request: Request, ctx: &mut Ctx) -> Response {
-        ctx.log.service = Some(Arc::clone(self.rules.service.own()));
-        ctx.outcome = Outcome::Unasked;
-        let Some(mut choice) = self.balancer.choose(&request.headers, ctx.client, None) else {
-            return failure::unavailable(ctx);
-        };
-        let visitor = Addressed::new(&mut request, ctx, self.balancer.members().len() > 1);
-        let mut result = self.send(choice, &mut request, &visitor, ctx).await;
-        // A server that cannot even be reached: another one may be, and nothing was sent yet. Once, so that a service
-        // whose servers are all gone says so soon.
+    #[expect(clippy::manual_async_fn, reason = "an async fn would keep the request twice")]
+    fn call<'a>(
+        &'a self,
+        mut request: Request,
+        ctx: &'a mut Ctx,
+    ) -> impl Future<Output = Response> + Send + 'a {
+        async move {
+            ctx.log.service = Some(Arc::clone(self.rules.service.own()));
+            ctx.outcome = Outcome::Unasked;
+            let Some(choice) = self.balancer.choose(&request.headers, ctx.client, None) else {
+                return failure::unavailable(ctx);
+            };
+            let visitor = Addressed::new(&mut request, ctx, self.balancer.members().len() > 1);
+            let response = match self.send(choice, &mut request, &visitor, ctx).await {
+                Ok(response) => response,
+                Err(error) => {
+                    return Box::pin(self.failed(error, choice, (&mut request, &visitor), ctx)).await;
+                }
+            };
+            self.tell(response, choice)
+        }
+    }
+
+    /// A server that cannot even be reached: another one may be, and nothing was sent yet. Once, so that a service
+    /// whose servers are all gone says so soon.
+    async fn failed(
+        &self,
+        error: ForwardError,
+        mut choice: Choice,
+        (request, visitor): (&mut Request, &Addressed),
+        ctx: &mut Ctx,
+    ) -> Response {
+        let mut result = Err(error);
         if let Err(ForwardError::Connect(error)) = &result
             && let Some(other) = self.balancer.choose(&request.headers, ctx.client, Some(choice.index))
         {
             tracing::debug!(service = %self.rules.service, reason = error.reason(), "trying another server");
             choice = Choice { tell: self.balancer.sticky().is_some(), ..other };
-            result = self.send(choice, &mut request, &visitor, ctx).await;
+            result = self.send(choice, request, visitor, ctx).await;
         }
-        let mut response = result.unwrap_or_else(|error| self.describe(&error, choice, ctx));
+        let response = result.unwrap_or_else(|error| self.describe(&error, choice, ctx));
+        self.tell(response, choice)
+    }
+
+    /// Tells the visitor by cookie which server it was, where that is wanted.
+    fn tell(&self, mut response: Response, choice: Choice) -> Response {
         if choice.tell
             && let Some(sticky) = self.balancer.sticky()
         {
@@ -200,16 +228,16 @@ impl ServerGroup {
         response
     }
 
-    async fn send(
-        &self,
+    fn send<'a>(
+        &'a self,
         choice: Choice,
-        request: &mut Request,
+        request: &'a mut Request,
         visitor: &Addressed,
-        ctx: &mut Ctx,
-    ) -> Result<Response, ForwardError> {
+        ctx: &'a mut Ctx,
+    ) -> impl Future<Output = Result<Response, ForwardError>> + 'a {
         let server = &self.balancer.members()[choice.index];
         server.address(request, visitor);
-        server.send(request, ctx).await
+        server.send(request, ctx)
     }
 
     fn describe(&self, error: &ForwardError, choice: Choice, ctx: &mut Ctx) -> Response {

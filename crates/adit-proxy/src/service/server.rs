@@ -76,7 +76,7 @@ impl Server {
     ///
     /// What was done for a server that could not be reached before is done over, not twice.
     pub(super) fn address(&self, request: &mut Request, visitor: &Addressed) {
-        let target = visitor.uri.as_ref().unwrap_or(&request.uri);
+        let target = visitor.uri.as_deref().unwrap_or(&request.uri);
         if let Some(uri) = self.url.rewrite(target, self.settings.preserve_path) {
             request.uri = uri;
         } else if let Some(uri) = &visitor.uri {
@@ -137,7 +137,7 @@ impl Server {
 pub(super) struct Addressed {
     host: String,
     /// None if there is only one server to rewrite it for.
-    uri: Option<http::Uri>,
+    uri: Option<Box<http::Uri>>,
 }
 
 impl Addressed {
@@ -154,7 +154,7 @@ impl Addressed {
             complete_handshake(&mut request.method, &mut request.headers);
         }
         limit_trailers(request);
-        Self { host: std::mem::take(&mut request.host), uri: keep.then(|| request.uri.clone()) }
+        Self { host: std::mem::take(&mut request.host), uri: keep.then(|| Box::new(request.uri.clone())) }
     }
 }
 

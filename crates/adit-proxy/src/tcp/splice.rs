@@ -233,6 +233,8 @@ impl Drop for Pipe {
     }
 }
 
+/// Content that is worth a pipe: several times what one read brings.
+pub(crate) const SPLICED_BYTES_MIN: u64 = 256 * 1024;
 /// What one pipe holds: the system's limit for users without privileges (`fs.pipe-max-size`).
 const PIPE_BYTES: usize = 1 << 20;
 /// Pipes at once, two descriptors each: 64 MiB of the kernel's memory while all are full, which is also what users without

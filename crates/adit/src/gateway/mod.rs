@@ -18,8 +18,8 @@ use adit_proxy::forwarded::ForwardedPolicy;
 use adit_proxy::headers;
 use adit_proxy::lanes::{LaneArc, LaneShared, PerLane};
 use adit_proxy::mesh::MeshGate;
-use adit_proxy::message::{Request, Response, Service};
-use adit_proxy::middleware::{self, Ctx, Target};
+use adit_proxy::message::{Request, Response, Service, Visitor};
+use adit_proxy::middleware::{self, BoxFuture, Ctx, Target as _};
 use adit_route::mesh::MeshIdentity;
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderName, HeaderValue};
@@ -129,9 +129,6 @@ impl Gateway {
         (path, entry_point): (&str, &Arc<str>),
         exchange: &mut Exchange,
     ) -> Option<Response> {
-        if !path.starts_with(CHALLENGE_PATH) {
-            return None;
-        }
         let answer = self.acme.challenges.http_answer(path).await;
         if answer.is_none() && generation.inputs.entry_points.get(&**entry_point)?.acme_bypass {
             return None;
@@ -142,61 +139,57 @@ impl Gateway {
         Some(answer.map_or_else(not_found, |text| Response::text(StatusCode::OK, "text/plain", text)))
     }
 
-    async fn answer(
+    /// Finds who is to answer a request; the error is our own answer.
+    fn route<'a>(
         &self,
-        generation: &Generation,
-        mut request: Request,
+        generation: &'a Generation,
+        request: &mut Request,
         exchange: &mut Exchange,
-    ) -> Response {
-        let visitor = Arc::clone(&request.visitor);
-        let Some(entry) = generation.entry(&visitor.entry_point) else { return not_found() };
+    ) -> Result<(&'a Served, Ctx), Response> {
+        let Some(entry) = generation.entry(&request.visitor.entry_point) else { return Err(not_found()) };
         let Admitted { trusted, forwarded_client, cleaned, peer } =
-            match self.admit(generation, entry, &mut request, exchange) {
+            match self.admit(generation, entry, request, exchange) {
                 Ok(admitted) => admitted,
                 Err((reason, status)) => {
                     exchange.failed(reason);
                     exchange.observe_only(entry.observed());
-                    return plain(status);
+                    return Err(plain(status));
                 }
             };
-        let found = generation.decide(&request, &cleaned, peer);
+        let found = generation.decide(request, &cleaned, peer);
         if let Some(redirect) = &entry.redirect
-            && !redirect.spares(cleaned.path(&request))
-            && !redirect.is_done(&request)
+            && !redirect.spares(cleaned.path(request))
+            && !redirect.is_done(request)
             && found.is_none_or(|found| found.priority < redirect.priority)
         {
             exchange.answered_by(&Arc::from("redirect@internal"));
             exchange.observe_only(entry.observed());
             exchange.is_internal();
-            return redirect.answer(&request);
+            return Err(redirect.answer(request));
         }
         let Some(found) = found else {
             exchange.failed("no_router");
             exchange.observe_only(entry.observed());
-            return not_found();
+            return Err(not_found());
         };
+        let visitor = &request.visitor;
         if let Some(tls) = &visitor.tls
             && entry.misdirects(found, tls, &request.host)
         {
             exchange.failed("misdirected");
             exchange.observe_only(entry.observed());
-            return plain(StatusCode::MISDIRECTED_REQUEST);
+            return Err(plain(StatusCode::MISDIRECTED_REQUEST));
         }
         let served: &Served = &found.target;
         exchange.answered_by(served.name.own());
         exchange.observe_only(served.observed);
         let client: IpAddr = visitor.remote.ip().to_canonical();
-        let mut ctx =
-            Ctx::new(Arc::clone(&visitor.entry_point), client, visitor.secure, Arc::clone(served.name.own()));
+        let (entry_point, router) = (Arc::clone(&visitor.entry_point), Arc::clone(served.name.own()));
+        let mut ctx = Ctx::new(entry_point, client, visitor.secure, router);
         ctx.tls.clone_from(&visitor.tls);
         ctx.append_forwarded_for = entry.policy.appends(trusted);
         ctx.forwarded_client = forwarded_client;
-        let probe = exchange.probe();
-        let probed = probe.as_ref().map(|probe| Probed { target: &*served.target, probe });
-        let target: &dyn Target = probed.as_ref().map_or(&*served.target as &dyn Target, |probed| probed);
-        let response = middleware::run(&served.chain, target, request, &mut ctx).await;
-        exchange.passed(&ctx);
-        response
+        Ok((served, ctx))
     }
 
     /// Brings a request into the form that rules and servers see. The error is the refusal's name and status.
@@ -236,25 +229,65 @@ impl Gateway {
 }
 
 impl Service for Gateway {
-    async fn call(&self, mut request: Request) -> Response {
-        let request_id = self.ids.make_id();
-        let log = self.access_log.as_ref();
-        let mut exchange = Exchange::begin(&request, request_id.as_str(), &self.metrics, log);
-        exchange.measure(&mut request, self.traefik.as_ref());
-        let generation = self.own();
-        let visitor = Arc::clone(&request.visitor);
-        let asked = (request.uri.path(), &visitor.entry_point);
-        let mut response = match self.answer_challenge(&generation, asked, &mut exchange).await {
-            Some(response) => response,
-            None => self.answer(&generation, request, &mut exchange).await,
-        };
-        if visitor.tls.is_some()
-            && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
-        {
-            response.headers.insert(header::ALT_SVC, value.value(visitor.local.port()));
+    #[expect(clippy::manual_async_fn, reason = "an async fn would keep the request twice")]
+    fn call(&self, mut request: Request) -> impl Future<Output = Response> + Send {
+        async move {
+            let request_id = self.ids.make_id();
+            let log = self.access_log.as_ref();
+            let mut exchange = Exchange::begin(&request, request_id.as_str(), &self.metrics, log);
+            exchange.measure(&mut request, self.traefik.as_ref());
+            let generation = self.own();
+            let visitor = Arc::clone(&request.visitor);
+            if request.uri.path().starts_with(CHALLENGE_PATH) {
+                let path = request.uri.path().to_owned();
+                let asked = (path.as_str(), &visitor.entry_point);
+                let answered = Box::pin(self.answer_challenge(&generation, asked, &mut exchange)).await;
+                if let Some(response) = answered {
+                    return exchange.finish_with(tell_http3(&generation, &visitor, response));
+                }
+            }
+            let response = match self.route(&generation, &mut request, &mut exchange) {
+                Ok((served, mut ctx)) => {
+                    let mut response = pass(served, &mut exchange, request, &mut ctx).await;
+                    exchange.see(&mut response, &mut ctx);
+                    exchange.passed(&ctx);
+                    response
+                }
+                Err(response) => response,
+            };
+            exchange.finish_with(tell_http3(&generation, &visitor, response))
         }
-        exchange.finish_with(response)
     }
+}
+
+/// Passes a request through its router's middlewares to its service.
+fn pass<'a>(
+    served: &'a Served,
+    exchange: &mut Exchange,
+    request: Request,
+    ctx: &'a mut Ctx,
+) -> BoxFuture<'a, Response> {
+    if served.chain.is_empty() {
+        // What the service answers is what is seen here.
+        return served.target.call(request, ctx);
+    }
+    let Some(seen) = exchange.see_behind() else {
+        return middleware::run(&served.chain, &*served.target, request, ctx);
+    };
+    Box::pin(async move {
+        let probed = Probed { target: &*served.target, seen: &seen };
+        middleware::run(&served.chain, &probed, request, ctx).await
+    })
+}
+
+/// Tells visitors over TLS of HTTP/3, where there is any.
+fn tell_http3(generation: &Generation, visitor: &Visitor, mut response: Response) -> Response {
+    if visitor.tls.is_some()
+        && let Some(value) = generation.entry(&visitor.entry_point).and_then(|e| e.alt_svc.as_ref())
+    {
+        response.headers.insert(header::ALT_SVC, value.value(visitor.local.port()));
+    }
+    response
 }
 
 /// A request in the form that rules and servers see.

@@ -1,7 +1,7 @@
 //! Watches the hop to the origin for log and metrics: bytes of both directions, fields of the origin's answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use adit_proxy::body::{Batch, Body, BodyError, BodySource, Length};
@@ -10,49 +10,74 @@ use adit_proxy::middleware::{BoxFuture, Ctx, Outcome, Target};
 use adit_proxy::tcp::splice::Pipe;
 use http::HeaderMap;
 
-/// What the bodies and the origin's answer leave behind.
+/// Bytes of content that have passed.
 #[derive(Debug, Default)]
-pub(crate) struct Probe {
-    /// Content read from the visitor.
-    received: AtomicU64,
+pub(crate) struct Passed {
+    /// Of content that was there at once.
+    known: u64,
+    /// Of content that is still on its way.
+    streamed: Option<Arc<AtomicU64>>,
+}
+
+/// What the origin's answer leaves behind.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
     /// Content read from the origin.
-    origin: AtomicU64,
-    /// Fields of the first answer from the origin, where the log wants them.
-    origin_headers: OnceLock<HeaderMap>,
+    content: Passed,
+    /// Fields of the first answer, where the log wants them.
+    headers: Option<Box<HeaderMap>>,
     wants_headers: bool,
 }
 
-/// A target seen through a probe.
+/// A target whose answers are seen, for those behind middlewares.
 pub(crate) struct Probed<'a> {
     pub(crate) target: &'a dyn Target,
-    pub(crate) probe: &'a Arc<Probe>,
+    pub(crate) seen: &'a Mutex<Seen>,
 }
 
-impl Probe {
-    /// Counts what is read of the request's content from now on.
-    pub(crate) fn new(request: &mut Request, wants_headers: bool) -> Arc<Self> {
-        let probe = Arc::new(Self { wants_headers, ..Self::default() });
-        request.body = tally(std::mem::replace(&mut request.body, Body::empty()), &probe, Hop::Visitor);
-        probe
+impl Passed {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.streamed.as_ref().map_or(self.known, |bytes| bytes.load(Ordering::Relaxed))
     }
 
-    fn count(&self, hop: Hop) -> &AtomicU64 {
-        match hop {
-            Hop::Visitor => &self.received,
-            Hop::Origin => &self.origin,
+    /// Counts what is read of a body from now on; one that can be sent again stays as it is.
+    pub(crate) fn count(&mut self, body: Body) -> Body {
+        let length = body.length();
+        if body.is_replayable() {
+            let known = if let Length::Known(known) = length { known } else { 0 };
+            *self = Self { known, streamed: None };
+            return body;
+        }
+        let bytes = Arc::new(AtomicU64::new(0));
+        *self = Self { known: 0, streamed: Some(Arc::clone(&bytes)) };
+        Body::stream(Tally { body, bytes }, length)
+    }
+}
+
+impl Seen {
+    pub(crate) fn new(wants_headers: bool) -> Self {
+        Self { wants_headers, ..Self::default() }
+    }
+
+    /// Notes what a target has answered.
+    pub(crate) fn see(&mut self, response: &mut Response, ctx: &mut Ctx) {
+        if ctx.outcome == Outcome::Answered && self.wants_headers {
+            self.headers.get_or_insert_with(|| Box::new(HeaderMap::clone(&response.headers)));
+        }
+        if ctx.outcome != Outcome::Unasked {
+            // In Traefik's log, our own answer in place of a server that was asked counts as that server's.
+            ctx.log.origin_status.get_or_insert(response.status);
+            let body = std::mem::replace(&mut response.body, Body::empty());
+            response.body = self.content.count(body);
         }
     }
 
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+    pub(crate) fn bytes(&self) -> u64 {
+        self.content.bytes()
     }
 
-    pub(crate) fn origin(&self) -> u64 {
-        self.origin.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn origin_headers(&self) -> HeaderMap {
-        self.origin_headers.get().cloned().unwrap_or_default()
+    pub(crate) fn take_headers(&mut self) -> HeaderMap {
+        self.headers.take().map(|headers| *headers).unwrap_or_default()
     }
 }
 
@@ -60,43 +85,16 @@ impl Target for Probed<'_> {
     fn call<'a>(&'a self, request: Request, ctx: &'a mut Ctx) -> BoxFuture<'a, Response> {
         Box::pin(async move {
             let mut response = self.target.call(request, ctx).await;
-            if ctx.outcome == Outcome::Answered && self.probe.wants_headers {
-                let _ = self.probe.origin_headers.set(HeaderMap::clone(&response.headers));
-            }
-            if ctx.outcome != Outcome::Unasked {
-                // In Traefik's log, our own answer in place of a server that was asked counts as that server's.
-                ctx.log.origin_status.get_or_insert(response.status);
-                self.probe.origin.store(0, Ordering::Relaxed);
-                response.body = tally(response.body, self.probe, Hop::Origin);
-            }
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).see(&mut response, ctx);
             response
         })
     }
 }
 
-/// Whose content it is.
-#[derive(Clone, Copy)]
-enum Hop {
-    Visitor,
-    Origin,
-}
-
+/// A body whose bytes are counted as they are read.
 struct Tally {
     body: Body,
-    probe: Arc<Probe>,
-    hop: Hop,
-}
-
-/// Counts what is read of a body; one that can be sent again stays as it is.
-fn tally(body: Body, probe: &Arc<Probe>, hop: Hop) -> Body {
-    let length = body.length();
-    if body.is_replayable() {
-        if let Length::Known(known) = length {
-            probe.count(hop).store(known, Ordering::Relaxed);
-        }
-        return body;
-    }
-    Body::stream(Tally { body, probe: Arc::clone(probe), hop }, length)
+    bytes: Arc<AtomicU64>,
 }
 
 impl BodySource for Tally {
@@ -104,14 +102,18 @@ impl BodySource for Tally {
         let before = out.len();
         let result = self.body.poll_chunks(cx, out);
         let read = out.iter().skip(before).map(|chunk| chunk.len() as u64).sum::<u64>();
-        self.probe.count(self.hop).fetch_add(read, Ordering::Relaxed);
+        self.bytes.fetch_add(read, Ordering::Relaxed);
         result
     }
 
     fn poll_pipe(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<Option<bool>, BodyError>> {
         let moved = ready!(self.body.poll_pipe(cx, pipe))?;
-        self.probe.count(self.hop).fetch_add(moved.map_or(0, |_| pipe.filled() as u64), Ordering::Relaxed);
+        self.bytes.fetch_add(moved.map_or(0, |_| pipe.filled() as u64), Ordering::Relaxed);
         Poll::Ready(Ok(moved))
+    }
+
+    fn lend_pipe(&self) -> Option<Pipe> {
+        self.body.lend_pipe()
     }
 
     fn take_trailers(&mut self) -> Option<HeaderMap> {
@@ -153,7 +155,7 @@ mod tests {
             tls: None,
             address: adit_proxy::message::AddressText::default(),
         };
-        let mut request = Request {
+        let request = Request {
             method: http::Method::GET,
             uri: Uri::from_static("/"),
             version: http::Version::HTTP_11,
@@ -163,10 +165,10 @@ mod tests {
             upgrade: None,
             visitor: Arc::new(visitor),
         };
-        let probe = Probe::new(&mut request, false);
+        let seen = Mutex::new(Seen::new(false));
         let mut ctx = Ctx::new("web".into(), [127, 0, 0, 1].into(), false, "r".into());
-        Probed { target: &Failing(outcome), probe: &probe }.call(request, &mut ctx).await;
-        (ctx.log.origin_status, probe.origin())
+        Probed { target: &Failing(outcome), seen: &seen }.call(request, &mut ctx).await;
+        (ctx.log.origin_status, seen.into_inner().unwrap().bytes())
     }
 
     #[tokio::test]
