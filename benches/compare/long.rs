@@ -282,7 +282,7 @@ const ENDLESS: u64 = 1 << 40;
 const BLOCK: usize = 256 * 1024;
 const WARM_UP: Duration = Duration::from_millis(1500);
 /// On top of it.
-const WARM_UP_ROUND_TRIPS: u32 = 40;
+const WARM_UP_ROUND_TRIPS: u32 = 80;
 const MEASURED: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(50);
 const LOOKS_OF_A_MEAN: usize = 10;

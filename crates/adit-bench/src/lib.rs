@@ -47,7 +47,7 @@ use clap::ArgMatches;
 
 pub use command::command;
 pub use error::BenchError;
-pub use quic::QuicParts;
+pub use quic::{Fit, QuicParts};
 pub use wire::Refusal;
 
 /// Runs `adit bench …` to its end; the exit status.

@@ -21,6 +21,9 @@ use crate::flow::{Flow, Pace, Switch};
 use crate::plan::{CONNECTIONS_MAX, Plan, STREAMS_MAX};
 use crate::tcp::pattern;
 
+/// Fits one connection's windows to its line.
+pub type Fit = Box<dyn FnMut(&Connection) + Send>;
+
 /// QUIC as the product sets it up; the binary fills this in, so that the bench measures what the tunnel uses.
 #[derive(Clone, Copy, Debug)]
 pub struct QuicParts {
@@ -30,6 +33,18 @@ pub struct QuicParts {
     pub dial: fn(SocketAddr, Option<IpAddr>) -> io::Result<Endpoint>,
     /// Socket of a server.
     pub listen: fn(SocketAddr, ServerConfig) -> io::Result<Endpoint>,
+    /// What fits a connection's windows to its line, to be called with it twice a second.
+    pub fit: fn() -> Fit,
+}
+
+/// Fits a connection's windows to its line for ever: for whoever runs it beside what uses the connection.
+pub(crate) async fn fit(parts: &QuicParts, connection: &Connection) {
+    let mut look = tokio::time::interval(FIT_INTERVAL);
+    let mut fit = (parts.fit)();
+    loop {
+        look.tick().await;
+        fit(connection);
+    }
 }
 
 /// A certificate of its own for one life of a server; clients know it from the control connection.
@@ -253,6 +268,8 @@ pub(crate) const SERVER_NAME: &str = "bench.adit.invalid";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The connection's own windows hold this and more.
 const WIDE_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// Between looks at a line.
+const FIT_INTERVAL: Duration = Duration::from_millis(500);
 /// A run that is paced slowly has long silences.
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// Handshakes not looked at yet: those of a few runs.

@@ -1,9 +1,9 @@
 //! Keeps streams that are read slowly from starving the others of their QUIC connection.
 //!
-//! Every stream whose reader lags is taken to hold a whole stream window, and the connection's window
-//! is raised by as much, so that the rest always share the window that a connection has anyway. So it
-//! is for a connection that fills a long line: by what that holds beyond it. What it is raised by is borrowed from a budget that all connections share. Where the budget ends, the
-//! streams that are as good as not read are taken from their readers, longest stalled first.
+//! What the streams whose readers lag hold together, the connection's window is raised by, so that the rest always share the
+//! window that a connection has anyway. So it is for a connection that fills a long line: by what that holds beyond it. What it
+//! is raised by is borrowed from a budget that all connections share. Where the budget ends, the streams that are as good as not
+//! read are taken from their readers, longest stalled first.
 
 use std::{
     sync::{
@@ -18,9 +18,9 @@ use quinn::VarInt;
 
 use crate::{
     bdp::Bdp,
-    reader::Readers,
+    reader::{Mark, Readers},
     streams::StreamError,
-    transport::{CONNECTION_WINDOW_BYTES, SEND_WINDOW_BYTES, STREAM_WINDOW_BYTES},
+    transport::{CONNECTION_WINDOW_BYTES, SEND_WINDOW_BYTES},
 };
 
 /// What the connections of one edge or connector may borrow together.
@@ -101,11 +101,13 @@ impl Credit {
     /// Fits the windows to the line and the readers' pace; whether slow readers may starve the others
     /// all the same.
     pub(crate) fn look(&mut self, now: Instant, connection: &quinn::Connection) -> bool {
-        let (taken, rtt) = (self.readers.taken(), connection.rtt());
-        self.fit_send_window(now, rtt, connection);
+        let (stats, taken, rtt) = (connection.stats(), self.readers.taken(), connection.rtt());
+        self.fit_send_window(now, rtt, stats.udp_tx.bytes, connection);
         self.ledger.handle_taken(taken);
-        let survey = self.readers.survey(now);
-        let held = survey.lagging * STREAM_BYTES;
+        let around = stats.udp_rx.datagrams * PACKET_OVERHEAD_BYTES;
+        let mark = Mark { received: stats.udp_rx.bytes.saturating_sub(around), taken };
+        let survey = self.readers.survey(now, mark);
+        let held = survey.held_bytes.next_multiple_of(STEP_BYTES);
         let on_the_line = self.received.observe(taken, now, rtt).min(LINE_BYTES_MAX);
         let beyond = on_the_line.saturating_sub(u64::from(CONNECTION_WINDOW_BYTES));
         let wanted = held.min(EXTRA_BYTES_PER_CONNECTION_MAX) + beyond;
@@ -124,7 +126,8 @@ impl Credit {
         }
         self.give_back(self.borrowed - self.ledger.lent());
         let short = held.saturating_sub(self.ledger.lent());
-        let evictions = usize::try_from(short.div_ceil(STREAM_BYTES)).unwrap_or(usize::MAX);
+        let each = (held / survey.lagging.max(1)).max(1);
+        let evictions = usize::try_from(short.div_ceil(each)).unwrap_or(usize::MAX);
         for (since, reader) in survey.slow.iter().take(evictions) {
             reader.evict();
             self.budget.metrics.evicted.inc();
@@ -134,8 +137,7 @@ impl Credit {
         short > 0
     }
 
-    fn fit_send_window(&mut self, now: Instant, rtt: Duration, connection: &quinn::Connection) {
-        let sent = connection.stats().udp_tx.bytes;
+    fn fit_send_window(&mut self, now: Instant, rtt: Duration, sent: u64, connection: &quinn::Connection) {
         let window = self.sent.observe(sent, now, rtt).clamp(SEND_WINDOW_BYTES, LINE_BYTES_MAX);
         if window != self.send_window {
             self.send_window = window;
@@ -189,11 +191,14 @@ impl Ledger {
     }
 }
 
-const STREAM_BYTES: u64 = STREAM_WINDOW_BYTES as u64;
+/// What is lent at a time.
+const STEP_BYTES: u64 = 1024 * 1024;
+/// Around the frames of a packet at least: flags, a byte of packet number, and the seal.
+const PACKET_OVERHEAD_BYTES: u64 = 18;
 /// Largest window of one connection, either way, for streams that are read as fast as bytes come: 8
 /// Gbit/s over 128 ms. Sending, it is the worst case of what is kept until it is acknowledged.
-const LINE_BYTES_MAX: u64 = 128 * 1024 * 1024;
-/// Beyond its own window, of one connection: 16 streams that nobody reads.
+pub(crate) const LINE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Beyond its own window, of one connection: 16 streams of which nothing is read, or two that were read once.
 const EXTRA_BYTES_PER_CONNECTION_MAX: u64 = 256 * 1024 * 1024;
 /// Of all connections together. Worst-case receive memory of an edge or a connector is therefore
 /// 512 MiB, and [`CONNECTION_WINDOW_BYTES`] for each registered connection; that is what slow readers

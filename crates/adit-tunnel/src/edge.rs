@@ -30,7 +30,12 @@ pub use self::{
     push::PushAnswer,
     status::{EdgeConnectionStatus, TunnelStatus},
 };
-use crate::{credit::Budget, metrics::EdgeMetrics, tls, transport};
+use crate::{
+    credit::Budget,
+    metrics::EdgeMetrics,
+    tls,
+    transport::{self, Configs, Listener},
+};
 
 /// Where the edge listens and what it says of itself.
 #[derive(Debug)]
@@ -63,7 +68,7 @@ pub struct EdgeCertificate {
 }
 
 /// A certificate that [`EdgeHandle::set_certificate`] can take: chain and key belong together.
-pub struct CheckedCertificate(quinn::ServerConfig);
+pub struct CheckedCertificate(Configs);
 
 /// A bound edge, ready to run.
 pub struct Edge {
@@ -78,6 +83,7 @@ struct Shared {
     book: Book,
     /// For visitors who read slowly.
     budget: Arc<Budget>,
+    listener: Listener,
     metrics: EdgeMetrics,
 }
 
@@ -102,9 +108,10 @@ impl Edge {
     ) -> Result<Self, EdgeError> {
         let metrics = EdgeMetrics::register(registry)?;
         metrics.connections_max.set(i64::from(options.connections_max));
-        let config = server_config(options.certificate)?;
+        let configs = configs(options.certificate)?;
         let listen = |source| EdgeError::Listen { address: options.listen, source };
-        let endpoint = transport::listening_endpoint(options.listen, config, &metrics.udp).map_err(listen)?;
+        let endpoint = transport::listening_endpoint(options.listen, configs.first(), &metrics.udp);
+        let endpoint = endpoint.map_err(listen)?;
         let shared = Shared {
             options: Limits {
                 registration_timeout: options.registration_timeout,
@@ -115,6 +122,7 @@ impl Edge {
             location: options.location.into(),
             book: Book::new(grants, usize::from(options.hostnames_per_tunnel_max)),
             budget: Budget::new(metrics.credit.clone()),
+            listener: Listener::new(configs),
             metrics,
         };
         Ok(Self { endpoint, shared: Arc::new(shared) })
@@ -250,7 +258,8 @@ impl EdgeHandle {
 
     /// Replaces the certificate for connections to come.
     pub fn set_certificate(&self, certificate: CheckedCertificate) {
-        self.endpoint.set_server_config(Some(certificate.0));
+        self.endpoint.set_server_config(Some(certificate.0.first()));
+        self.shared.listener.replace(certificate.0);
     }
 
     /// Pushes a configuration (JSON of tunnel-protocol.md §3.7) to every connection of `tunnel`; what
@@ -291,7 +300,7 @@ impl CheckedCertificate {
     /// # Errors
     /// [`EdgeError::Certificate`].
     pub fn new(certificate: EdgeCertificate) -> Result<Self, EdgeError> {
-        server_config(certificate).map(Self)
+        configs(certificate).map(Self)
     }
 }
 
@@ -301,10 +310,10 @@ impl fmt::Debug for CheckedCertificate {
     }
 }
 
-fn server_config(certificate: EdgeCertificate) -> Result<quinn::ServerConfig, EdgeError> {
+fn configs(certificate: EdgeCertificate) -> Result<Configs, EdgeError> {
     let tls = tls::server_config(certificate.chain, certificate.key).map_err(EdgeError::Certificate)?;
     // The suites offered include the one that QUIC's first packets need.
-    transport::server(tls).map_err(|error| EdgeError::Certificate(rustls::Error::General(error.to_string())))
+    Configs::new(tls).map_err(|error| EdgeError::Certificate(rustls::Error::General(error.to_string())))
 }
 
 /// Application code of every close.

@@ -21,6 +21,7 @@
 
 mod bdp;
 mod channel;
+mod congestion;
 mod connector;
 mod credit;
 mod edge;

@@ -2,7 +2,8 @@
 //!
 //! What a stream holds unread uses up the credit that all streams of its connection share (RFC 9000
 //! §4.1), and quinn tells nobody how much that is. Each look asks of every stream whether its reader
-//! kept up since the last one; `credit.rs` acts on the answer.
+//! kept up since the last one; what a lagging one holds has arrived since it last did. `credit.rs` acts on
+//! the answer.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,7 +19,10 @@ use std::{
 use bytes::Bytes;
 use quinn::VarInt;
 
-use crate::streams::{CHUNKS_MAX, StreamError, has_ended, read_error};
+use crate::{
+    streams::{CHUNKS_MAX, StreamError, has_ended, read_error},
+    transport::{STREAM_WINDOW_BYTES, STREAM_WINDOW_FIRST_BYTES},
+};
 
 /// The streams of one connection that carry bodies.
 #[derive(Debug, Default)]
@@ -33,13 +37,33 @@ pub(crate) struct Readers {
 struct Live {
     next: u64,
     readers: BTreeMap<u64, Arc<Reader>>,
+    /// As of the last look.
+    mark: Mark,
+}
+
+/// How far a connection was at some moment, in bytes since it began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Mark {
+    /// Arrived for streams, at most.
+    pub(crate) received: u64,
+    /// Handed out by all streams.
+    pub(crate) taken: u64,
+}
+
+impl Mark {
+    /// The most that has arrived since `before` and was not handed out.
+    fn unread_since(self, before: Self) -> u64 {
+        self.received.saturating_sub(before.received).saturating_sub(self.taken - before.taken)
+    }
 }
 
 /// What a look at all streams of a connection found.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// Streams whose reader does not keep up; each may hold a whole stream window.
+    /// Streams whose reader does not keep up.
     pub(crate) lagging: u64,
+    /// The most that they hold together.
+    pub(crate) held_bytes: u64,
     /// Those that are as good as not read at all, and since when.
     pub(crate) slow: Vec<(Instant, Arc<Reader>)>,
 }
@@ -50,19 +74,26 @@ impl Readers {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Looks at every stream.
-    pub(crate) fn survey(&self, now: Instant) -> Survey {
+    /// Looks at every stream of a connection that is at `mark`.
+    pub(crate) fn survey(&self, now: Instant, mark: Mark) -> Survey {
         let mut survey = Survey::default();
-        for reader in lock(&self.live).readers.values() {
-            match reader.look(now) {
-                Pace::Prompt => {}
-                Pace::Lagging => survey.lagging += 1,
-                Pace::Slow { since } => {
-                    survey.lagging += 1;
-                    survey.slow.push((since, Arc::clone(reader)));
-                }
+        let (mut windows, mut unread) = (0, 0);
+        let mut live = lock(&self.live);
+        let last = std::mem::replace(&mut live.mark, mark);
+        for reader in live.readers.values() {
+            let Look { pace, before, window } = reader.look(now, last);
+            if pace == Pace::Prompt {
+                continue;
+            }
+            survey.lagging += 1;
+            windows += window;
+            // That of the one that lags longest has the others' in it.
+            unread = mark.unread_since(before).max(unread);
+            if let Pace::Slow { since } = pace {
+                survey.slow.push((since, Arc::clone(reader)));
             }
         }
+        survey.held_bytes = unread.min(windows);
         survey.slow.sort_by_key(|(since, _)| *since);
         survey
     }
@@ -76,18 +107,33 @@ pub(crate) struct Reader(Mutex<State>);
 struct State {
     stream: quinn::RecvStream,
     tempo: Tempo,
+    /// Before the look at which it was last seen to keep up.
+    before: Mark,
     /// Given to the owner at every poll from now on; quinn gives an error only once.
     broken: Option<StreamError>,
 }
 
+/// What was found about one stream.
+struct Look {
+    pace: Pace,
+    /// All that it holds has arrived since.
+    before: Mark,
+    /// The most that its peer may have sent and it not handed out.
+    window: u64,
+}
+
 impl Reader {
-    fn look(&self, now: Instant) -> Pace {
+    fn look(&self, now: Instant, last: Mark) -> Look {
         let mut state = lock(&self.0);
         // What is broken holds nothing.
         if state.broken.is_some() || (state.tempo.may_lag() && !state.holds_unread()) {
             state.tempo.handle_emptied();
         }
-        state.tempo.look(now)
+        let pace = state.tempo.look(now);
+        if pace == Pace::Prompt {
+            state.before = last;
+        }
+        Look { pace, before: state.before, window: state.tempo.window() }
     }
 
     /// Takes the stream from a reader that does not read: what it holds is freed and the peer told to
@@ -159,7 +205,9 @@ pub(crate) struct QuicBody {
 
 impl QuicBody {
     pub(crate) fn new(stream: quinn::RecvStream, readers: Option<&Arc<Readers>>) -> Self {
-        let state = State { stream, tempo: Tempo::default(), broken: None };
+        // All of it arrives later than the last look.
+        let before = readers.map(|readers| lock(&readers.live).mark).unwrap_or_default();
+        let state = State { stream, tempo: Tempo::default(), before, broken: None };
         let reader = Arc::new(Reader(Mutex::new(state)));
         let entry = readers.map(|readers| Entry::new(readers, &reader));
         Self { reader, entry }
@@ -258,6 +306,11 @@ impl Tempo {
 
     fn handle_emptied(&mut self) {
         self.caught_up = true;
+    }
+
+    fn window(&self) -> u64 {
+        let first = u64::from(STREAM_WINDOW_FIRST_BYTES);
+        if self.taken < first { first } else { u64::from(STREAM_WINDOW_BYTES) }
     }
 
     fn may_lag(&self) -> bool {

@@ -1,5 +1,10 @@
 //! QUIC transport parameters and the UDP sockets under them (tunnel-protocol.md §2.2; C4, C15, E21).
 
+mod announce;
+#[cfg(test)]
+mod line;
+mod listener;
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,58 +15,55 @@ use std::{
 use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
     MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
-    congestion::CubicConfig,
-    crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig},
+    crypto::rustls::{NoInitialCipherSuite, QuicClientConfig},
 };
 
-use crate::udp::{self, JUMBO_PAYLOAD_BYTES, TurnRuntime, UdpMetrics};
+use self::announce::Dialling;
+pub(crate) use self::listener::{Configs, Listener};
+use crate::{
+    congestion::CubicConfig,
+    udp::{self, JUMBO_PAYLOAD_BYTES, TurnRuntime, UdpMetrics},
+};
 
 /// Transport of a connector, for any edge.
 #[derive(Clone)]
 pub(crate) struct Dialler {
-    crypto: Arc<QuicClientConfig>,
+    crypto: Arc<Dialling>,
     mtu_discovery: bool,
 }
 
 impl Dialler {
     pub(crate) fn new(tls: rustls::ClientConfig, mtu_discovery: bool) -> Result<Self, NoInitialCipherSuite> {
-        Ok(Self { crypto: Arc::new(QuicClientConfig::try_from(tls)?), mtu_discovery })
+        let crypto = Arc::new(QuicClientConfig::try_from(tls)?);
+        Ok(Self { crypto: Arc::new(Dialling(crypto)), mtu_discovery })
     }
 
-    /// Transport of one connection over a path that may carry UDP payloads of `payload_max` bytes.
-    pub(crate) fn config(&self, payload_max: u16) -> ClientConfig {
+    /// Transport of one connection over a path that may carry UDP payloads of `payload_max` bytes, with `stream_window` for
+    /// streams that are read.
+    pub(crate) fn config(&self, payload_max: u16, stream_window: u32) -> ClientConfig {
         let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
+        transport.stream_receive_window(VarInt::from_u32(stream_window));
         transport.max_concurrent_bidi_streams(VarInt::from_u32(REQUEST_STREAMS_MAX));
         transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
         transport.keep_alive_interval(Some(KEEP_ALIVE));
         if !self.mtu_discovery {
             transport.mtu_discovery_config(None);
         }
-        let crypto = Arc::clone(&self.crypto);
-        let mut config = ClientConfig::new(crypto);
+        let mut config = ClientConfig::new(Arc::<Dialling>::clone(&self.crypto));
         config.transport_config(Arc::new(transport));
         config
     }
 }
 
-/// Transport of an edge; connections begin with a small window (see [`admit`]).
-pub(crate) fn server(tls: rustls::ServerConfig) -> Result<ServerConfig, NoInitialCipherSuite> {
-    // What a connector announces bounds it further: its first link decides for both directions.
-    let mut transport = common(SERVER_IDLE_TIMEOUT_MS, JUMBO_PAYLOAD_BYTES);
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(CONNECTOR_STREAMS_MAX));
-    transport.receive_window(VarInt::from_u32(UNREGISTERED_WINDOW_BYTES));
-    let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-    config.transport_config(Arc::new(transport));
-    config.max_incoming(INCOMING_MAX);
-    // A handshake is a few packets; what comes before it is accepted need not be kept.
-    config.incoming_buffer_size(INCOMING_BUFFER_BYTES);
-    config.incoming_buffer_size_total(INCOMING_BUFFER_BYTES * INCOMING_MAX as u64);
-    Ok(config)
-}
-
 /// Gives a registered connection its full window.
 pub(crate) fn admit(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+}
+
+/// What one stream needs to carry 10 Gbit/s over a line of this round trip: a power of two.
+pub(crate) fn stream_window(round_trip: Duration) -> u32 {
+    let wanted = (round_trip.as_secs_f64() * STREAM_BYTES_PER_SECOND) as u32;
+    wanted.clamp(STREAM_WINDOW_FIRST_BYTES, STREAM_WINDOW_BYTES).next_power_of_two().min(STREAM_WINDOW_BYTES)
 }
 
 /// A UDP socket for one connection of a connector, on `port` again if that is free (C15).
@@ -100,6 +102,7 @@ pub(crate) fn listening_endpoint(
 pub(crate) fn registered(payload_max: u16) -> TransportConfig {
     let mut transport = common(CLIENT_IDLE_TIMEOUT_MS, payload_max);
     transport.receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    transport.stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES));
     transport
 }
 
@@ -112,14 +115,13 @@ fn endpoint_config(runtime: &TurnRuntime) -> EndpointConfig {
 
 fn common(idle_timeout_ms: u32, payload_max: u16) -> TransportConfig {
     let mut transport = TransportConfig::default();
-    let mut congestion = CubicConfig::default();
-    congestion.initial_window(INITIAL_WINDOW_BYTES);
+    let congestion = CubicConfig { initial_window: INITIAL_WINDOW_BYTES };
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(payload_max);
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle_timeout_ms))))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_FIRST_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .congestion_controller_factory(Arc::new(congestion))
@@ -146,8 +148,6 @@ impl ConnectionIdGenerator for ZeroLength {
 
 /// Announced by the connector (C4); the lower of both sides holds.
 const CLIENT_IDLE_TIMEOUT_MS: u32 = 5_000;
-/// Above 5 s, so that the connector's value holds (E21).
-const SERVER_IDLE_TIMEOUT_MS: u32 = 10_000;
 /// Between PINGs of an idle connection (C4).
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
@@ -156,20 +156,21 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// and are four times what any edge is seen to use. Bounds the connector's tasks too.
 const REQUEST_STREAMS_MAX: u32 = 4096;
 
-/// Streams at once that a connector opens: the control stream and short RPC streams (E15).
-const CONNECTOR_STREAMS_MAX: u32 = 16;
-
-/// Unread bytes of one stream: 16 MiB carry 6.7 Gbit/s over 20 ms and 1.3 Gbit/s over 100 ms. quinn
-/// knows one size for all streams, and a visitor who stops reading holds as much of our memory.
-pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Unread bytes of one stream over the longest lines, once it has been read for a while: 128 MiB carry 9.4 Gbit/s over 100 ms.
+/// quinn knows one size for all streams of a connection, so it is chosen when the line is known (`listener.rs`); what streams
+/// hold together the connection's window bounds.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 128 * 1024 * 1024;
+/// Unread bytes of one stream over lines of 13 ms and less, and until as many were read: what a visitor who never reads
+/// costs. An eighth of the largest, because quinn renews a stream's window whenever an eighth of it was read; with less, a
+/// stream would stand still for ever.
+pub(crate) const STREAM_WINDOW_FIRST_BYTES: u32 = STREAM_WINDOW_BYTES / 8;
+/// What windows are made for.
+const STREAM_BYTES_PER_SECOND: f64 = 1.25e9;
 /// Unread bytes of one connection, for all streams that are read as fast as bytes come; more where a
 /// long line is filled. Streams that are not read so are given as much again as they can hold, from a
 /// budget (`credit.rs`), so that they leave this to the others; two that stop at once use it up until
 /// the next look, half a second at most.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
-/// Unread bytes of a connection that has not registered: enough for the largest RPC message's start,
-/// and 4,096 strangers cost 256 MiB at most.
-const UNREGISTERED_WINDOW_BYTES: u32 = 64 * 1024;
 /// Unacknowledged and unsent bytes of one connection, until a long line is seen to hold more. A stream
 /// that its reader does not read cannot fill it: quinn takes from a writer only what the peer's
 /// windows allow, and that the peer's transport acknowledges whether or not it is read.
@@ -178,7 +179,3 @@ pub(crate) const SEND_WINDOW_BYTES: u64 = 32 * 1024 * 1024;
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 /// 32 packets, as the stock connector begins (§10).
 const INITIAL_WINDOW_BYTES: u64 = 32 * 1232;
-/// Handshakes not yet looked at.
-const INCOMING_MAX: usize = 1024;
-/// Bytes kept for each of them: a hybrid ClientHello has two packets (E2).
-const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;

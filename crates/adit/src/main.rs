@@ -175,9 +175,9 @@ fn edge(matches: &ArgMatches) -> ExitCode {
 
 /// `adit bench`: QUIC is the tunnel's own.
 fn bench(matches: &ArgMatches) -> ExitCode {
-    use adit_tunnel::quic::{dial, listen, transport};
+    use adit_tunnel::quic::{dial, fit, listen, transport};
     let _ = rlimit::increase_nofile_limit(DESCRIPTORS_MAX);
-    ExitCode::from(adit_bench::main(matches, adit_bench::QuicParts { transport, dial, listen }))
+    ExitCode::from(adit_bench::main(matches, adit_bench::QuicParts { transport, dial, listen, fit }))
 }
 
 fn usage_error(error: &clap::Error) -> ExitCode {

@@ -47,6 +47,7 @@ pub(super) async fn run(
         plan,
         endpoints: Vec::new(),
         connections: Vec::new(),
+        fits: JoinSet::new(),
         pinger: None,
         idle: None,
         loaded: None,
@@ -65,6 +66,8 @@ struct Run<'a> {
     /// Kept: a QUIC connection ends with its endpoint.
     endpoints: Vec<quinn::Endpoint>,
     connections: Vec<quinn::Connection>,
+    /// Fit the windows of each to its line; end with the run.
+    fits: JoinSet<()>,
     pinger: Option<Pinger>,
     idle: Option<Histogram>,
     loaded: Option<Histogram>,
@@ -117,6 +120,10 @@ impl Run<'_> {
             let (endpoint, connection) =
                 Box::pin(quic::connect(parts, remote, self.options.bind, &self.plan, fingerprint)).await?;
             self.endpoints.push(endpoint);
+            if self.plan.window.is_none() {
+                let (parts, connection) = (*parts, connection.clone());
+                self.fits.spawn(async move { quic::fit(&parts, &connection).await });
+            }
             self.connections.push(connection);
         }
         for index in 0..self.plan.streams() {

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::Server;
 use super::registry::Arrived;
 use crate::error::BenchError;
 use crate::plan::{CONNECTIONS_MAX, STREAMS_MAX};
-use crate::quic::server_config;
+use crate::quic::{self, server_config};
 use crate::udp::{HELLO_BYTES, UdpFlow};
 use crate::wire::{HEADER_BYTES, Header, Kind};
 
@@ -110,21 +111,32 @@ pub(super) async fn accept_quic(server: Arc<Server>, endpoint: quinn::Endpoint) 
             endpoint.open_connections() < usize::from(CONNECTIONS_MAX) * server.registry.limits().tests;
         let window = server.registry.quic_window(incoming.remote_address().ip()).filter(|_| room);
         let config = window.and_then(|window| server_config(&server.parts, &server.certificate, window).ok());
-        match config {
-            Some(config) => drop(tokio::spawn(serve_quic(Arc::clone(&server), incoming, Arc::new(config)))),
+        match config.map(Arc::new) {
+            Some(config) => {
+                let fits = window.flatten().is_none();
+                drop(tokio::spawn(serve_quic(Arc::clone(&server), incoming, config, fits)));
+            }
             None => incoming.refuse(),
         }
     }
 }
 
-async fn serve_quic(server: Arc<Server>, incoming: quinn::Incoming, config: Arc<quinn::ServerConfig>) {
+/// `fits` says whether the windows are those of the line; a plan that names one wants just that.
+async fn serve_quic(
+    server: Arc<Server>,
+    incoming: quinn::Incoming,
+    config: Arc<quinn::ServerConfig>,
+    fits: bool,
+) {
     let Ok(connecting) = incoming.accept_with(config) else { return };
     let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await else { return };
     // A stream's header is waited for apart, so that one that stays silent does not hold up the others.
     let mut streams = tokio::task::JoinSet::new();
     let mut left = 2 * u32::from(STREAMS_MAX) + 1;
+    let mut fit = pin!(quic::fit(&server.parts, &connection));
     while left > 0 {
         tokio::select! {
+            () = &mut fit, if fits => {}
             accepted = connection.accept_bi() => {
                 let Ok((send, receive)) = accepted else { break };
                 left -= 1;

@@ -48,6 +48,9 @@ pub(crate) fn read(parts: Parts, protocol: Option<&str>, fields_max: usize) -> R
         return Err(Refused::bad("head_too_many_fields"));
     }
     let present = Present::of(&headers);
+    if present.odd {
+        return Err(Refused::bad("head_malformed"));
+    }
     // RFC 9113 §8.2.2, RFC 9114 §4.2: fields of one HTTP/1.1 connection have no place here.
     if present.connection {
         return Err(Refused::bad("h2_connection_field"));
@@ -144,6 +147,8 @@ struct Present {
     length: bool,
     cookie: bool,
     expect: bool,
+    /// A name with a quotation mark, which is no token (RFC 9110 §5.6.2): `http` lets it pass in HTTP/2 and 3.
+    odd: bool,
 }
 
 impl Present {
@@ -156,7 +161,7 @@ impl Present {
                 header::CONTENT_LENGTH => present.length = true,
                 header::COOKIE => present.cookie = true,
                 header::EXPECT => present.expect = true,
-                _ => {}
+                _ => present.odd |= memchr::memchr(b'"', name.as_str().as_bytes()).is_some(),
             }
         }
         present
@@ -218,6 +223,15 @@ mod tests {
         assert_eq!(written, "Accept: a\r\nAccept: b\r\nX-A: \r\nTe: trailers\r\n");
         assert!(fields.lack(Kinds::CLAIM) && !fields.lack(Kinds::HOP));
         assert_eq!(fields.into_map(), headers);
+    }
+
+    #[test]
+    fn a_name_that_is_no_token_is_refused() {
+        // As `h2` makes them of what was received.
+        let name = HeaderName::from_lowercase(b"x\"y").unwrap();
+        let request = http::Request::builder().uri("https://a.test/").header(name, "v").body(()).unwrap();
+        let refused = read(request.into_parts().0, None, 64).err().unwrap();
+        assert_eq!((refused.status, refused.reason), (StatusCode::BAD_REQUEST, "head_malformed"));
     }
 
     #[test]

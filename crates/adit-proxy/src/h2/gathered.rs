@@ -23,13 +23,21 @@ struct Gathering<T> {
     waiting: BytesMut,
     /// Flushes wait for [`Gathered::poll_drain`].
     held: bool,
+    /// Bytes that the stream below has taken, over and over again.
+    written: usize,
     /// Nothing was left to read in this turn; whoever asked is woken when there is.
     dry: bool,
 }
 
 impl<T> Gathered<T> {
     pub(super) fn new(io: T) -> Self {
-        Self(Arc::new(Mutex::new(Gathering { io, waiting: BytesMut::new(), held: false, dry: false })))
+        Self(Arc::new(Mutex::new(Gathering {
+            io,
+            waiting: BytesMut::new(),
+            held: false,
+            written: 0,
+            dry: false,
+        })))
     }
 
     /// From now on each turn of the connection begins with [`Self::begin`] and ends with [`Self::poll_drain`], and nothing
@@ -41,6 +49,16 @@ impl<T> Gathered<T> {
     /// Begins a turn of the connection, which was woken: there may be something to read.
     pub(super) fn begin(&self) {
         self.lock().dry = false;
+    }
+
+    /// Whether something has yet to be written.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
+    /// Something that is another number once something has been written.
+    pub(super) fn written(&self) -> usize {
+        self.lock().written
     }
 
     fn lock(&self) -> MutexGuard<'_, Gathering<T>> {
@@ -71,6 +89,7 @@ impl<T: AsyncWrite + Unpin> Gathering<T> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.waiting.advance(written);
+            self.written = self.written.wrapping_add(written);
         }
         self.waiting = BytesMut::new();
         Poll::Ready(Ok(()))

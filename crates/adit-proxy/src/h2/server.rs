@@ -54,6 +54,7 @@ pub async fn serve<S: Service>(
         drained: pin!(drain.started()),
         draining: false,
         look: Idle::new(options.keep_alive_timeout),
+        stall: (0, Idle::new(options.write_idle_timeout)),
     };
     poll_fn(|cx| session.poll(cx, |(request, respond)| answer(request, respond, Arc::clone(&exchange))))
         .await;
@@ -70,6 +71,8 @@ struct Session<'a, I, D, F> {
     draining: bool,
     /// One timer serves all requests of the connection.
     look: Idle,
+    /// How long nothing has been written since this.
+    stall: (usize, Idle),
 }
 
 type Asked = (http::Request<RecvStream>, SendResponse<Bytes>);
@@ -141,6 +144,13 @@ where
             return Poll::Pending;
         }
         let idle = self.streams.is_empty();
+        // What has been answered may still wait for room in the visitor's windows and in its socket.
+        let has_more = self.connection.has_streams() || self.io.is_waiting();
+        if idle && has_more && !self.is_stalled(cx) {
+            self.look.restart(GOAWAY_TIME);
+            self.streams.wake_connection();
+            return Poll::Pending;
+        }
         if idle && self.draining {
             // GOAWAY waits for an answer that a silent visitor never gives.
             self.options.metrics.refused("h2_silent");
@@ -153,6 +163,17 @@ where
             self.streams.wake_connection();
         }
         Poll::Pending
+    }
+
+    /// Whether the visitor has taken nothing for too long.
+    fn is_stalled(&mut self, cx: &mut Context<'_>) -> bool {
+        let (before, since) = (self.stall.0, &mut self.stall.1);
+        let written = self.io.written();
+        if written != before {
+            self.stall.0 = written;
+            since.touch();
+        }
+        since.poll(cx).is_ready()
     }
 
     /// Takes no more requests.
@@ -377,6 +398,17 @@ mod tests {
         }
     }
 
+    /// Answers at once with more than a pipe takes and less than a window.
+    struct Large;
+
+    impl Service for Large {
+        async fn call(&self, _request: Request) -> Response {
+            Response::text(StatusCode::OK, "text/plain", vec![b'x'; LARGE_BYTES])
+        }
+    }
+
+    const LARGE_BYTES: usize = 60_000;
+
     /// Says that it was asked, and never answers.
     struct Never(Arc<Notify>);
 
@@ -447,7 +479,19 @@ mod tests {
     }
 
     async fn client_of(service: impl Service, options: Options) -> Client {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (mut sender, connection, writes) = open(service, options, 64 * 1024).await;
+        let connection = tokio::spawn(connection);
+        poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
+        Client { sender, connection, writes }
+    }
+
+    /// A connection over a pipe of some size.
+    async fn open(
+        service: impl Service,
+        options: Options,
+        bytes: usize,
+    ) -> (h2::client::SendRequest<Bytes>, h2::client::Connection<DuplexStream>, Arc<AtomicUsize>) {
+        let (ours, theirs) = tokio::io::duplex(bytes);
         let writes = Arc::new(AtomicUsize::new(0));
         let theirs = Counting(theirs, Arc::clone(&writes));
         tokio::spawn(async move {
@@ -464,16 +508,14 @@ mod tests {
             };
             serve(theirs, &Arc::new(service), &Arc::new(visitor), &options, &drain).await;
         });
-        let (mut sender, mut connection) = h2::client::handshake(ours).await.unwrap();
+        let (sender, mut connection) = h2::client::handshake(ours).await.unwrap();
         // The server's settings allow extended CONNECT; they must have arrived.
         poll_fn(|cx| {
             let _ = Future::poll(Pin::new(&mut connection), cx);
             if sender.is_extended_connect_protocol_enabled() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        let connection = tokio::spawn(connection);
-        poll_fn(|cx| sender.poll_ready(cx)).await.unwrap();
-        Client { sender, connection, writes }
+        (sender, connection, writes)
     }
 
     fn get() -> http::Request<()> {
@@ -490,6 +532,33 @@ mod tests {
             assert_eq!(body.data().await.unwrap().unwrap().len(), 1024);
         }
         assert_eq!(writes.load(Ordering::SeqCst) - before, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_only_when_the_visitor_has_what_was_answered_or_takes_nothing() {
+        for silence in [8, 60] {
+            let options = Options { write_idle_timeout: Duration::from_secs(30), ..options() };
+            let (mut sender, mut connection, _) = open(Large, options, 4096).await;
+            let (answer, _) = sender.send_request(get(), true).unwrap();
+            // The request goes out; then nothing is read, for longer than an idle connection may last.
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut connection).poll(cx);
+                Poll::Ready(())
+            })
+            .await;
+            tokio::time::sleep(Duration::from_secs(silence)).await;
+            let connection = tokio::spawn(connection);
+            let mut bytes = 0;
+            if let Ok(answer) = answer.await {
+                let mut body = answer.into_body();
+                while let Some(Ok(data)) = body.data().await {
+                    bytes += data.len();
+                }
+            }
+            assert_eq!(bytes == LARGE_BYTES, silence == 8, "{bytes} after {silence} s");
+            drop(sender);
+            let _ = connection.await;
+        }
     }
 
     #[tokio::test]

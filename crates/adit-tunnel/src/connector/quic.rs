@@ -14,7 +14,7 @@ use bytes::Bytes;
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::{
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -30,7 +30,7 @@ use crate::{
     request::{ConnectionLabel, RequestHandler},
     streams::{Loss, RecvHalf, SendHalf},
     tls::QUIC_SERVER_NAME,
-    transport,
+    transport::{self, STREAM_WINDOW_FIRST_BYTES},
     udp::{TurnRuntime, payload_max_towards},
 };
 
@@ -41,45 +41,108 @@ pub(super) async fn run<H: RequestHandler>(shared: Arc<Shared<H>>, mut dial: Dia
         Err(failure) => return failure,
     };
     shared.status.dialled(dial.slot, peer);
+    let path = Path { peer, payload_max: payload_max_towards(peer) };
+    match dial_and_serve(&shared, &mut dial, path, None).await {
+        End::Failed(failure) => failure,
+        End::Long { window } => match dial_and_serve(&shared, &mut dial, path, Some(window)).await {
+            End::Failed(failure) => failure,
+            End::Long { .. } => Failure::Lost,
+        },
+    }
+}
+
+/// To one edge.
+#[derive(Clone, Copy)]
+struct Path {
+    peer: SocketAddr,
+    /// Largest UDP payload worth trying, in bytes.
+    payload_max: u16,
+}
+
+/// How a connection ended.
+enum End {
+    Failed(Failure),
+    /// Before it registered: streams need this window, and a connection has the one that it began with.
+    Long {
+        window: u32,
+    },
+}
+
+/// Dials once, with `window` for streams if the line is known.
+async fn dial_and_serve<H: RequestHandler>(
+    shared: &Arc<Shared<H>>,
+    dial: &mut Dial,
+    path: Path,
+    window: Option<u32>,
+) -> End {
     let (bind, port) = (shared.options.bind_address, dial.port.last());
-    let payload_max = payload_max_towards(peer);
-    let runtime = TurnRuntime { metrics: shared.metrics.udp.clone(), payload_max };
-    let endpoint = match transport::dialling_endpoint(peer, bind, port, runtime) {
+    let runtime = TurnRuntime { metrics: shared.metrics.udp.clone(), payload_max: path.payload_max };
+    let endpoint = match transport::dialling_endpoint(path.peer, bind, port, runtime) {
         Ok(endpoint) => endpoint,
         Err(error) => {
             tracing::warn!(connIndex = dial.slot, %error, "cannot open a UDP socket");
-            return if error.kind() == std::io::ErrorKind::PermissionDenied {
+            return End::Failed(if error.kind() == std::io::ErrorKind::PermissionDenied {
                 Failure::DialForbidden
             } else {
                 Failure::Dial
-            };
+            });
         }
     };
     if let Ok(local) = endpoint.local_addr() {
         dial.port.remember(local.port());
     }
     shared.metrics.quic.total_connections.inc();
-    let failure = connect_and_serve(&shared, &mut dial, &endpoint, (peer, payload_max)).await;
+    let end = connect_and_serve(shared, dial, &endpoint, (path, window)).await;
     shared.metrics.quic.closed_connections.inc();
     endpoint.close(CLOSE_CODE, b"");
     // The close is sent, and the port freed for the next attempt (C15).
-    drop(timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await);
-    failure
+    let closed = async move { drop(timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await) };
+    match end {
+        End::Failed(_) => closed.await,
+        // Nobody waits for that port.
+        End::Long { .. } => drop(tokio::spawn(closed)),
+    }
+    end
 }
 
 async fn connect_and_serve<H: RequestHandler>(
     shared: &Arc<Shared<H>>,
     dial: &mut Dial,
     endpoint: &Endpoint,
-    (peer, payload_max): (SocketAddr, u16),
-) -> Failure {
+    (path, window): (Path, Option<u32>),
+) -> End {
+    let config = shared.quic.config(path.payload_max, window.unwrap_or(STREAM_WINDOW_FIRST_BYTES));
     let connection = tokio::select! {
-        connection = connect(endpoint, shared.quic.config(payload_max), peer, dial.slot) => match connection {
+        connection = connect(endpoint, config, path.peer, dial.slot) => match connection {
             Ok(connection) => connection,
-            Err(failure) => return failure,
+            Err(failure) => return End::Failed(failure),
         },
-        () = dial.order_closed() => return Failure::Lost,
+        () = dial.order_closed() => return End::Failed(Failure::Lost),
     };
+    if window.is_none() && long_window(&connection).is_some() {
+        // Who computes slowly only seems to be far away, in a handshake: by now probes of the path's MTU are answered too. And the
+        // edge learns what line it is from the same handshake, which has to end there before the next begins.
+        sleep(connection.min_rtt() + ANSWER_DELAY_MAX).await;
+        if let Some(window) = long_window(&connection) {
+            tracing::debug!(connIndex = dial.slot, round_trip = ?connection.min_rtt(), window, "line is long");
+            return End::Long { window };
+        }
+    }
+    End::Failed(register_and_serve(shared, dial, connection, path.peer).await)
+}
+
+/// What streams need, if it is worth another handshake.
+fn long_window(connection: &Connection) -> Option<u32> {
+    Some(transport::stream_window(connection.min_rtt())).filter(|window| *window >= LONG_WINDOW_BYTES)
+}
+
+/// Registers a connection and serves it; why it ended.
+async fn register_and_serve<H: RequestHandler>(
+    shared: &Arc<Shared<H>>,
+    dial: &mut Dial,
+    connection: Connection,
+    peer: SocketAddr,
+) -> Failure {
     let registration = shared.registration(dial.slot, dial.previous_attempts, connection.local_ip());
     let control = tokio::select! {
         control = register(shared, &connection, &registration) => match control {
@@ -237,6 +300,10 @@ fn failure_of(loss: Loss) -> Failure {
     }
 }
 
+/// Streams of a connection that needs as much are worth another handshake: its line is longer than 26 ms.
+const LONG_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_FIRST_BYTES;
+/// QUIC's default bound on the delay of an acknowledgement (RFC 9000 section 18.2).
+const ANSWER_DELAY_MAX: Duration = Duration::from_millis(25);
 /// Application code of every close (§2.2).
 const CLOSE_CODE: VarInt = VarInt::from_u32(0);
 /// Longest handshake (§1.3).

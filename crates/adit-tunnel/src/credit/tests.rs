@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     reader::{QuicBody, SLOW_PERIOD},
     tls::{QUIC_SERVER_NAME, TlsTransport, client_config, server_config},
-    transport,
+    transport::{self, STREAM_WINDOW_FIRST_BYTES},
     udp::{ETHERNET_PAYLOAD_BYTES, TurnRuntime, UdpMetrics},
 };
 
@@ -24,9 +24,12 @@ async fn pair() -> (quinn::Connection, quinn::Connection, [quinn::Endpoint; 2]) 
     let made = rcgen::generate_simple_self_signed([QUIC_SERVER_NAME.to_owned()]).unwrap();
     let cert: CertificateDer<'static> = made.cert.der().clone();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let server = transport::server(server_config(vec![cert.clone()], key.into()).unwrap()).unwrap();
+    let server =
+        transport::Configs::new(server_config(vec![cert.clone()], key.into()).unwrap()).unwrap().first();
     let client = client_config(vec![cert], TlsTransport::Quic, false).unwrap();
-    let client = transport::Dialler::new(client, true).unwrap().config(ETHERNET_PAYLOAD_BYTES);
+    let client = transport::Dialler::new(client, true)
+        .unwrap()
+        .config(ETHERNET_PAYLOAD_BYTES, STREAM_WINDOW_FIRST_BYTES);
     let metrics = UdpMetrics::default();
     let listen = "127.0.0.1:0".parse().unwrap();
     let listening = transport::listening_endpoint(listen, server, &metrics).unwrap();
@@ -40,24 +43,37 @@ async fn pair() -> (quinn::Connection, quinn::Connection, [quinn::Endpoint; 2]) 
     (near, far.unwrap(), [listening, dialling])
 }
 
-/// A body that has arrived and that nobody reads yet.
+/// A body of [`BODY_BYTES`] that has arrived and that nobody reads yet.
 async fn unread(
     near: &quinn::Connection,
     far: &quinn::Connection,
     credit: &Credit,
 ) -> (QuicBody, quinn::SendStream) {
+    let before = near.stats().udp_rx.bytes;
     let (mut send, _) = far.open_bi().await.unwrap();
-    send.write_chunk(Bytes::from(vec![1; 200_000])).await.unwrap();
+    send.write_chunk(Bytes::from(vec![1; BODY_BYTES])).await.unwrap();
     let (_, mut recv) = near.accept_bi().await.unwrap();
     // Something is there for sure once the first byte is.
     recv.read_chunk(1, true).await.unwrap().unwrap();
-    (QuicBody::new(recv, Some(credit.readers())), send)
+    let body = QuicBody::new(recv, Some(credit.readers()));
+    let arrival = async {
+        while near.stats().udp_rx.bytes < before + BODY_BYTES as u64 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), arrival).await.unwrap();
+    (body, send)
 }
 
+/// Between two steps of what is lent.
+const BODY_BYTES: usize = 1_500_000;
+/// What is lent for it.
+const LENT: u64 = 2 * STEP_BYTES;
+
 #[tokio::test]
-async fn a_stream_that_nobody_reads_is_lent_a_window_and_gives_it_back_when_it_is_gone() {
+async fn a_stream_that_nobody_reads_is_lent_what_it_holds_and_gives_it_back_when_it_is_gone() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(3 * STREAM_BYTES, metrics());
+    let budget = Budget::with_limit(3 * LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (body, _send) = unread(&near, &far, &credit).await;
     let now = Instant::now();
@@ -65,14 +81,14 @@ async fn a_stream_that_nobody_reads_is_lent_a_window_and_gives_it_back_when_it_i
     assert_eq!(budget.lent.load(Ordering::Relaxed), 0);
     let look = Duration::from_millis(500);
     assert!(!credit.look(now + look, &near));
-    assert_eq!(budget.lent.load(Ordering::Relaxed), STREAM_BYTES);
+    assert_eq!(budget.lent.load(Ordering::Relaxed), LENT);
     // Nothing is short, so even who takes nothing for ever keeps the stream.
     assert!(!credit.look(now + 10 * SLOW_PERIOD, &near));
     assert_eq!(budget.metrics.evicted.get(), 0);
     drop(body);
     assert!(!credit.look(now + 11 * SLOW_PERIOD, &near));
     // The peer has the credit until as much was read.
-    assert_eq!(budget.lent.load(Ordering::Relaxed), STREAM_BYTES);
+    assert_eq!(budget.lent.load(Ordering::Relaxed), LENT);
     drop(credit);
     assert_eq!((budget.lent.load(Ordering::Relaxed), budget.metrics.lent_bytes.get()), (0, 0));
 }
@@ -80,7 +96,7 @@ async fn a_stream_that_nobody_reads_is_lent_a_window_and_gives_it_back_when_it_i
 #[tokio::test]
 async fn where_the_budget_ends_the_longest_stalled_stream_is_stopped() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(STREAM_BYTES, metrics());
+    let budget = Budget::with_limit(LENT, metrics());
     let mut credit = Credit::new(&budget);
     let now = Instant::now();
     let look = Duration::from_millis(500);
@@ -89,7 +105,7 @@ async fn where_the_budget_ends_the_longest_stalled_stream_is_stopped() {
     credit.look(now + look, &near);
     let (mut second, _second_send) = unread(&near, &far, &credit).await;
     credit.look(now + 2 * look, &near);
-    assert!(credit.look(now + 3 * look, &near), "two lag, one window is there");
+    assert!(credit.look(now + 3 * look, &near), "two lag, there is room for one");
     assert_eq!(budget.metrics.evicted.get(), 0);
     assert!(credit.look(now + 3 * look + SLOW_PERIOD, &near));
     assert_eq!(budget.metrics.evicted.get(), 1);
@@ -107,15 +123,15 @@ async fn where_the_budget_ends_the_longest_stalled_stream_is_stopped() {
 #[tokio::test]
 async fn a_reset_seen_by_a_look_still_reaches_the_reader() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(STREAM_BYTES, metrics());
+    let budget = Budget::with_limit(LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (mut body, mut send) = unread(&near, &far, &credit).await;
     let now = Instant::now();
     credit.look(now, &near);
-    assert!(credit.look(now, &near) || budget.lent.load(Ordering::Relaxed) == STREAM_BYTES);
+    assert!(credit.look(now, &near) || budget.lent.load(Ordering::Relaxed) == LENT);
     send.reset(VarInt::from_u32(0)).unwrap();
     let reset = async {
-        while credit.readers().survey(now).lagging > 0 {
+        while credit.readers().survey(now, Mark::default()).lagging > 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -127,12 +143,12 @@ async fn a_reset_seen_by_a_look_still_reaches_the_reader() {
 #[tokio::test]
 async fn a_body_that_was_read_whole_holds_nothing_however_long_it_is_kept() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(STREAM_BYTES, metrics());
+    let budget = Budget::with_limit(LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (mut body, mut send) = unread(&near, &far, &credit).await;
     send.finish().unwrap();
     let mut chunks = VecDeque::new();
-    let mut left = 200_000 - 1;
+    let mut left = BODY_BYTES - 1;
     while left > 0 {
         assert_eq!(poll_fn(|cx| body.poll_chunks(cx, &mut chunks)).await, Ok(true));
         left -= chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();

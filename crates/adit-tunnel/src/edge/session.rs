@@ -50,8 +50,10 @@ pub(super) async fn run(shared: Arc<Shared>, incoming: Incoming) {
 async fn accept(shared: &Arc<Shared>, incoming: Incoming, remote: SocketAddr) -> Result<(), &'static str> {
     let deadline = shared.options.registration_timeout;
     let begin = async {
-        let connecting = incoming.accept().map_err(|_| "handshake_failed")?;
+        let config = shared.listener.config(remote.ip());
+        let connecting = incoming.accept_with(config).map_err(|_| "handshake_failed")?;
         let quic = connecting.await.map_err(|_| "handshake_failed")?;
+        shared.listener.remember(remote.ip(), quic.min_rtt());
         // A probe closes here (E1).
         let (send, recv) = quic.accept_bi().await.map_err(|error| before_registration(&error))?;
         let (send, recv) = (SendHalf::quic(send), RecvHalf::rpc(recv, Bytes::new()));
@@ -224,6 +226,9 @@ impl<'a> Session<'a> {
 
     async fn serve(&mut self) {
         let reason = self.drive().await;
+        // Better known than after the handshake.
+        let peer = self.connection.label.peer;
+        self.shared.listener.remember(peer.ip(), self.connection.quic.min_rtt());
         self.connection.quic.close(CLOSE_CODE, b"");
         self.shared.book.leave(&self.connection);
         self.shared.book.publish(&self.shared.metrics);

@@ -308,12 +308,14 @@ impl Family {
                 None => (name, Arc::new(Scope::new(labels))),
             })
             .collect();
+        let scopes = Arc::new(scopes);
+        // Before the others are forgotten: nobody begins to count under them again.
+        self.scopes.store(Arc::clone(&scopes));
         for (name, scope) in &*old {
             if scopes.get(name).is_none_or(|kept| !Arc::ptr_eq(kept, scope)) {
                 self.forget(scope);
             }
         }
-        self.scopes.store(Arc::new(scopes));
     }
 
     fn forget(&self, scope: &Scope) {
