@@ -49,12 +49,14 @@ impl Budget {
         Arc::new(Self { bytes_max, lent: AtomicU64::new(0), metrics })
     }
 
-    /// Lends at most `wanted` bytes.
-    fn borrow(&self, wanted: u64) -> u64 {
+    /// Lends at most `wanted` bytes to a connection that has borrowed `mine`: none ever has more than half of what the others
+    /// leave, so that the next one gets something, too, whatever visitors of the first do.
+    fn borrow(&self, wanted: u64, mine: u64) -> u64 {
         let mut got = 0;
         // Never refuses, so there is no error to handle.
         let _ = self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lent| {
-            got = wanted.min(self.bytes_max.saturating_sub(lent));
+            let left_by_others = self.bytes_max.saturating_sub(lent - mine);
+            got = wanted.min((left_by_others / 2).saturating_sub(mine));
             Some(lent + got)
         });
         self.metrics.lent_bytes.add(got.try_into().unwrap_or(i64::MAX));
@@ -114,8 +116,7 @@ impl Credit {
         let before = self.ledger.extra;
         let missing = wanted.saturating_sub(self.ledger.lent());
         if missing > 0 {
-            let got = self.budget.borrow(missing);
-            self.borrowed += got;
+            let got = self.borrow(missing);
             self.ledger.raise(got);
         } else {
             self.ledger.lower(wanted);
@@ -124,7 +125,7 @@ impl Credit {
             let window = u64::from(CONNECTION_WINDOW_BYTES) + self.ledger.extra;
             connection.set_receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX));
         }
-        self.give_back(self.borrowed - self.ledger.lent());
+        self.give_back(self.borrowed - self.lent_to_send() - self.ledger.lent());
         let short = held.saturating_sub(self.ledger.lent());
         let each = (held / survey.lagging.max(1)).max(1);
         let evictions = usize::try_from(short.div_ceil(each)).unwrap_or(usize::MAX);
@@ -138,11 +139,28 @@ impl Credit {
     }
 
     fn fit_send_window(&mut self, now: Instant, rtt: Duration, sent: u64, connection: &quinn::Connection) {
-        let window = self.sent.observe(sent, now, rtt).clamp(SEND_WINDOW_BYTES, LINE_BYTES_MAX);
-        if window != self.send_window {
-            self.send_window = window;
-            connection.set_send_window(window);
+        let wanted = self.sent.observe(sent, now, rtt).clamp(SEND_WINDOW_BYTES, LINE_BYTES_MAX);
+        let before = self.send_window;
+        if wanted > before {
+            self.send_window += self.borrow(wanted - before);
+        } else {
+            self.send_window = wanted;
+            self.give_back(before - wanted);
         }
+        if self.send_window != before {
+            connection.set_send_window(self.send_window);
+        }
+    }
+
+    /// What the send window has of what is borrowed.
+    fn lent_to_send(&self) -> u64 {
+        self.send_window - SEND_WINDOW_BYTES
+    }
+
+    fn borrow(&mut self, bytes: u64) -> u64 {
+        let got = self.budget.borrow(bytes, self.borrowed);
+        self.borrowed += got;
+        got
     }
 
     fn give_back(&mut self, bytes: u64) {
@@ -200,9 +218,9 @@ const PACKET_OVERHEAD_BYTES: u64 = 18;
 pub(crate) const LINE_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Beyond its own window, of one connection: 16 streams of which nothing is read, or two that were read once.
 const EXTRA_BYTES_PER_CONNECTION_MAX: u64 = 256 * 1024 * 1024;
-/// Of all connections together. Worst-case receive memory of an edge or a connector is therefore
-/// 512 MiB, and [`CONNECTION_WINDOW_BYTES`] for each registered connection; that is what slow readers
-/// and long lines can cost, whatever their number.
+/// Of all connections together, both ways. Worst-case memory of an edge or a connector is therefore
+/// 512 MiB, and [`CONNECTION_WINDOW_BYTES`] and [`SEND_WINDOW_BYTES`] for each registered connection; that is what slow
+/// readers and long lines can cost, whatever their number. A single connection gets half of it at most.
 pub(crate) const EXTRA_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ const LENT: u64 = 2 * STEP_BYTES;
 #[tokio::test]
 async fn a_stream_that_nobody_reads_is_lent_what_it_holds_and_gives_it_back_when_it_is_gone() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(3 * LENT, metrics());
+    let budget = Budget::with_limit(6 * LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (body, _send) = unread(&near, &far, &credit).await;
     let now = Instant::now();
@@ -96,7 +96,7 @@ async fn a_stream_that_nobody_reads_is_lent_what_it_holds_and_gives_it_back_when
 #[tokio::test]
 async fn where_the_budget_ends_the_longest_stalled_stream_is_stopped() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(LENT, metrics());
+    let budget = Budget::with_limit(2 * LENT, metrics());
     let mut credit = Credit::new(&budget);
     let now = Instant::now();
     let look = Duration::from_millis(500);
@@ -123,7 +123,7 @@ async fn where_the_budget_ends_the_longest_stalled_stream_is_stopped() {
 #[tokio::test]
 async fn a_reset_seen_by_a_look_still_reaches_the_reader() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(LENT, metrics());
+    let budget = Budget::with_limit(2 * LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (mut body, mut send) = unread(&near, &far, &credit).await;
     let now = Instant::now();
@@ -143,7 +143,7 @@ async fn a_reset_seen_by_a_look_still_reaches_the_reader() {
 #[tokio::test]
 async fn a_body_that_was_read_whole_holds_nothing_however_long_it_is_kept() {
     let (near, far, _endpoints) = pair().await;
-    let budget = Budget::with_limit(LENT, metrics());
+    let budget = Budget::with_limit(2 * LENT, metrics());
     let mut credit = Credit::new(&budget);
     let (mut body, mut send) = unread(&near, &far, &credit).await;
     send.finish().unwrap();
@@ -174,8 +174,15 @@ fn a_lowered_window_is_owed_until_as_much_was_read() {
 
 #[test]
 fn the_budget_never_lends_more_than_it_has() {
-    let budget: Arc<Budget> = Budget::with_limit(10, metrics());
-    assert_eq!((budget.borrow(7), budget.borrow(7), budget.borrow(7)), (7, 3, 0));
-    budget.give_back(3);
-    assert_eq!((budget.borrow(7), budget.metrics.lent_bytes.get()), (3, 10));
+    let budget: Arc<Budget> = Budget::with_limit(100, metrics());
+    assert_eq!((budget.borrow(70, 0), budget.borrow(70, 50)), (50, 0), "one connection");
+    assert_eq!(
+        (budget.borrow(20, 0), budget.borrow(20, 20), budget.borrow(90, 0)),
+        (20, 5, 12),
+        "two others"
+    );
+    assert_eq!(budget.borrow(1, 0), 1, "there is always something for one more");
+    budget.give_back(50);
+    assert_eq!(budget.borrow(90, 25) + 25, (100 - 13) / 2);
+    assert!(budget.metrics.lent_bytes.get() <= 100);
 }
