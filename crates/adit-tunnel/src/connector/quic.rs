@@ -300,8 +300,8 @@ fn failure_of(loss: Loss) -> Failure {
     }
 }
 
-/// Streams of a connection that needs as much are worth another handshake: its line is longer than 26 ms.
-const LONG_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_FIRST_BYTES;
+/// Streams of a connection that needs as much are worth another handshake: its line is longer than 13 ms.
+const LONG_WINDOW_BYTES: u32 = 2 * STREAM_WINDOW_FIRST_BYTES;
 /// QUIC's default bound on the delay of an acknowledgement (RFC 9000 section 18.2).
 const ANSWER_DELAY_MAX: Duration = Duration::from_millis(25);
 /// Application code of every close (§2.2).
