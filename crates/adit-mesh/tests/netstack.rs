@@ -182,6 +182,9 @@ fn slow_a_thousand_connections_live_side_by_side() {
         }
         until(|| pair.stacks.iter().all(|stack| stack.statistics().buffer_bytes == 0)).await;
         assert_eq!(pair.stacks[1].statistics().accepted, 1000);
+        // Each end was acknowledged: no side repeated its own to one that had forgotten the connection.
+        assert!(pair.stacks.iter().all(|stack| stack.statistics().of(StackDrop::PortClosed) == 0));
+        assert!(pair.stacks.iter().all(|stack| stack.statistics().of(StackDrop::AnswerRate) == 0));
     });
 }
 

@@ -218,8 +218,9 @@ impl Netstack {
         let connection = Arc::clone(&entry.connection);
         let mut held = connection.lock();
         // smoltcp delays the acknowledgement of any first packet, even if it is a whole train that its sender waits
-        // to have acknowledged. One that is delayed already is forced by data (RFC 9293 §3.8.6.3).
-        let is_small = segment.payload_len < SMALL_PAYLOAD;
+        // to have acknowledged. One that is delayed already is forced by data (RFC 9293 §3.8.6.3). Behind the peer's end
+        // there is nothing to wait for.
+        let is_small = segment.payload_len < SMALL_PAYLOAD && !segment.ends();
         let delay = (is_small || entry.delays_ack).then_some(ACK_DELAY);
         held.socket().set_ack_delay(delay);
         entry.delays_ack |= is_small && segment.payload_len > 0;
@@ -270,7 +271,9 @@ impl Netstack {
         drop(held);
         self.settle(tuple, Cause::Time, now);
         let entry = self.connections.get_mut(tuple)?;
-        entry.is_quiet = entry.state == State::TimeWait;
+        // The peer's end may still have to be acknowledged: without that it would repeat it for a minute.
+        let owes_ack = at.is_some_and(|at| at <= now + Duration::from(ACK_DELAY));
+        entry.is_quiet = entry.state == State::TimeWait && !owes_ack;
         if !has_peer || (entry.is_quiet && abandoned) {
             // What is left to read, the stream has.
             self.forget(tuple);

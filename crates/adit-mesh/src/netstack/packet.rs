@@ -157,6 +157,11 @@ impl Segment {
     pub(super) fn resets(&self) -> bool {
         self.flags & RST != 0
     }
+
+    /// Whether nothing comes after it.
+    pub(super) fn ends(&self) -> bool {
+        self.flags & FIN != 0
+    }
 }
 
 impl PartialAck {
