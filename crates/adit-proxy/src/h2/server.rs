@@ -453,6 +453,24 @@ mod tests {
         }
     }
 
+    /// Answers 400 to content that is broken.
+    struct Strict;
+
+    impl Service for Strict {
+        async fn call(&self, mut request: Request) -> Response {
+            loop {
+                match poll_fn(|cx| request.body.poll_chunks(cx, &mut Batch::new())).await {
+                    Ok(true) => {}
+                    Ok(false) => return Response::status(StatusCode::OK),
+                    Err(error) => {
+                        assert_eq!(error, BodyError::Trailers);
+                        return Response::status(StatusCode::BAD_REQUEST);
+                    }
+                }
+            }
+        }
+    }
+
     fn options() -> Options {
         let second = Duration::from_secs(1);
         Options {
@@ -617,6 +635,18 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_trailer_whose_name_is_no_token_breaks_the_content() {
+        for (name, status) in [(&b"x-sum"[..], StatusCode::OK), (b"x\"sum", StatusCode::BAD_REQUEST)] {
+            let mut sender = client_of(Strict, options()).await.sender;
+            let (answer, mut content) = sender.send_request(get(), false).unwrap();
+            content.send_data(Bytes::from_static(b"1"), false).unwrap();
+            let name = header::HeaderName::from_lowercase(name).unwrap();
+            content.send_trailers([(name, HeaderValue::from_static("v"))].into_iter().collect()).unwrap();
+            assert_eq!(answer.await.unwrap().status(), status);
+        }
     }
 
     fn connect(protocol: Option<&'static str>) -> http::Request<()> {
