@@ -51,7 +51,11 @@ pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketA
                 let drained = async { while matches!(reader.read(&mut rest).await, Ok(1..)) {} };
                 let _ = tokio::time::timeout(LINGER, drained).await;
             }
-            print(&format!("{peer}: {error}\n"));
+            // The words are a client's, whose peer is the server.
+            match error {
+                BenchError::Lost(why) => print(&format!("{peer}: the client is gone: {why}\n")),
+                error => print(&format!("{peer}: {error}\n")),
+            }
         }
     }
 }
