@@ -541,12 +541,17 @@ impl Listeners {
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
             device: None,
+            unsent_bytes_max: settings.is_edges.then_some(UNSENT_BYTES_MAX),
             lanes: (!settings.is_edges).then(|| self.lanes.clone()),
             connection: self.connection_options(settings),
         }
     }
 }
 
+/// Where a tunnel's credit is short, the streams of who reads next to nothing are stopped: less than 64 KiB in 10 s. The kernel
+/// would take up to 4 MiB (`net.ipv4.tcp_wmem`), and no more before a third of that has left, for which a visitor of 160
+/// kbit/s needs a minute. With this it asks for more after each half of it.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// What Go's server adds to `maxHeaderBytes`.
 const HEAD_BYTES_SLACK: usize = 4096;
 /// Stands for "no limit": longer than any process lives.
