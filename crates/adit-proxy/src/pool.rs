@@ -110,8 +110,8 @@ impl Shard {
     fn give_up_place(&self, may_be_in_use: bool) -> Option<Option<IdleConnection>> {
         self.with(|State { idle, places }| {
             let is_free = idle.len() < *places;
-            let is_spare = may_be_in_use && *places > self.share;
-            if !is_free && !is_spare {
+            let is_beyond_share = may_be_in_use && *places > self.share;
+            if !is_free && !is_beyond_share {
                 return None;
             }
             *places -= 1;

@@ -294,6 +294,15 @@ impl QuicBody {
         })
     }
 
+    /// Appends what has arrived behind bytes that are on their way out already; what else there is, an end or an error, the
+    /// next poll tells.
+    pub(crate) fn take_chunks(&mut self, cx: &mut Context<'_>, out: &mut VecDeque<Bytes>) {
+        if self.poll_chunks(cx, out).is_pending() {
+            // Nobody waits: the bytes in hand are to be written first.
+            lock(&self.reader.0).tempo.handle_unwaited();
+        }
+    }
+
     pub(crate) fn stop(&mut self) {
         self.discard();
         // An already finished stream has nothing to stop.
@@ -387,6 +396,12 @@ impl Tempo {
         self.caught_up = true;
     }
 
+    /// A poll found nothing more, but its owner does not wait.
+    fn handle_unwaited(&mut self) {
+        self.caught_up = true;
+        self.waiting = false;
+    }
+
     fn window(&self) -> u64 {
         let first = u64::from(STREAM_WINDOW_FIRST_BYTES);
         if self.taken < first { first } else { u64::from(STREAM_WINDOW_BYTES) }
@@ -464,6 +479,15 @@ mod tests {
         assert_eq!(tempo.look(now + LOOK), Pace::Lagging);
         assert_eq!(tempo.look(now + SLOW_PERIOD), Pace::Lagging);
         assert_eq!(tempo.look(now + LOOK + SLOW_PERIOD), Pace::Slow { since: now + LOOK });
+    }
+
+    #[test]
+    fn a_reader_that_has_all_there_is_and_never_comes_back_lags() {
+        let (mut tempo, now) = (Tempo::default(), Instant::now());
+        tempo.handle_wait();
+        tempo.handle_unwaited();
+        assert_eq!(tempo.look(now), Pace::Prompt);
+        assert_eq!(tempo.look(now + LOOK), Pace::Lagging);
     }
 
     #[test]
