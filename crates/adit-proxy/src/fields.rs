@@ -236,8 +236,13 @@ impl Fields {
 
     /// The fields of a head, none of them known yet; [`Self::push_line`] is to follow for each.
     pub(crate) fn begin(head: &Bytes, side: Side) -> Self {
+        Self::begin_with(head.clone(), side)
+    }
+
+    /// [`Self::begin`] for a head that nobody else looks at.
+    pub(crate) fn begin_with(head: Bytes, side: Side) -> Self {
         let mut lines = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        lines.head = head.clone();
+        lines.head = head;
         lines.side = side;
         Self { lines: Some(lines), map: OnceLock::new() }
     }
@@ -324,7 +329,11 @@ impl Fields {
 
     /// The fields as a map.
     pub fn into_map(mut self) -> HeaderMap {
-        std::mem::take(self.deref_mut())
+        match (self.map.take(), &self.lines) {
+            (Some(map), _) => *map,
+            (None, Some(lines)) => lines.to_map(),
+            (None, None) => HeaderMap::new(),
+        }
     }
 
     /// True if it is known without looking at any field that none is of these kinds.
