@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use crate::h1::encode;
 use crate::h1::framing::parse_length;
 use crate::h1::head::HeadError;
+use crate::names::Names;
 
 /// The fields of a request or response.
 #[derive(Clone, Default)]
@@ -491,15 +492,17 @@ impl Lines {
 
     fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.lines.len() + self.added.len() + MAP_SPARE);
-        for line in self.iter() {
-            let value = self.head.slice_ref(self.text(line.value));
-            let name = HeaderName::from_bytes(self.text(line.name));
-            let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) else {
-                debug_assert!(false, "what httparse takes for a field is one");
-                continue;
-            };
-            map.append(name, value);
-        }
+        Names::with(|names| {
+            for (place, line) in self.iter().enumerate() {
+                let value = self.head.slice_ref(self.text(line.value));
+                let name = names.name(place, self.text(line.name));
+                let (Some(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) else {
+                    debug_assert!(false, "what httparse takes for a field is one");
+                    continue;
+                };
+                map.append(name, value);
+            }
+        });
         for field in &self.added {
             map.insert(field.name(), field.value().clone());
         }
