@@ -304,6 +304,16 @@ impl Fields {
         Some(length)
     }
 
+    /// Takes off what is of one hop, and `Expect`; false if that takes more than a look, or something frames or routes the
+    /// message: then nothing has been taken off.
+    pub fn take_plain_hop(&mut self) -> bool {
+        let is_plain = self.lack(Kinds::HOP | Kinds::FRAMING);
+        if is_plain {
+            self.drop_lines(Kinds::PERSISTENCE | Kinds::EXPECT);
+        }
+        is_plain
+    }
+
     /// The first value under a name, whichever form the fields have.
     pub fn first(&self, name: &HeaderName) -> Option<&[u8]> {
         let Some(lines) = &self.lines else { return self.get(name).map(HeaderValue::as_bytes) };
@@ -691,6 +701,21 @@ mod tests {
             assert_eq!(written(&fields), left, "{head}");
         }
         assert_eq!(Fields::from(HeaderMap::new()).take_plain_length(), None, "a map has to be looked at");
+    }
+
+    #[test]
+    fn what_is_of_one_hop_is_taken_only_where_a_look_is_enough() {
+        for (head, is_plain, left) in [
+            ("A: 1\r\nConnection: close\r\nExpect: 100-continue\r\n\r\n", true, "A: 1;"),
+            ("Te: trailers\r\nExpect: x\r\n\r\n", false, "Te: trailers;Expect: x;"),
+            ("Connection: a\r\nA: 1\r\n\r\n", false, "Connection: a;A: 1;"),
+            ("Host: a\r\n\r\n", false, "Host: a;"),
+        ] {
+            let mut fields = fields(head);
+            assert_eq!(fields.take_plain_hop(), is_plain, "{head}");
+            assert_eq!(written(&fields), left, "{head}");
+        }
+        assert!(!Fields::from(HeaderMap::new()).take_plain_hop(), "a map has to be looked at");
     }
 
     #[test]

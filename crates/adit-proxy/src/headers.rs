@@ -1,11 +1,10 @@
 //! Fields that end at a hop, and fields that tell the next hop about the visitor.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::body::Length;
+use crate::body::{BodyError, Length};
 use crate::fields::{Fields, Kinds};
 
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
@@ -105,35 +104,51 @@ pub fn keep_te_trailers(headers: &mut HeaderMap) {
 ///
 /// Names are compared with `_` as `-`, because CGI and its heirs cannot tell them apart.
 pub fn remove_forged(headers: &mut HeaderMap) {
-    let forged: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name.as_str())).cloned().collect();
+    let forged: Vec<HeaderName> =
+        headers.keys().filter(|name| is_claim(name.as_str().as_bytes())).cloned().collect();
     for name in forged {
         headers.remove(name);
     }
 }
 
-fn is_claim(name: &str) -> bool {
+/// Whether [`remove_forged`] takes off a field of this name, in any letter case.
+pub fn is_claim(name: &[u8]) -> bool {
     // Most names begin with other letters: one look at the first decides.
-    if !matches!(name.as_bytes().first(), Some(b'x' | b'c' | b'f' | b't')) {
+    if !matches!(name.first().map(u8::to_ascii_lowercase), Some(b'x' | b'c' | b'f' | b't')) {
         return false;
     }
-    let name = if name.contains('_') { Cow::Owned(name.replace('_', "-")) } else { Cow::Borrowed(name) };
-    let is_own_credential = CREDENTIALS.contains(&&*name);
-    HOP_CLAIMS.contains(&&*name) || (CLAIM_PREFIXES.iter().any(|p| name.starts_with(p)) && !is_own_credential)
+    let is_alike = |(byte, wanted): (&u8, &u8)| {
+        byte.to_ascii_lowercase() == *wanted || (*wanted == b'-' && *byte == b'_')
+    };
+    let starts = |with: &&str| name.len() >= with.len() && name.iter().zip(with.as_bytes()).all(is_alike);
+    let is = |other: &&str| name.len() == other.len() && starts(other);
+    HOP_CLAIMS.iter().any(is) || (CLAIM_PREFIXES.iter().any(starts) && !CREDENTIALS.iter().any(is))
 }
 
 /// Whether a field may travel in a trailer section: it must not frame, route, authenticate or speak for a hop there
 /// (RFC 9110 §6.5.1), because there are servers that treat trailers as headers.
 pub fn may_trail(name: &HeaderName) -> bool {
-    !NO_TRAILERS.contains(name) && !HOP_BY_HOP.contains(&name.as_str()) && !is_claim(name.as_str())
+    !NO_TRAILERS.contains(name) && !HOP_BY_HOP.contains(&name.as_str()) && !is_claim(name.as_str().as_bytes())
 }
 
-/// Takes off a trailer section what must not travel there.
-pub fn tidy_trailers(mut trailers: HeaderMap) -> HeaderMap {
+/// Takes off a trailer section of HTTP/2 or 3 what must not travel there.
+///
+/// # Errors
+/// [`BodyError::Trailers`] for a name that would have a head refused.
+pub fn tidy_trailers(mut trailers: HeaderMap) -> Result<HeaderMap, BodyError> {
+    if trailers.keys().any(is_odd) {
+        return Err(BodyError::Trailers);
+    }
     let unfit: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
     for name in unfit {
         trailers.remove(name);
     }
-    trailers
+    Ok(trailers)
+}
+
+/// Whether a name has a quotation mark, with which it is no token (RFC 9110 §5.6.2): `http` lets it pass in HTTP/2 and 3.
+pub(crate) fn is_odd(name: &HeaderName) -> bool {
+    memchr::memchr(b'"', name.as_str().as_bytes()).is_some()
 }
 
 /// Removes fields of the tunnel's own vocabulary from a response (conformance statement E11).
@@ -293,7 +308,7 @@ mod tests {
         {
             trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
-        let left = tidy_trailers(trailers);
+        let left = tidy_trailers(trailers).unwrap();
         assert_eq!(left.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
     }
 
@@ -313,6 +328,16 @@ mod tests {
     fn ports_are_taken_off_names_and_literals() {
         for (host, want) in [("a:1", "a"), ("a", "a"), ("[::1]:80", "::1"), ("[::1]", "::1")] {
             assert_eq!(without_port(host), want);
+        }
+    }
+
+    #[test]
+    fn a_claim_is_one_in_any_letter_case_and_with_lines_for_dashes() {
+        for claim in ["CF-Ray", "Cdn-Loop", "x_ADIT-mesh_peer", "FORWARDED", "True_Client-IP", "cf-"] {
+            assert!(is_claim(claim.as_bytes()), "{claim}");
+        }
+        for other in ["", "x", "cf", "Cf_Access-Token", "CF-ACCESS-JWT-ASSERTION", "cookie", "forwarded-x"] {
+            assert!(!is_claim(other.as_bytes()), "{other}");
         }
     }
 }

@@ -28,13 +28,18 @@ use crate::clock;
 
 /// Threads that serve connections; cheap to clone. What they still do ends when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Lanes(Arc<[Lane]>);
+pub struct Lanes {
+    lanes: Arc<[Lane]>,
+    near_tunnels: bool,
+}
 
 #[derive(Debug)]
 struct Lane {
     handle: Handle,
     /// Connections that it serves now.
     load: Arc<AtomicUsize>,
+    /// Connections of tunnels that it runs now, counted by whoever runs them.
+    tunnels: Arc<AtomicUsize>,
     /// Dropping it ends the thread.
     _stop: oneshot::Sender<()>,
 }
@@ -172,12 +177,22 @@ impl Lanes {
     /// The system's, if it has no more threads or descriptors.
     pub fn start(wanted: usize) -> io::Result<Self> {
         let lanes = (1..=wanted.clamp(1, LANES_MAX)).map(Lane::start);
-        Ok(Self(lanes.collect::<io::Result<Vec<_>>>()?.into()))
+        Ok(Self { lanes: lanes.collect::<io::Result<Vec<_>>>()?.into(), near_tunnels: false })
+    }
+
+    /// The same for visitors of tunnels alone: they are served where a tunnel's connections are run, up to
+    /// [`NEAR_TUNNELS_MAX`] more of them than elsewhere.
+    #[must_use]
+    pub fn near_tunnels(&self) -> Self {
+        Self { near_tunnels: true, ..self.clone() }
     }
 
     /// Serves one connection on the lane with fewest; it is cut when `tasks` is dropped.
     pub fn spawn(&self, tasks: &mut JoinSet<()>, connection: impl Future<Output = ()> + Send + 'static) {
-        let Some(lane) = self.0.iter().min_by_key(|lane| lane.load.load(Ordering::Relaxed)) else { return };
+        let away = |lane: &Lane| self.near_tunnels && lane.tunnels.load(Ordering::Relaxed) == 0;
+        let load =
+            |lane: &&Lane| lane.load.load(Ordering::Relaxed) + if away(lane) { NEAR_TUNNELS_MAX } else { 0 };
+        let Some(lane) = self.lanes.iter().min_by_key(load) else { return };
         let load = Load::new(&lane.load);
         let connection = clock::ticking(connection);
         let serving = async move {
@@ -189,7 +204,12 @@ impl Lanes {
 
     /// The lanes' runtimes, for what lives as long as they and is spread over them otherwise.
     pub fn handles(&self) -> Vec<Handle> {
-        self.0.iter().map(|lane| lane.handle.clone()).collect()
+        self.lanes.iter().map(|lane| lane.handle.clone()).collect()
+    }
+
+    /// [`Self::handles`] with where the tunnels' connections that each runs are to be counted.
+    pub fn tunnels(&self) -> impl Iterator<Item = (Handle, Arc<AtomicUsize>)> {
+        self.lanes.iter().map(|lane| (lane.handle.clone(), Arc::clone(&lane.tunnels)))
     }
 }
 
@@ -204,7 +224,7 @@ impl Lane {
             let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
         })?;
-        Ok(Self { handle, load: Arc::default(), _stop: stop })
+        Ok(Self { handle, load: Arc::default(), tunnels: Arc::default(), _stop: stop })
     }
 }
 
@@ -246,6 +266,10 @@ thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
+/// How many visitors more a lane serves for having what their requests go through. A QUIC connection's packets are made
+/// and read under one lock: threads that share it among so few visitors mostly wait for each other.
+const NEAR_TUNNELS_MAX: usize = 64;
+
 /// Lanes of a process: pools of idle connections are kept apart by lane, and each costs 128 bytes an origin.
 pub const LANES_MAX: usize = 64;
 
@@ -274,6 +298,20 @@ mod tests {
         }
         seen.sort_unstable();
         assert_eq!(seen, [1, 1, 2, 2]);
+        // Now more on one lane, which runs a tunnel's connection.
+        let near = lanes.near_tunnels();
+        let (_, tunnels) = near.tunnels().nth(1).unwrap();
+        tunnels.fetch_add(1, Ordering::Relaxed);
+        let mut seen = [0; 3];
+        for _ in 0..NEAR_TUNNELS_MAX + 4 {
+            let tell = tell.clone();
+            near.spawn(&mut tasks, async move {
+                let _ = tell.send(current()).await;
+                std::future::pending().await
+            });
+            seen[told.recv().await.unwrap()] += 1;
+        }
+        assert_eq!(seen, [0, 2, NEAR_TUNNELS_MAX + 2]);
         drop(tasks);
         drop(tell);
         // The tasks are gone, and with them the last senders.

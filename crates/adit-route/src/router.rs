@@ -107,6 +107,11 @@ impl<R> RouterTable<R> {
         Some(&self.routers[position as usize])
     }
 
+    /// Whether an entry point has any.
+    pub fn has_routers(&self, entry_point: &str) -> bool {
+        self.entry_points.contains_key(entry_point)
+    }
+
     /// All routers, in the order in which they are asked.
     pub fn routers(&self) -> &[Router<R>] {
         &self.routers

@@ -48,6 +48,11 @@ impl RequestHead {
 }
 
 impl<H> RequestHead<H> {
+    /// A head with these headers, for HTTP to `dest` and `host`.
+    pub fn with_headers(method: Method, dest: String, host: String, headers: H) -> Self {
+        Self { kind: ConnectionType::Http, dest, method, host, headers, flow_id: None }
+    }
+
     /// The same head with its headers in another form.
     pub fn map_headers<T>(self, form: impl FnOnce(H) -> T) -> RequestHead<T> {
         let Self { kind, dest, method, host, headers, flow_id } = self;
@@ -71,6 +76,23 @@ pub trait HeaderPairs {
 
     /// The same as a map.
     fn into_map(self) -> HeaderMap;
+}
+
+/// Headers of which some are not where the others are: those of others, and one's own behind them, under other names.
+#[derive(Clone, Copy, Debug)]
+pub struct Extended<'a, H>(pub &'a H, pub &'a [(&'static str, &'a [u8])]);
+
+impl<H: HeaderPairs> HeaderPairs for Extended<'_, H> {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.pairs().chain(self.1.iter().map(|(name, value)| (name.as_bytes(), *value)))
+    }
+
+    fn into_map(self) -> HeaderMap {
+        let pairs = self.pairs().filter_map(|(name, value)| {
+            Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
+        });
+        pairs.collect()
+    }
 }
 
 impl HeaderPairs for HeaderMap {

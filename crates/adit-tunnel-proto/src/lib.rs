@@ -38,7 +38,7 @@ pub use address::{AddressPool, EdgeEndpoint};
 pub use backoff::Backoff;
 pub use framing::{FrameDecoder, FrameLimits, FramingError, HEAD_LIMITS, RPC_LIMITS, SEGMENTS_MAX};
 pub use head::{
-    ConnectResponse, ConnectionType, HeaderLines, HeaderPairs, Headers, RequestHead, ResponseHead,
+    ConnectResponse, ConnectionType, Extended, HeaderLines, HeaderPairs, Headers, RequestHead, ResponseHead,
 };
 pub use preamble::{
     DATA_SIGNATURE, METADATA_BYTES_MAX, METADATA_ENTRIES_MAX, Preamble, PreambleDecoder, PreambleError,

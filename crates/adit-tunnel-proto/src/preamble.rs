@@ -175,7 +175,7 @@ impl ResponseDecoder {
 ///
 /// # Errors
 /// When the head exceeds what any decoder of this protocol takes.
-pub fn encode_request(head: &RequestHead) -> Result<Bytes, PreambleError> {
+pub fn encode_request<H: HeaderPairs>(head: &RequestHead<H>) -> Result<Bytes, PreambleError> {
     let http = head.kind != ConnectionType::Tcp;
     let plain = [
         (KEY_METHOD, Some(head.method.as_str().as_bytes()).filter(|_| http)),

@@ -10,13 +10,23 @@ mod push;
 mod session;
 mod status;
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::ThreadId,
+    time::Duration,
+};
 
 use adit_config::TunnelId;
 use adit_tunnel_proto::{Grant, RequestHead};
 use quinn::{Endpoint, Incoming, VarInt};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{
+    runtime::Handle,
     sync::watch,
     task::{JoinError, JoinSet},
     time::timeout,
@@ -26,7 +36,7 @@ use self::book::Book;
 pub use self::{
     book::LearntHostnames,
     error::{EdgeError, OpenError, ResponseError},
-    open::{Opened, PendingResponse},
+    open::{EncodedHead, Opened, PendingResponse},
     push::PushAnswer,
     status::{EdgeConnectionStatus, TunnelStatus},
 };
@@ -56,6 +66,18 @@ pub struct EdgeOptions {
     pub streams_per_connection_max: u32,
     /// Hosts learnt from one tunnel's connectors.
     pub hostnames_per_tunnel_max: u16,
+    /// Over which connections are spread: whatever a request waits for wakes the thread that serves its visitor, if that
+    /// is one of these. Empty = the caller's runtime.
+    pub lanes: Vec<EdgeLane>,
+}
+
+/// A runtime of one thread that runs connections.
+#[derive(Clone, Debug)]
+pub struct EdgeLane {
+    /// The runtime.
+    pub runtime: Handle,
+    /// How many it runs now.
+    pub connections: Arc<AtomicUsize>,
 }
 
 /// A certificate chain and its key.
@@ -85,6 +107,7 @@ struct Shared {
     budget: Arc<Budget>,
     listener: Listener,
     metrics: EdgeMetrics,
+    lanes: Vec<EdgeLane>,
 }
 
 /// The numbers among [`EdgeOptions`].
@@ -110,6 +133,8 @@ impl Edge {
         metrics.connections_max.set(i64::from(options.connections_max));
         let configs = configs(options.certificate)?;
         let listen = |source| EdgeError::Listen { address: options.listen, source };
+        // Where the first connection will be: a connector with one has all on one thread.
+        let _entered = options.lanes.first().map(|lane| lane.runtime.enter());
         let endpoint = transport::listening_endpoint(options.listen, configs.first(), &metrics.udp);
         let endpoint = endpoint.map_err(listen)?;
         let shared = Shared {
@@ -124,6 +149,7 @@ impl Edge {
             budget: Budget::new(metrics.credit.clone()),
             listener: Listener::new(configs),
             metrics,
+            lanes: options.lanes,
         };
         Ok(Self { endpoint, shared: Arc::new(shared) })
     }
@@ -189,7 +215,40 @@ impl Edge {
             // It may retry, so this does not fail.
             return drop(incoming.retry());
         }
-        sessions.spawn(session::run(Arc::clone(&self.shared), incoming));
+        let serving = session::run(Arc::clone(&self.shared), incoming);
+        let Some(lane) = self.shared.lanes.iter().min_by_key(|lane| lane.connections.load(Ordering::Relaxed))
+        else {
+            return drop(sessions.spawn(serving));
+        };
+        let running = Running::new(&lane.connections);
+        let serving = async move {
+            serving.await;
+            drop(running);
+        };
+        sessions.spawn_on(serving, &lane.runtime);
+    }
+}
+
+impl Shared {
+    /// This thread, if connections stay on the thread that they begin on.
+    fn lane(&self) -> Option<ThreadId> {
+        (!self.lanes.is_empty()).then(|| std::thread::current().id())
+    }
+}
+
+/// One connection, counted for as long as it lives.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn new(connections: &Arc<AtomicUsize>) -> Self {
+        connections.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(connections))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -219,21 +278,18 @@ impl EdgeHandle {
     /// # Errors
     /// When the tunnel has no connection that takes it; nothing was delivered then.
     pub async fn open(&self, tunnel: TunnelId, head: &RequestHead) -> Result<Opened, OpenError> {
-        self.open_with(tunnel, head, false).await
+        self.open_encoded(tunnel, EncodedHead::new(head), false).await
     }
 
-    /// [`Self::open`] for a request without content: the half to send it is finished.
+    /// [`Self::open`] with a head that is ready to be sent; for a request without content, which `is_whole`, the half to
+    /// send it is finished.
     ///
     /// # Errors
     /// The same.
-    pub async fn open_whole(&self, tunnel: TunnelId, head: &RequestHead) -> Result<Opened, OpenError> {
-        self.open_with(tunnel, head, true).await
-    }
-
-    async fn open_with(
+    pub async fn open_encoded(
         &self,
         tunnel: TunnelId,
-        head: &RequestHead,
+        head: EncodedHead,
         is_whole: bool,
     ) -> Result<Opened, OpenError> {
         let opened = open::open(&self.shared, tunnel, head, is_whole).await;

@@ -42,8 +42,9 @@ pub use connector::{
     ConnectionPhase, ConnectionStatus, Connector, ConnectorError, ConnectorHandle, ConnectorOptions,
 };
 pub use edge::{
-    CheckedCertificate, Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeOptions,
-    LearntHostnames, OpenError, Opened, PendingResponse, PushAnswer, ResponseError, TunnelStatus,
+    CheckedCertificate, Edge, EdgeCertificate, EdgeConnectionStatus, EdgeError, EdgeHandle, EdgeLane,
+    EdgeOptions, EncodedHead, LearntHostnames, OpenError, Opened, PendingResponse, PushAnswer, ResponseError,
+    TunnelStatus,
 };
 pub use request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest};
 pub use streams::{CHUNKS_MAX, Loss, RecvHalf, SendHalf, StreamError};

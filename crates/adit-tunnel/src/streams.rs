@@ -144,7 +144,7 @@ impl RecvHalf {
         Self { inner: RecvInner::Http2(body), early: Bytes::new(), _in_flight: None }
     }
 
-    /// Appends what has arrived, at most [`CHUNKS_MAX`] chunks, to `out`.
+    /// Appends what has arrived, at most [`CHUNKS_MAX`] chunks and what came with the head, to `out`.
     ///
     /// `true` means that at least one chunk was appended, none of them empty, and more may come;
     /// `false` the clean end of the body, with nothing appended.
@@ -159,6 +159,10 @@ impl RecvHalf {
     ) -> Poll<Result<bool, StreamError>> {
         if !self.early.is_empty() {
             out.push_back(std::mem::take(&mut self.early));
+            if let RecvInner::Quic(body) = &mut self.inner {
+                // The rest of a short body has mostly come with it: who writes it out writes once.
+                body.take_chunks(cx, out);
+            }
             return Poll::Ready(Ok(true));
         }
         match &mut self.inner {

@@ -19,7 +19,7 @@ use crate::cloudflared_metrics::ProxyMetrics;
 use crate::gateway::Gateway;
 use crate::hello::{Hello, Trip};
 use crate::ingress::{Answerer, IngressState, chain};
-use crate::wire::{AnswerFields, TunnelSource, TunnelUpload, announce_answer, take_length};
+use crate::wire::{TunnelFields, TunnelSource, TunnelUpload, announce_answer, take_length};
 
 /// Serves what arrives through a tunnel.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl ConnectorService {
                 false => drop(headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"))),
             }
         }
-        let send = match reply.head(ResponseHead { status, headers: AnswerFields(headers) }).await {
+        let send = match reply.head(ResponseHead { status, headers: TunnelFields(headers) }).await {
             Ok(send) => send,
             Err(error) => {
                 self.metrics.failed();

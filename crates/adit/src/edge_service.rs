@@ -12,16 +12,16 @@ use adit_proxy::headers;
 use adit_proxy::message::{Request, Response, Service};
 use adit_proxy::rescue::{Failure, Hop};
 use adit_route::{Decision, Head, Table};
-use adit_tunnel::{EdgeHandle, OpenError, Opened, RecvHalf, ResponseError};
-use adit_tunnel_proto::{ConnectionType, HeaderLines, HeaderPairs, RequestHead, ResponseHead};
+use adit_tunnel::{EdgeHandle, EncodedHead, OpenError, Opened, RecvHalf, ResponseError};
+use adit_tunnel_proto::{ConnectionType, Extended, HeaderLines, HeaderPairs, RequestHead, ResponseHead};
 use arc_swap::ArcSwap;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 
 use crate::access_log::AccessLog;
 use crate::answer::{Exchange, RequestMetrics};
 use crate::request_id::RequestIds;
-use crate::wire::{TunnelSource, TunnelUpload, announce_length, take_length};
+use crate::wire::{TunnelFields, TunnelSource, TunnelUpload, announce_length, take_length};
 
 /// A tunnel as the table of hosts names it.
 #[derive(Clone, Debug)]
@@ -68,20 +68,22 @@ struct Failed {
 
 impl Service for EdgeService {
     async fn call(&self, request: Request) -> Response {
-        let request_id = self.ids.make();
-        let mut exchange = Exchange::begin(&request, &request_id, &self.metrics, self.access_log.as_ref());
+        let request_id = self.ids.make_id();
+        let request_id = request_id.as_str();
+        let mut exchange = Exchange::begin(&request, request_id, &self.metrics, self.access_log.as_ref());
         // Only what a page of ours would need is kept; the head itself goes into the tunnel.
-        let accept = request.headers.get(header::ACCEPT).cloned();
-        let ray = HeaderValue::try_from(format!("{request_id}-{}", self.location)).ok();
-        let response = match self.forward(request, (&request_id, ray.as_ref()), &mut exchange).await {
+        let accept =
+            request.headers.first(&header::ACCEPT).and_then(|accept| HeaderValue::from_bytes(accept).ok());
+        let ray = HeaderValue::try_from([request_id, "-", &self.location].concat()).ok();
+        let response = match self.forward(request, (request_id, ray.as_ref()), &mut exchange).await {
             Ok(response) => response,
             Err(failed) => {
                 exchange.failed(failed.reason);
-                tracing::info!(request = %request_id, reason = failed.reason, "request failed");
+                tracing::info!(request = request_id, reason = failed.reason, "request failed");
                 let mut asked = HeaderMap::new();
                 asked.extend(accept.map(|accept| (header::ACCEPT, accept)));
                 let Failed { status, hop, reason, sentence } = failed;
-                Failure { status, hop, reason, sentence, request_id: request_id.clone() }
+                Failure { status, hop, reason, sentence, request_id: request_id.to_owned() }
                     .into_response(&asked)
             }
         };
@@ -110,13 +112,13 @@ impl EdgeService {
             }
         };
         exchange.answered_by(&route.name);
-        let (head, raw, client) = self.tunnel_head(&mut request, ray);
-        exchange.asked_by(client);
-        let opened = match request.body.is_empty() && !raw {
-            true => self.edge.open_whole(route.id, &head).await,
-            false => self.edge.open(route.id, &head).await,
+        let (head, raw, client) = match self.plain_head(&mut request, ray) {
+            Some(head) => (head, false, request.visitor.remote.ip().to_canonical()),
+            None => self.tunnel_head(&mut request, ray),
         };
-        let opened = opened.map_err(open_failed)?;
+        exchange.asked_by(client);
+        let is_whole = request.body.is_empty() && !raw;
+        let opened = self.edge.open_encoded(route.id, head, is_whole).await.map_err(open_failed)?;
         let is_head = request.method == Method::HEAD;
         let Opened { send, response, connection } = opened;
         let mut upload = Some(TunnelUpload::new(request.body, send, raw));
@@ -142,8 +144,55 @@ impl EdgeService {
         into_response(head, recv, upload, is_head, raw)
     }
 
+    /// The head of most requests: what is left of the visitor's fields crosses the tunnel as it came. None where a field has
+    /// to be looked at or taken off by its name.
+    fn plain_head(&self, request: &mut Request, ray: Option<&HeaderValue>) -> Option<EncodedHead> {
+        let is_plain = request.upgrade.is_none()
+            && !self.is_trusted(request)
+            && !request.headers.pairs().any(|(name, _)| headers::is_claim(name));
+        if !is_plain || !request.headers.take_plain_hop() {
+            return None;
+        }
+        let Request { method, uri, host, headers, body, visitor, .. } = request;
+        let (scheme, cf_visitor) = scheme(visitor.secure);
+        let address = visitor.address_text()?.as_bytes();
+        let mut began = itoa::Buffer::new();
+        let began = ["t=", began.format(unix_micros())].concat();
+        let mut length = itoa::Buffer::new();
+        let framing = match body.length() {
+            Length::Known(0) | Length::Raw => None,
+            Length::Known(bytes) => Some(("content-length", length.format(bytes).as_bytes())),
+            Length::Unknown => Some(("transfer-encoding", &b"chunked"[..])),
+        };
+        let own = [
+            ("x-forwarded-proto", scheme.as_bytes()),
+            ("x-forwarded-host", host.as_bytes()),
+            ("x-forwarded-for", address),
+            ("cf-connecting-ip", address),
+            ("cf-visitor", cf_visitor.as_bytes()),
+            ("cdn-loop", b"adit"),
+            ("x-request-start", began.as_bytes()),
+        ];
+        let ray = ray.map(|ray| ("cf-ray", ray.as_bytes()));
+        let mut all = [("", &b""[..]); OWN_FIELDS];
+        let own = own.into_iter().chain(ray).chain(framing);
+        let count = all.iter_mut().zip(own).map(|(place, field)| *place = field).count();
+        let dest = dest(scheme, host, uri);
+        let fields = TunnelFields(std::mem::take(headers));
+        let told = Extended(&fields, &all[..count]);
+        Some(EncodedHead::new(&RequestHead::with_headers(method.clone(), dest, host.clone(), told)))
+    }
+
+    /// Whether what the visitor says of others is believed.
+    fn is_trusted(&self, request: &Request) -> bool {
+        let remote = request.visitor.remote.ip().to_canonical();
+        let trust = self.entry_points.load();
+        let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
+        entry_point.is_some_and(|entry_point| trusts(entry_point, remote))
+    }
+
     /// The head as it crosses the tunnel, whether the bytes behind it are raw, and who asks.
-    fn tunnel_head(&self, request: &mut Request, ray: Option<&HeaderValue>) -> (RequestHead, bool, IpAddr) {
+    fn tunnel_head(&self, request: &mut Request, ray: Option<&HeaderValue>) -> (EncodedHead, bool, IpAddr) {
         let raw = request.upgrade.as_deref() == Some("websocket");
         if request.upgrade.is_some() && !raw {
             // RFC 9110 §7.8: an offer to upgrade may be ignored, and the wire carries WebSocket only.
@@ -151,14 +200,8 @@ impl EdgeService {
         }
         let (client, mut head_fields) = self.about_visitor(request);
         let secure = forwarded_secure(&head_fields).unwrap_or(request.visitor.secure);
-        let (scheme, cf_visitor) =
-            if secure { ("https", r#"{"scheme":"https"}"#) } else { ("http", r#"{"scheme":"http"}"#) };
-        // `*` has no place in a URL; it asks about the server as a whole.
-        let target = match encode::target(&request.uri) {
-            whole if whole == "*" => "/".into(),
-            target => target,
-        };
-        let dest = [scheme, "://", &request.host, &*target].concat();
+        let (scheme, cf_visitor) = scheme(secure);
+        let dest = dest(scheme, &request.host, &request.uri);
         headers::remove_hop_by_hop(&mut head_fields);
         head_fields.remove(header::EXPECT);
         head_fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
@@ -195,7 +238,7 @@ impl EdgeService {
         let mut head = RequestHead::new(method, dest, request.host.clone());
         head.kind = if raw { ConnectionType::Websocket } else { ConnectionType::Http };
         head.headers = head_fields;
-        (head, raw, client)
+        (EncodedHead::new(&head), raw, client)
     }
 
     /// The visitor's true address and the fields without what it may have forged.
@@ -205,11 +248,7 @@ impl EdgeService {
         fields.reserve(OWN_FIELDS);
         let trust = self.entry_points.load();
         let entry_point = trust.entry_points.get(&*request.visitor.entry_point);
-        let trusted = |ip: IpAddr| {
-            entry_point.is_some_and(|e| {
-                e.forwarded_insecure || e.forwarded_trusted.iter().any(|net| net.contains(&ip))
-            })
-        };
+        let trusted = |ip: IpAddr| entry_point.is_some_and(|entry_point| trusts(entry_point, ip));
         if !trusted(remote) {
             headers::remove_forged(&mut fields);
             return (remote, fields);
@@ -224,6 +263,25 @@ impl EdgeService {
         fields.extend(kept);
         (client, fields)
     }
+}
+
+fn trusts(entry_point: &EntryPoint, ip: IpAddr) -> bool {
+    entry_point.forwarded_insecure || entry_point.forwarded_trusted.iter().any(|net| net.contains(&ip))
+}
+
+/// The visitor's scheme, alone and as `Cf-Visitor` has it.
+fn scheme(secure: bool) -> (&'static str, &'static str) {
+    if secure { ("https", r#"{"scheme":"https"}"#) } else { ("http", r#"{"scheme":"http"}"#) }
+}
+
+/// The URL that is asked for.
+fn dest(scheme: &str, host: &str, uri: &Uri) -> String {
+    // `*` has no place in a URL; it asks about the server as a whole.
+    let target = match encode::target(uri) {
+        whole if whole == "*" => "/".into(),
+        target => target,
+    };
+    [scheme, "://", host, &*target].concat()
 }
 
 /// The rightmost address of `X-Forwarded-For` that is not itself a trusted hop.
@@ -403,6 +461,6 @@ static OUR_RAY: Ours = Ours { name: CF_RAY, start: "CF-Ray: " };
 const CF_VISITOR: HeaderName = HeaderName::from_static("cf-visitor");
 /// When the edge had the request, in microseconds since 1970; what applications' monitors call queue time.
 const X_REQUEST_START: HeaderName = HeaderName::from_static("x-request-start");
-/// Fields that [`EdgeService::tunnel_head`] adds at most.
+/// Fields that [`EdgeService::tunnel_head`] or [`EdgeService::plain_head`] adds at most.
 const OWN_FIELDS: usize = 12;
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");

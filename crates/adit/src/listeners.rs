@@ -18,6 +18,7 @@ use adit_proxy::metrics::Metrics;
 use adit_proxy::proxy_protocol::ProxyProtocolPolicy;
 use adit_proxy::tls::CertificateStore;
 use adit_proxy::udp::{UdpHandle, UdpListener, UdpOptions, UdpRoutes};
+use adit_tunnel::EdgeLane;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use thiserror::Error;
@@ -38,7 +39,7 @@ pub(crate) struct Listeners {
     leaving: JoinSet<()>,
     /// The mesh's own network stack, if it has one: entry points on the mesh listen there.
     stack: Option<Stack>,
-    /// The threads that serve what the ingress alone answers.
+    /// The threads that serve visitors.
     lanes: Lanes,
     tls: Arc<ServerConfig>,
     metrics: Arc<Metrics>,
@@ -117,8 +118,8 @@ struct Running {
 struct Settings {
     entry_point: EntryPoint,
     limits: adit_config::Limits,
-    /// Its visitors may be for a tunnel: what carries that wakes any thread, so that nothing is gained by lanes.
-    is_edges: bool,
+    /// All of its visitors are for tunnels: there are no routers.
+    is_edges_alone: bool,
 }
 
 /// Why the entry points cannot be as configured.
@@ -202,9 +203,14 @@ impl Listeners {
         })
     }
 
-    /// The threads that serve what the ingress alone answers.
+    /// The threads that serve visitors.
     pub(crate) fn lanes(&self) -> Vec<Handle> {
         self.lanes.handles()
+    }
+
+    /// The same for the connections of connectors.
+    pub(crate) fn edge_lanes(&self) -> Vec<EdgeLane> {
+        self.lanes.tunnels().map(|(runtime, connections)| EdgeLane { runtime, connections }).collect()
     }
 
     /// Listens for entry points on the mesh here from now on; `None` = at sockets of the kernel.
@@ -237,7 +243,9 @@ impl Listeners {
                     let settings = Settings {
                         entry_point: entry_point.clone(),
                         limits: config.limits.clone(),
-                        is_edges: config.edge.iter().any(|edge| edge.public.contains(name)),
+                        is_edges_alone: config.edge.iter().any(|edge| edge.public.contains(name))
+                            && config.providers.file.is_none()
+                            && config.dynamic.http.routers.is_empty(),
                     };
                     self.prepare_tcp((name, settings), place, switches, &mut prepared)
                 };
@@ -541,7 +549,7 @@ impl Listeners {
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
             device: None,
-            lanes: (!settings.is_edges).then(|| self.lanes.clone()),
+            lanes: Some(if settings.is_edges_alone { self.lanes.near_tunnels() } else { self.lanes.clone() }),
             connection: self.connection_options(settings),
         }
     }

@@ -31,11 +31,6 @@ impl RequestIds {
         Self { seed: high | 1, next: PerLane::new(|| AtomicU64::new(first())) }
     }
 
-    /// A new id, as text.
-    pub(crate) fn make(&self) -> String {
-        self.make_id().as_str().to_owned()
-    }
-
     /// A new id.
     pub(crate) fn make_id(&self) -> RequestId {
         let count = self.next.own().fetch_add(1, Ordering::Relaxed);

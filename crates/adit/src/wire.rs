@@ -171,10 +171,10 @@ pub(crate) fn announce_answer(headers: &mut Fields, length: Length) {
     }
 }
 
-/// An answer's fields, as the tunnel writes them.
-pub(crate) struct AnswerFields(pub(crate) Fields);
+/// A message's fields, as the tunnel writes them.
+pub(crate) struct TunnelFields(pub(crate) Fields);
 
-impl HeaderPairs for AnswerFields {
+impl HeaderPairs for TunnelFields {
     fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.0.pairs()
     }

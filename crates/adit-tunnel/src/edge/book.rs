@@ -6,6 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    thread::ThreadId,
     time::Instant,
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) label: ConnectionLabel,
     pub(super) quic: quinn::Connection,
+    /// The thread that runs it, where that is always the same.
+    pub(super) lane: Option<ThreadId>,
     pub(super) load: Arc<Load>,
     pub(super) draining: AtomicBool,
     pub(super) silent: AtomicBool,

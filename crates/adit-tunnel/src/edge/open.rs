@@ -7,8 +7,8 @@ use std::{
 
 use adit_config::TunnelId;
 use adit_tunnel_proto::{
-    Candidate, ConnectResponse, ConnectionType, HeaderLines, PickError, RequestHead, ResponseDecoder,
-    ResponseHead, encode_request, pick,
+    Candidate, ConnectResponse, ConnectionType, HeaderLines, HeaderPairs, PickError, RequestHead,
+    ResponseDecoder, ResponseHead, encode_request, pick,
 };
 use bytes::Bytes;
 use http::StatusCode;
@@ -37,6 +37,25 @@ pub struct Opened {
     pub response: PendingResponse,
     /// The connection that carries it.
     pub connection: ConnectionLabel,
+}
+
+/// A request's head as it is sent, or why it cannot be.
+#[derive(Clone, Debug)]
+pub struct EncodedHead {
+    kind: ConnectionType,
+    /// One buffer, one write (E7); cloning it for another attempt copies nothing.
+    preamble: Result<Bytes, OpenError>,
+}
+
+impl EncodedHead {
+    /// Puts a head on the wire's form.
+    pub fn new<H: HeaderPairs>(head: &RequestHead<H>) -> Self {
+        let preamble = match is_management(&head.host) {
+            true => Err(OpenError::ManagementHost),
+            false => encode_request(head).map_err(|_| OpenError::HeadTooLarge),
+        };
+        Self { kind: head.kind, preamble }
+    }
 }
 
 /// A response that has not come yet. Dropping it gives the request up.
@@ -78,19 +97,15 @@ impl std::fmt::Debug for PendingResponse {
 pub(super) async fn open(
     shared: &Arc<Shared>,
     tunnel: TunnelId,
-    head: &RequestHead,
+    EncodedHead { kind, preamble }: EncodedHead,
     is_whole: bool,
 ) -> Result<Opened, OpenError> {
-    if is_management(&head.host) {
-        return Err(OpenError::ManagementHost);
-    }
+    let preamble = preamble?;
     let routes = shared.book.routes(tunnel).ok_or(OpenError::UnknownTunnel)?;
-    // One buffer, one write (E7); cloning it for another attempt copies nothing.
-    let preamble = encode_request(head).map_err(|_| OpenError::HeadTooLarge)?;
     // Why the connections tried did not take the head, and which these were.
     let (mut failed, mut tried) = (None, Vec::new());
     for _ in 0..ATTEMPTS_MAX {
-        let connection = match choose(&routes, shared.options.streams_per_connection_max) {
+        let connection = match choose(shared, &routes) {
             Ok(connection) => connection,
             Err(error) => return Err(failed.unwrap_or(error)),
         };
@@ -106,7 +121,6 @@ pub(super) async fn open(
         match begin(&connection, preamble.clone(), is_whole).await {
             Ok((send, recv)) => {
                 shared.metrics.streams.inc();
-                let kind = head.kind;
                 let (readers, shared) = (Arc::clone(&connection.readers), Arc::clone(shared));
                 let response = PendingResponse { recv, readers, kind, in_flight, shared };
                 return Ok(Opened { send, response, connection: connection.label.clone() });
@@ -126,13 +140,17 @@ pub(super) async fn open(
     Err(failed.unwrap_or(OpenError::NoConnection))
 }
 
-fn choose(routes: &Routes, in_flight_max: usize) -> Result<Arc<Connection>, OpenError> {
+fn choose(shared: &Shared, routes: &Routes) -> Result<Arc<Connection>, OpenError> {
+    let (in_flight_max, lane) = (shared.options.streams_per_connection_max, shared.lane());
     let connections = routes.connections.load();
     let start = routes.turn.fetch_add(1, Ordering::Relaxed);
     let picked = pick(connections.len(), start, in_flight_max, |at| {
         let connection = &connections[at];
+        let count = connection.load.count();
+        // What another thread runs is taken when this one's has much more to do.
+        let away = if connection.lane == lane { 0 } else { AWAY_COST };
         Candidate {
-            in_flight: connection.load.count(),
+            in_flight: count.max((count + away).min(in_flight_max.saturating_sub(1))),
             draining: connection.draining.load(Ordering::Relaxed),
             silent: connection.silent.load(Ordering::Relaxed) || connection.stalled.load(Ordering::Relaxed),
         }
@@ -217,6 +235,9 @@ fn switches(head: &ResponseHead<HeaderLines>, kind: ConnectionType) -> bool {
 
 /// Connections tried for one request when they turn out to be lost, full or stalled.
 const ATTEMPTS_MAX: usize = 4;
+
+/// Requests in flight that a wake-up of another thread is worth.
+const AWAY_COST: usize = 16;
 
 /// Longest wait for a connector that has as many streams open as it announced.
 const STREAM_WAIT: Duration = Duration::from_secs(1);

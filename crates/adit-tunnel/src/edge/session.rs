@@ -182,6 +182,7 @@ impl<'a> Session<'a> {
                 protocol: Protocol::Quic,
             },
             quic,
+            lane: shared.lane(),
             load: Arc::<Load>::default(),
             draining: AtomicBool::new(false),
             silent: AtomicBool::new(false),

@@ -101,6 +101,7 @@ impl RunningEdge {
 
     fn bind(identity: &Identity, listen: SocketAddr) -> Result<Self, EdgeError> {
         let options = EdgeOptions {
+            lanes: Vec::new(),
             listen,
             certificate: identity.certificate(),
             location: "here".into(),

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use adit_config::{Config, Edge as EdgeSettings, HostPattern, Secret, TunnelCredentials, TunnelId};
 use adit_route::Table;
-use adit_tunnel::{CheckedCertificate, Edge, EdgeHandle, EdgeOptions, Grant};
+use adit_tunnel::{CheckedCertificate, Edge, EdgeHandle, EdgeLane, EdgeOptions, Grant};
 use arc_swap::ArcSwap;
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -61,7 +61,7 @@ impl RunningEdge {
         settings: &EdgeSettings,
         registry: &Registry,
         requests: &RequestMetrics,
-        access_log: Option<AccessLog>,
+        (access_log, lanes): (Option<AccessLog>, Vec<EdgeLane>),
     ) -> Result<Self, DaemonError> {
         let EdgeIdentity { certificate, ca_pem, ca_path } =
             edge_identity(config, settings.certificate.as_ref())?;
@@ -79,6 +79,7 @@ impl RunningEdge {
             connections_max: config.limits.tunnel_connections_max,
             streams_per_connection_max: config.limits.streams_per_tunnel_connection_max,
             hostnames_per_tunnel_max: config.limits.hostnames_per_tunnel_max,
+            lanes,
         };
         let edge = Edge::bind(options, grants.clone(), registry)?;
         let address = edge

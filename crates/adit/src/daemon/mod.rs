@@ -144,7 +144,10 @@ impl Daemon {
         let mut listeners = Listeners::new(ingress.store(), Arc::clone(&proxy_metrics))?;
         listeners.reach(mesh.stack());
         let edge = match &config.edge {
-            Some(settings) => Some(RunningEdge::start(&config, settings, &registry, &requests, access_log)?),
+            Some(settings) => {
+                let shared = (access_log, listeners.edge_lanes());
+                Some(RunningEdge::start(&config, settings, &registry, &requests, shared)?)
+            }
             None => None,
         };
         let front = Arc::new(Front {

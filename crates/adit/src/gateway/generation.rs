@@ -261,6 +261,12 @@ impl Generation {
     /// [`super::Gateway`] will see, so that no spelling chooses who answers.
     pub(crate) fn finds(&self, request: &Request) -> bool {
         let Some(entry) = self.entry(&request.visitor.entry_point) else { return false };
+        if !self.table.has_routers(&request.visitor.entry_point)
+            && entry.redirect.is_none()
+            && entry.takes_as_is(request)
+        {
+            return false;
+        }
         let mut seen = Request {
             method: request.method.clone(),
             uri: request.uri.clone(),
@@ -357,6 +363,19 @@ impl Entry {
             return Err("bad_path");
         }
         Ok(Cleaned { path: Some(routing_path), query: Some(routing_query) })
+    }
+
+    /// True if a request is neither refused nor brought into another form, which costs little to find out.
+    fn takes_as_is(&self, request: &Request) -> bool {
+        let raw = request.uri.path();
+        let is_normal = |path: &path::Normalized<'_>| {
+            is_normal(&request.uri, path, self.settings.encode_query_semicolons)
+        };
+        let mut names = request.headers.pairs().map(|(name, _)| name);
+        (self.settings.underscore_headers == UnderscoreHeaders::Keep
+            || !names.any(|name| name.contains(&b'_')))
+            && path::check_encoded(raw, &self.settings.encoded_characters).is_ok()
+            && path::normalize(raw, self.settings.sanitize_path).is_ok_and(|path| is_normal(&path))
     }
 
     /// True if the answer must be 421 (Misdirected Request): the handshake did not ask what this router wants asked, so a
