@@ -232,6 +232,7 @@ fn begin<S: Service>(
 
 /// No `async fn`, which would keep its arguments twice: this future is moved as a whole once for each request. So nothing large
 /// is kept in it while it waits, either.
+#[expect(clippy::manual_async_fn, reason = "what it returns is smaller")]
 fn answer<S: Service>(
     request: Request,
     mut wanted: Option<oneshot::Receiver<()>>,
