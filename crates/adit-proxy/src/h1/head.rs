@@ -133,6 +133,10 @@ impl HeadScanner {
     /// # Errors
     /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
     pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
+        // Each exchange looks before it reads.
+        if buffer.is_empty() {
+            return Ok(None);
+        }
         // What was looked at before may be the beginning of the end.
         let from = self.scanned.saturating_sub(END.len() - 1);
         let end = END_FINDER.find(&buffer[from..]).map(|at| from + at + END.len());

@@ -32,7 +32,7 @@ pub(crate) fn batch() -> Batch {
 /// Keeps the room of a batch that was written.
 pub(crate) fn keep(mut batch: Batch) {
     batch.clear();
-    if batch.capacity() <= ROOM_MAX {
+    if (1..=ROOM_MAX).contains(&batch.capacity()) {
         ROOM.set(batch);
     }
 }
