@@ -133,10 +133,6 @@ impl HeadScanner {
     /// # Errors
     /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
     pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
-        // Each exchange looks before it reads.
-        if buffer.is_empty() {
-            return Ok(None);
-        }
         // What was looked at before may be the beginning of the end.
         let from = self.scanned.saturating_sub(END.len() - 1);
         let end = END_FINDER.find(&buffer[from..]).map(|at| from + at + END.len());
@@ -430,7 +426,8 @@ fn take_host(headers: &mut HeaderMap, uri: &Uri, version: Version) -> Result<Str
 
 /// The characters of `uri-host [":" port]` (RFC 3986 §3.2.2); user information is refused, an empty host allowed.
 pub fn is_host(host: &str) -> bool {
-    let (name, port) = match host.rfind(':') {
+    // So short a text is searched sooner byte by byte.
+    let (name, port) = match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if !host[colon..].contains(']') => (&host[..colon], &host[colon + 1..]),
         _ => (host, ""),
     };
