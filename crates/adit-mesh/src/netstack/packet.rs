@@ -33,6 +33,8 @@ pub(super) struct Segment {
     pub(super) flags: u8,
     /// What it acknowledges, if it does.
     pub(super) acknowledged: u32,
+    /// As it is written: not scaled.
+    pub(super) window: u16,
     pub(super) payload_len: usize,
 }
 
@@ -117,6 +119,7 @@ impl Header {
             tuple,
             flags: header[13],
             acknowledged,
+            window: u16::from_be_bytes([header[14], header[15]]),
             payload_len: tcp.len() - header_len,
         })
     }
@@ -183,6 +186,16 @@ impl PartialAck {
         copy[transport + 12] = 5 << 4;
         copy[transport + 13] = ACK;
         Self { packet: copy, transport }
+    }
+
+    /// The same from behind the payload, with room for a byte.
+    pub(super) fn with_room(&mut self, segment: &Segment) -> &[u8] {
+        let tcp = &mut self.packet[self.transport..self.transport + TCP_LEN];
+        let payload_len = u32::try_from(segment.payload_len).unwrap_or(0);
+        let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload_len);
+        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+        tcp[14..16].copy_from_slice(&[0, 1]);
+        &self.packet[..self.transport + TCP_LEN]
     }
 
     /// The packet that acknowledges up to here.
