@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::body::Length;
+use crate::body::{BodyError, Length};
 use crate::fields::{Fields, Kinds};
 
 /// Removes the fields that concern one connection only (RFC 9110 §7.6.1), and those that `Connection` names.
@@ -131,13 +131,24 @@ pub fn may_trail(name: &HeaderName) -> bool {
     !NO_TRAILERS.contains(name) && !HOP_BY_HOP.contains(&name.as_str()) && !is_claim(name.as_str().as_bytes())
 }
 
-/// Takes off a trailer section what must not travel there.
-pub fn tidy_trailers(mut trailers: HeaderMap) -> HeaderMap {
+/// Takes off a trailer section of HTTP/2 or 3 what must not travel there.
+///
+/// # Errors
+/// [`BodyError::Trailers`] for a name that would have a head refused.
+pub fn tidy_trailers(mut trailers: HeaderMap) -> Result<HeaderMap, BodyError> {
+    if trailers.keys().any(is_odd) {
+        return Err(BodyError::Trailers);
+    }
     let unfit: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
     for name in unfit {
         trailers.remove(name);
     }
-    trailers
+    Ok(trailers)
+}
+
+/// Whether a name has a quotation mark, with which it is no token (RFC 9110 §5.6.2): `http` lets it pass in HTTP/2 and 3.
+pub(crate) fn is_odd(name: &HeaderName) -> bool {
+    memchr::memchr(b'"', name.as_str().as_bytes()).is_some()
 }
 
 /// Removes fields of the tunnel's own vocabulary from a response (conformance statement E11).
@@ -297,7 +308,7 @@ mod tests {
         {
             trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
-        let left = tidy_trailers(trailers);
+        let left = tidy_trailers(trailers).unwrap();
         assert_eq!(left.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["grpc-status"]);
     }
 

@@ -14,6 +14,9 @@ use crate::lanes;
 ///
 /// The newest is used first: it is the least likely to have been closed by the origin, and the others can go idle. Each
 /// lane has its own: a connection wakes the lane that opened it.
+///
+/// An idle connection needs a place, of which there are as many as may be idle. Places belong to lanes and stay with them
+/// while their connections are in use, so that lanes ask each other only when they run out.
 #[derive(Debug)]
 pub struct Pool {
     shards: Box<[Arc<Shard>]>,
@@ -21,18 +24,29 @@ pub struct Pool {
     idle_max: usize,
     /// How long an idle connection is kept.
     idle_timeout: Duration,
+    /// Places that no lane has yet.
+    places_left: AtomicUsize,
 }
 
 /// The idle connections of one lane; alone on its cache lines, or two lanes would slow each other.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Shard {
-    idle: Mutex<Vec<IdleConnection>>,
+    state: Mutex<State>,
     /// How many there are, for those who have not the lock.
     count: AtomicUsize,
-    /// How many it may have without asking how many the others have.
+    /// How many places it has, likewise.
+    places: AtomicUsize,
+    /// How many places no other lane may take from it.
     share: usize,
     pool: Weak<Pool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Never more than places.
+    idle: Vec<IdleConnection>,
+    places: usize,
 }
 
 #[derive(Debug)]
@@ -51,24 +65,58 @@ pub struct Home {
 }
 
 impl Shard {
-    fn with<R>(&self, change: impl FnOnce(&mut Vec<IdleConnection>) -> R) -> R {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut idle);
-        self.count.store(idle.len(), Ordering::Relaxed);
+    fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut state);
+        debug_assert!(state.idle.len() <= state.places, "each idle connection has a place");
+        self.count.store(state.idle.len(), Ordering::Relaxed);
+        self.places.store(state.places, Ordering::Relaxed);
         result
     }
 
     fn take(&self, name: Option<&str>) -> Option<IdleConnection> {
-        self.with(|idle| {
+        self.with(|State { idle, .. }| {
             let at = idle.iter().rposition(|i| i.name.as_deref() == name)?;
             Some(idle.remove(at))
         })
     }
 
-    /// Whether one more than its `own` is too many. Others are asked only by who has more than its share: as long as nobody
-    /// has, all together have no more than the limit.
-    fn is_full(&self, own: usize) -> bool {
-        own >= self.share && self.pool.upgrade().is_none_or(|pool| pool.idle_connections() >= pool.idle_max)
+    /// Keeps a connection, where there is a place that is not in use; gives it back if not.
+    fn keep(&self, one: IdleConnection, new_places: usize) -> Option<IdleConnection> {
+        self.with(|state| {
+            state.places += new_places;
+            if state.idle.len() == state.places {
+                return Some(one);
+            }
+            state.idle.push(one);
+            None
+        })
+    }
+
+    /// Keeps a connection in the place of the oldest; what is closed for it.
+    fn exchange(&self, one: IdleConnection) -> IdleConnection {
+        self.with(|State { idle, .. }| {
+            if idle.is_empty() {
+                return one;
+            }
+            let oldest = idle.remove(0);
+            idle.push(one);
+            oldest
+        })
+    }
+
+    /// Gives up a place that is not in use; or, where it `may_be_in_use`, one beyond its share, with the connection that has
+    /// it.
+    fn give_up_place(&self, may_be_in_use: bool) -> Option<Option<IdleConnection>> {
+        self.with(|State { idle, places }| {
+            let is_free = idle.len() < *places;
+            let is_beyond_share = may_be_in_use && *places > self.share;
+            if !is_free && !is_beyond_share {
+                return None;
+            }
+            *places -= 1;
+            Some((!is_free).then(|| idle.remove(0)))
+        })
     }
 }
 
@@ -78,10 +126,16 @@ impl Pool {
         Arc::new_cyclic(|pool| {
             let shards = lanes::shards();
             let shard = |_| {
-                let (idle, count, pool) = (Mutex::default(), AtomicUsize::new(0), Weak::clone(pool));
-                Arc::new(Shard { idle, count, share: idle_max / shards, pool })
+                Arc::new(Shard {
+                    state: Mutex::default(),
+                    count: AtomicUsize::new(0),
+                    places: AtomicUsize::new(0),
+                    share: idle_max / shards,
+                    pool: Weak::clone(pool),
+                })
             };
-            Self { shards: (0..shards).map(shard).collect(), idle_max, idle_timeout }
+            let places_left = AtomicUsize::new(idle_max);
+            Self { shards: (0..shards).map(shard).collect(), idle_max, idle_timeout, places_left }
         })
     }
 
@@ -103,7 +157,7 @@ impl Pool {
     /// Closes connections that have been idle for too long; to be called now and then.
     pub fn sweep(&self) {
         for shard in &self.shards {
-            let expired: Vec<_> = shard.with(|idle| {
+            let expired: Vec<_> = shard.with(|State { idle, .. }| {
                 // Oldest first: connections are put at the end.
                 let keep =
                     idle.iter().position(|i| i.since.elapsed() < self.idle_timeout).unwrap_or(idle.len());
@@ -122,6 +176,23 @@ impl Pool {
         &self.shards[lanes::own_of(self.shards.len())]
     }
 
+    /// A place for `shard`, which has `own`: one that nobody has, that nobody uses, or, up to its share, one of a lane with more
+    /// than that; with the connection that is closed for it.
+    fn place_for(&self, shard: &Shard, own: usize) -> Option<Option<IdleConnection>> {
+        let left = |left: usize| left.checked_sub(1);
+        if self.places_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok() {
+            return Some(None);
+        }
+        let others = || self.shards.iter().filter(|other| !std::ptr::eq(&***other, shard));
+        let has_free =
+            |other: &&Arc<Shard>| other.count.load(Ordering::Relaxed) < other.places.load(Ordering::Relaxed);
+        let free = others().filter(has_free).find_map(|other| other.give_up_place(false));
+        if free.is_some() || own >= shard.share {
+            return free;
+        }
+        others().find_map(|other| other.give_up_place(true))
+    }
+
     /// Another lane's, where there may be fewer connections than lanes; else each lane opens its own.
     fn take_elsewhere(&self, name: Option<&str>) -> Option<IdleConnection> {
         let is_scarce = self.idle_max < self.shards.len();
@@ -134,19 +205,56 @@ impl Home {
     pub fn put(&self, connection: OriginConnection) {
         let Some(shard) = self.shard.upgrade() else { return };
         let one = IdleConnection { connection, name: self.name.clone(), since: clock::now() };
-        let dropped = shard.with(|idle| {
-            if !shard.is_full(idle.len()) {
-                idle.push(one);
-                return None;
-            }
-            if idle.is_empty() {
-                return Some(one);
-            }
-            let oldest = idle.remove(0);
-            idle.push(one);
-            Some(oldest)
-        });
         // Closing a socket is a system call: outside the lock.
-        drop(dropped);
+        let Some(one) = shard.keep(one, 0) else { return };
+        let own = shard.places.load(Ordering::Relaxed);
+        let place = shard.pool.upgrade().and_then(|pool| pool.place_for(&shard, own));
+        let left = shard.keep(one, usize::from(place.is_some()));
+        drop(left.map(|one| shard.exchange(one)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::io::Io;
+
+    /// Puts new connections into a lane's part of the pool.
+    async fn put(pool: &Pool, lane: usize, connections: usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let home = Home { shard: Arc::downgrade(&pool.shards[lane]), name: None };
+        for _ in 0..connections {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            home.put(OriginConnection::new(Io::Tcp(stream)));
+        }
+    }
+
+    fn idle_of(pool: &Pool, lane: usize) -> usize {
+        pool.shards[lane].count.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn all_lanes_together_keep_no_more_than_the_limit_and_each_has_its_share() {
+        let pool = Pool::new(20, Duration::from_secs(60));
+        let share = pool.shards[0].share;
+        put(&pool, 1, 30).await;
+        assert_eq!((idle_of(&pool, 1), pool.idle_connections()), (20, 20), "who is alone has all");
+        put(&pool, 0, share + 5).await;
+        assert_eq!((idle_of(&pool, 0), pool.idle_connections()), (share, 20));
+        let taken: Vec<_> = (0..share).filter_map(|_| pool.shards[1].take(None)).collect();
+        assert_eq!(taken.len(), share);
+        put(&pool, 0, 50).await;
+        assert_eq!(pool.idle_connections(), 20, "places of connections in use are not kept for them");
+        put(&pool, 1, 50).await;
+        assert!(idle_of(&pool, 1) >= share && pool.idle_connections() == 20);
+    }
+
+    #[tokio::test]
+    async fn a_pool_of_nothing_keeps_nothing() {
+        let pool = Pool::new(0, Duration::from_secs(60));
+        put(&pool, 0, 2).await;
+        assert_eq!(pool.idle_connections(), 0);
     }
 }

@@ -96,8 +96,9 @@ impl Stall {
     }
 }
 
-fn bytes_of(batch: &Batch) -> usize {
-    batch.iter().map(bytes::Bytes::len).sum()
+/// Bytes of all chunks.
+pub(crate) fn bytes_of(batch: &Batch) -> u64 {
+    batch.iter().map(|chunk| chunk.len() as u64).sum()
 }
 
 /// Writes `batch` until it is empty, many chunks a system call.

@@ -641,8 +641,8 @@ fn spliced(metrics: &prometheus::Registry) -> f64 {
         .flat_map(|family| family.get_metric().to_vec())
         .map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value())
         .collect();
-    let [denied, lent, moved] = values[..] else { unreachable!("three metrics: {values:?}") };
-    assert_eq!((denied, lent), (0.0, 0.0), "every pipe was there and has come back");
+    let [denied, lent, _, stranded, moved] = values[..] else { unreachable!("five metrics: {values:?}") };
+    assert_eq!((denied, lent, stranded), (0.0, 0.0, 0.0), "every pipe was there and has come back");
     moved
 }
 

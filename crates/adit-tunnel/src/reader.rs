@@ -20,6 +20,7 @@ use bytes::Bytes;
 use quinn::VarInt;
 
 use crate::{
+    credit::{Loan, STEP_BYTES},
     streams::{CHUNKS_MAX, StreamError, has_ended, read_error},
     transport::{STREAM_WINDOW_BYTES, STREAM_WINDOW_FIRST_BYTES},
 };
@@ -31,6 +32,9 @@ pub(crate) struct Readers {
     live: Mutex<Live>,
     /// Bytes handed out by all of them since the connection began.
     taken: AtomicU64,
+    /// Bytes of visitors who left before they were handed out.
+    discarded: AtomicU64,
+    loan: Loan,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +50,7 @@ struct Live {
 pub(crate) struct Mark {
     /// Arrived for streams, at most.
     pub(crate) received: u64,
-    /// Handed out by all streams.
+    /// Handed out by all streams, or thrown away.
     pub(crate) taken: u64,
 }
 
@@ -72,6 +76,45 @@ impl Readers {
     /// Bytes handed out so far.
     pub(crate) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Bytes handed out or thrown away so far.
+    pub(crate) fn freed(&self) -> u64 {
+        self.taken() + self.discarded.load(Ordering::Relaxed)
+    }
+
+    /// What the connection's window is raised by.
+    pub(crate) fn loan(&self) -> &Loan {
+        &self.loan
+    }
+
+    /// Takes the stream from a reader that does not read: what it holds is freed and the peer told to
+    /// stop; its owner gets [`StreamError::SlowReader`]. `short` bytes are for others, what is more is not lent any longer.
+    pub(crate) fn evict(&self, reader: &Reader, short: u64) -> u64 {
+        let mut state = lock(&reader.0);
+        let freed = self.discard(&mut state, short);
+        // Fails only for a stream that has ended, which holds nothing.
+        drop(state.stream.stop(VarInt::from_u32(0)));
+        state.broken.get_or_insert(StreamError::SlowReader);
+        freed
+    }
+
+    /// Throws away what a stream holds that lagged at the last look; how much. Of the credit for it the peer gets `short`
+    /// bytes back, the rest is not lent any longer.
+    fn discard(&self, state: &mut State, short: u64) -> u64 {
+        // What comes meanwhile is not waited for.
+        let bytes_max = if state.lags { state.tempo.window() } else { 0 };
+        let mut freed = 0;
+        while freed < bytes_max {
+            if freed >= short {
+                self.loan.prepare(self.freed());
+            }
+            let Some(bytes) = state.discard_some() else { break };
+            self.discarded.fetch_add(bytes, Ordering::Relaxed);
+            self.loan.handle_freed(bytes);
+            freed += bytes;
+        }
+        freed
     }
 
     /// Looks at every stream of a connection that is at `mark`.
@@ -109,6 +152,10 @@ struct State {
     tempo: Tempo,
     /// Before the look at which it was last seen to keep up.
     before: Mark,
+    /// It lagged at the last look, so that the window was raised for what it holds.
+    lags: bool,
+    /// It lagged, and took next to nothing since the look before.
+    rests: bool,
     /// Given to the owner at every poll from now on; quinn gives an error only once.
     broken: Option<StreamError>,
 }
@@ -130,19 +177,12 @@ impl Reader {
             state.tempo.handle_emptied();
         }
         let pace = state.tempo.look(now);
+        state.lags = pace != Pace::Prompt;
+        state.rests = state.tempo.took_since_look() < STEP_BYTES && state.lags;
         if pace == Pace::Prompt {
             state.before = last;
         }
         Look { pace, before: state.before, window: state.tempo.window() }
-    }
-
-    /// Takes the stream from a reader that does not read: what it holds is freed and the peer told to
-    /// stop; its owner gets [`StreamError::SlowReader`].
-    pub(crate) fn evict(&self) {
-        let mut state = lock(&self.0);
-        // Fails only for a stream that has ended, which holds nothing.
-        drop(state.stream.stop(VarInt::from_u32(0)));
-        state.broken.get_or_insert(StreamError::SlowReader);
     }
 }
 
@@ -172,6 +212,19 @@ impl State {
                 self.tempo.handle_wait();
                 Poll::Pending
             }
+        }
+    }
+
+    /// Reads what has arrived, and throws it away.
+    fn discard_some(&mut self) -> Option<u64> {
+        let mut chunks: [Bytes; CHUNKS_MAX] = [const { Bytes::new() }; CHUNKS_MAX];
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = pin!(self.stream.read_chunks(&mut chunks)).poll(&mut cx);
+        match polled {
+            Poll::Ready(Ok(Some(count))) => {
+                Some(chunks[..count].iter().map(|chunk| chunk.len() as u64).sum())
+            }
+            _ => None,
         }
     }
 
@@ -207,7 +260,8 @@ impl QuicBody {
     pub(crate) fn new(stream: quinn::RecvStream, readers: Option<&Arc<Readers>>) -> Self {
         // All of it arrives later than the last look.
         let before = readers.map(|readers| lock(&readers.live).mark).unwrap_or_default();
-        let state = State { stream, tempo: Tempo::default(), before, broken: None };
+        let state =
+            State { stream, tempo: Tempo::default(), before, lags: false, rests: false, broken: None };
         let reader = Arc::new(Reader(Mutex::new(state)));
         let entry = readers.map(|readers| Entry::new(readers, &reader));
         Self { reader, entry }
@@ -218,10 +272,23 @@ impl QuicBody {
         cx: &mut Context<'_>,
         out: &mut VecDeque<Bytes>,
     ) -> Poll<Result<bool, StreamError>> {
-        let polled = lock(&self.reader.0).poll_chunks(cx, out);
+        let mut state = lock(&self.reader.0);
+        let Some(Entry { readers, .. }) = &self.entry else {
+            return state.poll_chunks(cx, out).map_ok(|taken| taken.is_some());
+        };
+        let rests = state.rests;
+        if rests {
+            readers.loan.prepare(readers.freed());
+        }
+        let polled = state.poll_chunks(cx, out);
+        // From here on it reads what comes, and not what it held.
+        state.rests &= state.tempo.may_lag();
         polled.map_ok(|taken| {
-            if let (Some(bytes), Some(entry)) = (taken, &self.entry) {
-                entry.readers.taken.fetch_add(bytes, Ordering::Relaxed);
+            if let Some(bytes) = taken {
+                readers.taken.fetch_add(bytes, Ordering::Relaxed);
+                if rests {
+                    readers.loan.handle_freed(bytes);
+                }
             }
             taken.is_some()
         })
@@ -237,13 +304,23 @@ impl QuicBody {
     }
 
     pub(crate) fn stop(&mut self) {
+        self.discard();
         // An already finished stream has nothing to stop.
         drop(lock(&self.reader.0).stream.stop(VarInt::from_u32(0)));
+    }
+
+    /// Throws away what a stream holds that the window was raised for, so that what was lent for it is not lent any longer:
+    /// quinn, which does the same as the stream is stopped, does not tell how much it was.
+    fn discard(&mut self) {
+        if let Some(Entry { readers, .. }) = &self.entry {
+            readers.discard(&mut lock(&self.reader.0), 0);
+        }
     }
 }
 
 impl Drop for QuicBody {
     fn drop(&mut self) {
+        self.discard();
         // A peer that has ended the stream need not be told to stop, and quinn knows only by reading.
         has_ended(&mut lock(&self.reader.0).stream);
     }
@@ -294,11 +371,13 @@ struct Tempo {
     waiting: bool,
     /// Since when it is behind, and how much had been taken then.
     behind: Option<(Instant, u64)>,
+    /// What had been taken at the last two looks.
+    looks: [u64; 2],
 }
 
 impl Default for Tempo {
     fn default() -> Self {
-        Self { taken: 0, caught_up: true, waiting: false, behind: None }
+        Self { taken: 0, caught_up: true, waiting: false, behind: None, looks: [0; 2] }
     }
 }
 
@@ -328,12 +407,18 @@ impl Tempo {
         if self.taken < first { first } else { u64::from(STREAM_WINDOW_BYTES) }
     }
 
+    /// Between the last two looks.
+    fn took_since_look(&self) -> u64 {
+        self.looks[1] - self.looks[0]
+    }
+
     fn may_lag(&self) -> bool {
         !self.caught_up && !self.waiting
     }
 
     fn look(&mut self, now: Instant) -> Pace {
         let lags = self.may_lag();
+        self.looks = [self.looks[1], self.taken];
         self.caught_up = false;
         if !lags {
             self.behind = None;

@@ -24,8 +24,8 @@ use crate::idle::Idle;
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::Response;
 use crate::pool::Home;
-use crate::tcp::splice::{Pipe, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
-use crate::write::Stall;
+use crate::tcp::splice::{COPIED_BYTES_MIN, Pipe, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
+use crate::write::{Stall, bytes_of};
 
 /// A connection to an origin between exchanges.
 #[derive(Debug)]
@@ -119,6 +119,7 @@ impl OriginConnection {
             stall: Stall::new(limits.write_idle_timeout),
             may_splice: matches!(length, Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN),
             pipe: None,
+            copied_first: 0,
             is_complete: false,
         };
         Exchange {
@@ -220,6 +221,8 @@ struct Upload {
     /// Much content of a known length: the kernel is asked to move it.
     may_splice: bool,
     pipe: Option<Pipe>,
+    /// Content that is copied before a pipe is asked for again.
+    copied_first: u64,
     /// All content is in the pipe, or through it.
     is_complete: bool,
 }
@@ -289,7 +292,7 @@ impl Upload {
 
     /// Whether what is to be sent next goes through a pipe, or is in it already.
     fn splices(&self) -> bool {
-        self.may_splice && self.state == UploadState::Sending && self.out.is_empty()
+        self.may_splice && self.copied_first == 0 && self.state == UploadState::Sending && self.out.is_empty()
     }
 
     /// Has the kernel move what fits into a pipe; without one, and where somebody looks at the content, the rest is copied.
@@ -316,7 +319,14 @@ impl Upload {
                 }
             }
         }
-        let drained = ready!(self.stall.poll_pipe(socket, cx, pipe));
+        let drained = match self.stall.poll_pipe(socket, cx, pipe) {
+            Poll::Ready(drained) => drained,
+            Poll::Pending => {
+                let content = ready!(pipe.poll_reclaim(cx));
+                (self.pipe, self.copied_first) = (None, COPIED_BYTES_MIN);
+                content.map(|content| self.out.push_back(content))
+            }
+        };
         self.state = match drained {
             Err(error) => UploadState::Failed(error.kind()),
             Ok(()) if self.is_complete => UploadState::Flushing,
@@ -330,7 +340,9 @@ impl Upload {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
         if !self.chunked {
-            return self.body.poll_chunks(cx, &mut self.out);
+            let more = ready!(self.body.poll_chunks(cx, &mut self.out))?;
+            self.copied_first = self.copied_first.saturating_sub(bytes_of(&self.out));
+            return Poll::Ready(Ok(more));
         }
         let mut batch = Batch::new();
         let more = ready!(self.body.poll_chunks(cx, &mut batch))?;

@@ -29,8 +29,8 @@ use crate::idle::{Deadline, Idle};
 use crate::io::{Io, Reader, WriteIo};
 use crate::message::{Request, Response, Service, Visitor};
 use crate::metrics::Metrics;
-use crate::tcp::splice::{Pipe, Pipes, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
-use crate::write::Stall;
+use crate::tcp::splice::{COPIED_BYTES_MIN, Pipe, Pipes, Plain, SPLICED_BYTES_MIN, SPLICES_MAX};
+use crate::write::{Stall, bytes_of};
 
 /// Limits of one connection; all times are silences, none limits a whole transfer.
 #[derive(Clone, Debug)]
@@ -384,7 +384,14 @@ impl Connection<'_> {
         match self.stall.poll_pipe(socket, cx, pipe) {
             Poll::Ready(Ok(())) => Poll::Ready(Ok(true)),
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.send_error(error))),
-            Poll::Pending => sending.poll_stuck(cx),
+            Poll::Pending => match pipe.poll_reclaim(cx) {
+                Poll::Ready(Ok(content)) => {
+                    sending.copy(content);
+                    Poll::Ready(Ok(true))
+                }
+                Poll::Ready(Err(error)) => Poll::Ready(Err(self.send_error(error))),
+                Poll::Pending => sending.poll_stuck(cx),
+            },
         }
     }
 
@@ -445,6 +452,8 @@ struct Sending {
     /// Much content of a known length: the kernel is asked to move it.
     may_splice: bool,
     pipe: Option<Pipe>,
+    /// Content that is copied before a pipe is asked for again.
+    copied_first: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -460,13 +469,28 @@ impl Sending {
             && matches!(body.length(), Length::Known(bytes) if bytes >= SPLICED_BYTES_MIN);
         let mut batch = scratch::batch();
         batch.push_back(out);
-        Self { out: batch, body, encoding, done: false, is_stuck: false, may_splice, pipe: None }
+        Self {
+            out: batch,
+            body,
+            encoding,
+            done: false,
+            is_stuck: false,
+            may_splice,
+            pipe: None,
+            copied_first: 0,
+        }
     }
 
     /// Whether what is to be sent next goes through a pipe, or is in it already.
     fn splices(&self) -> bool {
         let is_filled = self.pipe.as_ref().is_some_and(|pipe| pipe.filled() > 0);
-        self.may_splice && self.out.is_empty() && (!self.done || is_filled)
+        self.may_splice && self.copied_first == 0 && self.out.is_empty() && (!self.done || is_filled)
+    }
+
+    /// Goes on without the pipe, in which this was left.
+    fn copy(&mut self, content: Bytes) {
+        self.out.push_back(content);
+        (self.pipe, self.is_stuck, self.copied_first) = (None, true, COPIED_BYTES_MIN);
     }
 
     /// What goes on while the socket has no room.
@@ -481,6 +505,7 @@ impl Sending {
         if self.encoding == Encoding::Plain {
             let more = ready!(self.body.poll_chunks(cx, &mut self.out))?;
             self.done = !more;
+            self.copied_first = self.copied_first.saturating_sub(bytes_of(&self.out));
             return Poll::Ready(Ok(()));
         }
         let mut batch = Batch::new();

@@ -147,7 +147,7 @@ struct Present {
     length: bool,
     cookie: bool,
     expect: bool,
-    /// A name with a quotation mark, which is no token (RFC 9110 §5.6.2): `http` lets it pass in HTTP/2 and 3.
+    /// See [`headers::is_odd`].
     odd: bool,
 }
 
@@ -161,7 +161,7 @@ impl Present {
                 header::CONTENT_LENGTH => present.length = true,
                 header::COOKIE => present.cookie = true,
                 header::EXPECT => present.expect = true,
-                _ => present.odd |= memchr::memchr(b'"', name.as_str().as_bytes()).is_some(),
+                _ => present.odd |= headers::is_odd(name),
             }
         }
         present

@@ -138,6 +138,8 @@ where
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.draining && self.drained.as_mut().poll(cx).is_ready() {
             self.shut_down();
+            // What waits then has the write limit from here on, however long it has waited before.
+            self.stall.1.touch();
             return Poll::Pending;
         }
         if self.look.poll(cx).is_pending() {
@@ -451,6 +453,24 @@ mod tests {
         }
     }
 
+    /// Answers 400 to content that is broken.
+    struct Strict;
+
+    impl Service for Strict {
+        async fn call(&self, mut request: Request) -> Response {
+            loop {
+                match poll_fn(|cx| request.body.poll_chunks(cx, &mut Batch::new())).await {
+                    Ok(true) => {}
+                    Ok(false) => return Response::status(StatusCode::OK),
+                    Err(error) => {
+                        assert_eq!(error, BodyError::Trailers);
+                        return Response::status(StatusCode::BAD_REQUEST);
+                    }
+                }
+            }
+        }
+    }
+
     fn options() -> Options {
         let second = Duration::from_secs(1);
         Options {
@@ -491,11 +511,25 @@ mod tests {
         options: Options,
         bytes: usize,
     ) -> (h2::client::SendRequest<Bytes>, h2::client::Connection<DuplexStream>, Arc<AtomicUsize>) {
+        open_until(std::future::pending(), service, options, bytes).await
+    }
+
+    /// A connection that is drained when `end` is ready.
+    async fn open_until(
+        end: impl Future<Output = ()> + Send + 'static,
+        service: impl Service,
+        options: Options,
+        bytes: usize,
+    ) -> (h2::client::SendRequest<Bytes>, h2::client::Connection<DuplexStream>, Arc<AtomicUsize>) {
         let (ours, theirs) = tokio::io::duplex(bytes);
         let writes = Arc::new(AtomicUsize::new(0));
         let theirs = Counting(theirs, Arc::clone(&writes));
+        let (start, drain) = drain::channel();
         tokio::spawn(async move {
-            let (_start, drain) = drain::channel();
+            end.await;
+            start.start();
+        });
+        tokio::spawn(async move {
             let address = "192.0.2.1:1".parse().unwrap();
             let visitor = Visitor {
                 remote: address,
@@ -532,6 +566,27 @@ mod tests {
             assert_eq!(body.data().await.unwrap().unwrap().len(), 1024);
         }
         assert_eq!(writes.load(Ordering::SeqCst) - before, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_gives_an_answer_of_which_nothing_was_taken_the_whole_write_limit() {
+        let options = Options { write_idle_timeout: Duration::from_secs(30), ..options() };
+        let drain = tokio::time::sleep(Duration::from_secs(28));
+        let (mut sender, mut connection, _) = open_until(drain, Large, options, 4096).await;
+        let (answer, _) = sender.send_request(get(), true).unwrap();
+        poll_fn(|cx| {
+            let _ = Pin::new(&mut connection).poll(cx);
+            Poll::Ready(())
+        })
+        .await;
+        // Longer than is left of the limit that began with the answer.
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        tokio::spawn(connection);
+        let (mut body, mut bytes) = (answer.await.unwrap().into_body(), 0);
+        while let Some(data) = body.data().await {
+            bytes += data.unwrap().len();
+        }
+        assert_eq!(bytes, LARGE_BYTES);
     }
 
     #[tokio::test(start_paused = true)]
@@ -580,6 +635,18 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_trailer_whose_name_is_no_token_breaks_the_content() {
+        for (name, status) in [(&b"x-sum"[..], StatusCode::OK), (b"x\"sum", StatusCode::BAD_REQUEST)] {
+            let mut sender = client_of(Strict, options()).await.sender;
+            let (answer, mut content) = sender.send_request(get(), false).unwrap();
+            content.send_data(Bytes::from_static(b"1"), false).unwrap();
+            let name = header::HeaderName::from_lowercase(name).unwrap();
+            content.send_trailers([(name, HeaderValue::from_static("v"))].into_iter().collect()).unwrap();
+            assert_eq!(answer.await.unwrap().status(), status);
+        }
     }
 
     fn connect(protocol: Option<&'static str>) -> http::Request<()> {

@@ -74,7 +74,7 @@ impl BodySource for Incoming {
         }
         match self.stream.poll_recv_trailers(cx) {
             Poll::Ready(Ok(trailers)) => {
-                self.trailers = trailers.map(headers::tidy_trailers);
+                self.trailers = trailers.map(headers::tidy_trailers).transpose()?;
                 Poll::Ready(Ok(false))
             }
             Poll::Ready(Err(_)) => Poll::Ready(Err(BodyError::Trailers)),

@@ -6,11 +6,11 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::splice::{Pipe, Pipes, Plain};
+use super::splice::{COPIED_BYTES_MIN, Pipe, Pipes, Plain};
 
 use crate::idle::Idle;
 
@@ -78,6 +78,10 @@ where
 
 struct Direction<'a> {
     buffer: BytesMut,
+    /// What was in a pipe that the receiver let wait; written before what is read next.
+    reclaimed: Bytes,
+    /// Bytes that are copied before a pipe is asked for again.
+    copied_first: u64,
     state: State,
     carried: u64,
     /// Something was written that the transport (TLS) may still hold back.
@@ -99,7 +103,17 @@ enum State {
 
 impl<'a> Direction<'a> {
     fn new(buffer: BytesMut, pipes: &'a Pipes) -> Self {
-        Self { buffer, state: State::Reading, carried: 0, unflushed: false, pipes, pipe: None, full_reads: 0 }
+        Self {
+            buffer,
+            reclaimed: Bytes::new(),
+            copied_first: 0,
+            state: State::Reading,
+            carried: 0,
+            unflushed: false,
+            pipes,
+            pipe: None,
+            full_reads: 0,
+        }
     }
 
     /// Moves what can be moved; ready when this direction has ended.
@@ -110,17 +124,10 @@ impl<'a> Direction<'a> {
     {
         // A busy direction gives way after some rounds, so that the other one is not starved.
         for _ in 0..ROUNDS_MAX {
-            while !self.buffer.is_empty() {
-                let written = ready!(Pin::new(&mut *to).poll_write(cx, &self.buffer))?;
-                if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
-                self.buffer.advance(written);
-                self.carried += written as u64;
-                self.unflushed = true;
-            }
+            ready!(self.poll_write(cx, to))?;
             if self.state == State::Reading
                 && self.full_reads >= BULK_READS
+                && self.copied_first == 0
                 && let (Some(from), Some(to)) = (from.socket(), to.socket())
             {
                 ready!(self.poll_splice(cx, from, to))?;
@@ -137,6 +144,29 @@ impl<'a> Direction<'a> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Writes what was read.
+    fn poll_write<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let is_reclaimed = !self.reclaimed.is_empty();
+            let rest = if is_reclaimed { &self.reclaimed[..] } else { &self.buffer[..] };
+            if rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let written = ready!(Pin::new(&mut *to).poll_write(cx, rest))?;
+            match (written, is_reclaimed) {
+                (0, _) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                (_, true) => self.reclaimed.advance(written),
+                (_, false) => self.buffer.advance(written),
+            }
+            self.carried += written as u64;
+            self.unflushed = true;
+        }
     }
 
     /// Moves one pipe's content; without a pipe it goes on by copies.
@@ -169,7 +199,14 @@ impl<'a> Direction<'a> {
             }
         }
         while pipe.filled() > 0 {
-            self.carried += ready!(pipe.poll_drain(cx, to))? as u64;
+            match pipe.poll_drain(cx, to) {
+                Poll::Ready(drained) => self.carried += drained? as u64,
+                Poll::Pending => {
+                    self.reclaimed = ready!(pipe.poll_reclaim(cx))?;
+                    (self.pipe, self.full_reads, self.copied_first) = (None, 0, COPIED_BYTES_MIN);
+                    return Poll::Ready(Ok(()));
+                }
+            }
         }
         if self.full_reads < BULK_READS {
             self.pipe = None;
@@ -195,6 +232,7 @@ impl<'a> Direction<'a> {
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Ok(bytes)) => {
+                self.copied_first = self.copied_first.saturating_sub(bytes as u64);
                 self.full_reads = if bytes >= BUFFER_BYTES { self.full_reads.saturating_add(1) } else { 0 };
                 Poll::Ready(Ok(()))
             }
@@ -282,6 +320,33 @@ mod tests {
         assert_eq!(answer, "thanks");
         assert!(all == sent, "the content has changed on the way");
         assert_eq!(pipes.usage(), (1, 0), "one pipe was opened, and none is lent");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_nobody_empties_is_given_back_and_its_content_arrives() {
+        let (mut client, mut visitor) = connection().await;
+        let (mut server, mut origin) = connection().await;
+        let pipes = pipes();
+        let relaying = Relaying { ahead: BytesMut::new(), termination_delay: None, pipes: &pipes };
+        let sent: Vec<u8> = (0..32_000_000u32).map(|byte| (byte % 251) as u8).collect();
+        let client_side = async {
+            // Nothing is read until the pipe is free for others.
+            while pipes.reclaimed() == 0 || pipes.usage().1 > 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut all = Vec::new();
+            client.read_to_end(&mut all).await.unwrap();
+            client.shutdown().await.unwrap();
+            all
+        };
+        let origin_side = async {
+            origin.write_all(&sent).await.unwrap();
+            origin.shutdown().await.unwrap();
+        };
+        let (carried, all, ()) =
+            tokio::join!(relay(&mut visitor, &mut server, relaying), client_side, origin_side);
+        assert_eq!(carried.unwrap(), Carried { up: 0, down: 32_000_000 });
+        assert!(all == sent, "the content has changed on the way");
     }
 
     #[tokio::test]

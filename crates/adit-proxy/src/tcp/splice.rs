@@ -1,21 +1,26 @@
 //! Bytes from socket to socket without a copy: `splice(2)` through a pipe.
 //!
 //! A pipe of 1 MiB halves what a copy through our memory costs (limits-and-peers.md §1). Pipes are few and lent for as long
-//! as bytes flow; whoever gets none copies.
+//! as bytes flow; whoever gets none copies. So does whoever lets a pipe wait: what is in it is read into memory, and the pipe
+//! is for others, or a few slow readers had all of them.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus::{IntCounter, IntGauge, Registry};
-use rustix::io::Errno;
+use rustix::io::{Errno, read};
 use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::body::BATCH_BYTES_MAX;
+use crate::idle::Idle;
 use crate::io::{Io, ReadIo, WriteIo};
 
 /// A stream that may be a socket of the kernel with nothing on top of it.
@@ -62,6 +67,9 @@ struct Shared {
     is_refused: AtomicBool,
     lent: IntGauge,
     denied: IntCounter,
+    reclaimed: IntCounter,
+    /// What was read out of pipes and is more than a batch, while its readers have yet to take it.
+    stranded: IntGauge,
     bytes: IntCounter,
 }
 
@@ -86,6 +94,14 @@ pub struct Pipe {
     ends: Option<Ends>,
     /// Bytes in it.
     filled: usize,
+    /// Since it was filled.
+    patience: Idle,
+    from: Arc<Shared>,
+}
+
+/// What was in a pipe.
+struct Reclaimed {
+    content: Vec<u8>,
     from: Arc<Shared>,
 }
 
@@ -100,6 +116,14 @@ impl Pipes {
             "adit_proxy_splice_denied_total",
             "Times that content was copied because all pipes were in use or the system gave none",
         )?;
+        let reclaimed = IntCounter::new(
+            "adit_proxy_splice_reclaimed_total",
+            "Times that a pipe was taken from content whose reader let it wait",
+        )?;
+        let stranded = IntGauge::new(
+            "adit_proxy_splice_stranded_buffers",
+            "Contents of reclaimed pipes above 256 KiB that wait for their readers",
+        )?;
         let bytes = IntCounter::new(
             "adit_proxy_spliced_bytes_total",
             "Content that the kernel moved from socket to socket",
@@ -107,13 +131,23 @@ impl Pipes {
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(lent.clone()))?;
         registry.register(Box::new(denied.clone()))?;
+        registry.register(Box::new(reclaimed.clone()))?;
+        registry.register(Box::new(stranded.clone()))?;
         Ok(Self(Arc::new(Shared {
             state: Mutex::default(),
             is_refused: AtomicBool::new(false),
             lent,
             denied,
+            reclaimed,
+            stranded,
             bytes,
         })))
+    }
+
+    /// How many pipes were taken from slow readers.
+    #[cfg(test)]
+    pub(crate) fn reclaimed(&self) -> u64 {
+        self.0.reclaimed.get()
     }
 
     /// How many pipes are open, and how many of them are lent.
@@ -130,7 +164,7 @@ impl Pipes {
             Some(_) => self.0.lent.inc(),
             None => self.0.denied.inc(),
         }
-        Some(Pipe { ends: Some(ends?), filled: 0, from: Arc::clone(&self.0) })
+        Some(Pipe { ends: Some(ends?), filled: 0, patience: Idle::new(PATIENCE), from: Arc::clone(&self.0) })
     }
 }
 
@@ -149,6 +183,11 @@ impl Shared {
         let ends = Ends::open().ok()?;
         state.open += 1;
         Some(ends)
+    }
+
+    /// What is put into a pipe at most: what a copy holds as well, while much was read out of others.
+    fn fill_bytes_max(&self) -> usize {
+        if self.stranded.get() < STRANDED_MAX { PIPE_BYTES } else { BATCH_BYTES_MAX }
     }
 
     /// No more pipes are lent: whoever asks for one copies.
@@ -187,7 +226,7 @@ impl Pipe {
         from: &TcpStream,
         bytes_max: u64,
     ) -> Poll<io::Result<usize>> {
-        let bytes_max = usize::try_from(bytes_max).unwrap_or(PIPE_BYTES).min(PIPE_BYTES);
+        let bytes_max = usize::try_from(bytes_max).unwrap_or(PIPE_BYTES).min(self.from.fill_bytes_max());
         debug_assert_eq!(self.filled, 0, "a full pipe looks like a silent socket");
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(0)) };
         loop {
@@ -215,6 +254,7 @@ impl Pipe {
                 Err(error) => return Poll::Ready(Err(error)),
                 Ok(bytes) => {
                     self.filled = bytes;
+                    self.patience.touch();
                     self.from.bytes.inc_by(bytes as u64);
                     return Poll::Ready(Ok(bytes));
                 }
@@ -253,6 +293,56 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// Ready when the reader has had long enough to empty the pipe: what is left, to be written from memory. The pipe is empty
+    /// then and has to be given back, and [`COPIED_BYTES_MIN`] have to be copied before another is asked for.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn poll_reclaim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        ready!(self.patience.poll(cx));
+        Poll::Ready(self.reclaim())
+    }
+
+    fn reclaim(&mut self) -> io::Result<Bytes> {
+        let Some(ends) = &self.ends else { return Ok(Bytes::new()) };
+        let mut content = vec![0; self.filled];
+        while self.filled > 0 {
+            let at = content.len() - self.filled;
+            match read(&ends.read, &mut content[at..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                bytes => self.filled -= bytes,
+            }
+        }
+        self.from.reclaimed.inc();
+        let content = Reclaimed { content, from: Arc::clone(&self.from) };
+        if content.is_stranded() {
+            self.from.stranded.inc();
+        }
+        Ok(Bytes::from_owner(content))
+    }
+}
+
+impl Reclaimed {
+    fn is_stranded(&self) -> bool {
+        self.content.len() > BATCH_BYTES_MAX
+    }
+}
+
+impl AsRef<[u8]> for Reclaimed {
+    fn as_ref(&self) -> &[u8] {
+        &self.content
+    }
+}
+
+impl Drop for Reclaimed {
+    fn drop(&mut self) {
+        if self.is_stranded() {
+            self.from.stranded.dec();
+        }
+    }
+}
+
 impl Drop for Pipe {
     fn drop(&mut self) {
         self.from.lent.dec();
@@ -282,6 +372,14 @@ const PIPE_BYTES: usize = 1 << 20;
 /// Pipes at once, two descriptors each: 64 MiB of the kernel's memory while all are full, which is also what users without
 /// privileges may have (`fs.pipe-user-pages-soft`).
 const PIPES_MAX: usize = 64;
+/// For a reader to empty a pipe: 17 Mbit/s keep a full one. Below that a copy costs next to nothing.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// What is copied, after a pipe was reclaimed, before another is asked for: a visitor of 10 Mbit/s has one for an eighth of
+/// its time, one who takes nothing once.
+pub(crate) const COPIED_BYTES_MIN: u64 = 4 * 1024 * 1024;
+/// Contents of reclaimed pipes above a batch at once: 64 MiB, and as much again if the pipes that are lent then are full and
+/// reclaimed, too. From there on pipes are not filled with more than a copy holds.
+const STRANDED_MAX: i64 = 64;
 /// Pipes kept while nobody uses them; the kernel gives memory to what is in one only, but counts all of it.
 const IDLE_MAX: usize = 8;
 
@@ -299,6 +397,24 @@ mod tests {
         drop(lent);
         let state = pipes.0.state.lock().unwrap();
         assert_eq!((state.idle.len(), state.open, pipes.0.lent.get()), (IDLE_MAX, IDLE_MAX, 0));
+    }
+
+    #[tokio::test]
+    async fn what_is_read_out_of_pipes_for_slow_readers_is_bounded() {
+        let pipes = Pipes::new(&Registry::new()).unwrap();
+        let fill = |bytes: usize| {
+            let mut pipe = pipes.lend().unwrap();
+            let written = rustix::io::write(&pipe.ends.as_ref().unwrap().write, &vec![7; bytes]).unwrap();
+            pipe.filled = written;
+            pipe.reclaim().unwrap()
+        };
+        assert_eq!(fill(BATCH_BYTES_MAX), vec![7; BATCH_BYTES_MAX]);
+        assert_eq!((pipes.0.stranded.get(), pipes.0.fill_bytes_max()), (0, PIPE_BYTES));
+        let mut waiting: Vec<Bytes> = (0..STRANDED_MAX).map(|_| fill(BATCH_BYTES_MAX + 1)).collect();
+        assert_eq!((pipes.0.stranded.get(), pipes.0.fill_bytes_max()), (STRANDED_MAX, BATCH_BYTES_MAX));
+        waiting.pop();
+        assert_eq!(pipes.0.fill_bytes_max(), PIPE_BYTES);
+        assert_eq!(pipes.usage(), (1, 0), "the same pipe each time");
     }
 
     #[test]
