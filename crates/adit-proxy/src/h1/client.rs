@@ -504,7 +504,9 @@ fn poll_final_head(
     cx: &mut Context<'_>,
 ) -> Poll<Result<ResponseHead, ExchangeError>> {
     loop {
-        if let Some(length) = scanner.scan(&reader.buffer, bytes_max)? {
+        if !reader.buffer.is_empty()
+            && let Some(length) = scanner.find(&reader.buffer, bytes_max)?
+        {
             let head = head::parse_response(&reader.buffer.split_to(length).freeze(), method)?;
             if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                 continue;

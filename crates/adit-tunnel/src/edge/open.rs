@@ -13,7 +13,6 @@ use adit_tunnel_proto::{
 use bytes::Bytes;
 use http::StatusCode;
 use quinn::VarInt;
-use tokio::time::timeout;
 
 use super::{
     Shared,
@@ -24,7 +23,7 @@ use crate::{
     in_flight::InFlight,
     is_management,
     request::ConnectionLabel,
-    streams::{Loss, RecvHalf, SendHalf, StreamError, read_error, write_error},
+    streams::{Loss, RecvHalf, SendHalf, StreamError, read_error, within, write_error},
 };
 
 /// An opened request stream.
@@ -175,9 +174,9 @@ async fn begin(
     preamble: Bytes,
     is_whole: bool,
 ) -> Result<(SendHalf, quinn::RecvStream), OpenError> {
-    let opened = timeout(STREAM_WAIT, connection.quic.open_bi()).await.map_err(|_| OpenError::StreamLimit)?;
+    let opened = within(STREAM_WAIT, connection.quic.open_bi()).await.map_err(|_| OpenError::StreamLimit)?;
     let (mut send, recv) = opened.map_err(|error| OpenError::ConnectionLost(Loss::from(&error)))?;
-    let Ok(written) = timeout(HEAD_WAIT, send.write_chunk(preamble)).await else {
+    let Ok(written) = within(HEAD_WAIT, send.write_chunk(preamble)).await else {
         // quinn would end it cleanly. Fails only for a stream that the connector stopped just now.
         drop(send.reset(VarInt::from_u32(0)));
         return Err(OpenError::Stalled);
