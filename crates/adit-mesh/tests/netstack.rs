@@ -189,6 +189,19 @@ fn slow_a_thousand_connections_live_side_by_side() {
 }
 
 #[test]
+fn nobody_is_waited_for_at_an_address_of_nobody() {
+    run(async {
+        let pair = Pair::new(Wire::default(), Limits::default());
+        for nobody in ["10.0.0.77:1", "[fd00::77]:1"] {
+            let error = pair.stacks[0].connect(address(nobody), BufferClass::Small).await.unwrap_err();
+            assert_eq!(error, ConnectError::Unreachable, "{nobody}");
+        }
+        assert_eq!(pair.stacks[0].statistics().connections, 0);
+        assert_eq!(pair.stacks[0].statistics().buffer_bytes, 0);
+    });
+}
+
+#[test]
 fn what_was_taken_away_is_no_end_of_the_stream() {
     run(async {
         let pair = Pair::new(Wire::default(), Limits::default());

@@ -19,7 +19,7 @@ use super::lifecycle::{Departed, Entry};
 use super::link::{Answers, Emitted, Links, Width};
 use super::packet::{
     FourTuple, Header, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, UDP, complete_tcp,
-    echo_reply, port_unreachable, too_big,
+    echo_reply, port_unreachable, too_big, unreachable,
 };
 use super::shared::{Inbox, Place, Port, Shared};
 use crate::device::Device;
@@ -112,6 +112,8 @@ impl Netstack {
                     self.answers.push(reply);
                 } else if let Some(tuple) = too_big(&header, contents) {
                     self.narrow(tuple);
+                } else if let Some(tuple) = unreachable(&header, contents) {
+                    self.give_up(&tuple);
                 }
                 Ok(())
             }

@@ -319,6 +319,20 @@ impl Netstack {
         }
     }
 
+    /// Whoever is to be connected to cannot be reached. Established connections outlast such news (RFC 1122 §4.2.3.9).
+    pub(super) fn give_up(&mut self, tuple: &FourTuple) {
+        let Some(entry) = self.connections.get_mut(tuple) else { return };
+        if entry.state != State::SynSent {
+            return;
+        }
+        let opening = entry.opening.take();
+        entry.connection.lock().socket().abort();
+        self.forget(tuple);
+        if let Some(opening) = opening {
+            opening.fail(ConnectError::Unreachable);
+        }
+    }
+
     /// Looks at the connections whose time has come.
     pub(super) fn fire(&mut self, now: Instant) {
         while let Some(&(at, tuple)) = self.timers.first().filter(|(at, _)| *at <= now) {

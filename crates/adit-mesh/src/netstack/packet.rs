@@ -237,9 +237,24 @@ pub(super) fn port_unreachable(header: &Header, packet: &[u8]) -> Vec<u8> {
 /// nothing of the kind.
 pub(super) fn too_big(header: &Header, packet: &[u8]) -> Option<FourTuple> {
     let icmp = &packet[header.transport..header.len];
-    if !matches!((header.protocol, icmp.first()?, icmp.get(1)?), (ICMP, 3, 4) | (ICMPV6, 2, 0)) {
-        return None;
-    }
+    let is_too_big = matches!((header.protocol, icmp.first()?, icmp.get(1)?), (ICMP, 3, 4) | (ICMPV6, 2, 0));
+    is_too_big.then(|| quoted(icmp))?
+}
+
+/// The connection, seen from us, whose other end says of itself that it cannot be reached (RFC 792, RFC 4443 §3.1): in the
+/// name of that end, which nobody but its peer can use, speaks the engine too. `None` if `packet` says nothing of the kind.
+pub(super) fn unreachable(header: &Header, packet: &[u8]) -> Option<FourTuple> {
+    let icmp = &packet[header.transport..header.len];
+    let is_unreachable = match (header.protocol, icmp.first()?, icmp.get(1)?) {
+        (ICMP, 3, code) => *code != 4,
+        (ICMPV6, kind, _) => *kind == 1,
+        _ => false,
+    };
+    quoted(icmp).filter(|tuple| is_unreachable && tuple.remote.ip() == header.source)
+}
+
+/// The connection that an ICMP error quotes, seen from us.
+fn quoted(icmp: &[u8]) -> Option<FourTuple> {
     let quoted = icmp.get(ICMP_LEN..)?;
     let (source, destination, protocol, transport): (IpAddr, IpAddr, u8, usize) = match quoted.first()? >> 4 {
         4 => {

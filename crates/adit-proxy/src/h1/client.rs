@@ -92,6 +92,15 @@ impl OriginConnection {
         self.reader.buffer.is_empty() && self.reader.is_silent()
     }
 
+    /// The connection, if it [`Self::is_fresh`] also as the kernel knows it, which the reactor may not have asked for a while.
+    pub(crate) fn if_fresh_now(mut self) -> Option<Self> {
+        if !self.is_fresh() {
+            return None;
+        }
+        let (reader, writer) = self.reader.if_silent(self.writer)?;
+        Some(Self { reader, writer })
+    }
+
     /// Sends a request; what is returned is the response once its head is there, or [`ExchangeError`], after which the
     /// connection is closed.
     ///
