@@ -251,7 +251,6 @@ enum UploadState {
 impl Upload {
     /// The connection for the next exchange.
     fn finished(self, reader: Reader) -> OriginConnection {
-        scratch::keep(self.out);
         OriginConnection { reader, writer: self.writer }
     }
 
@@ -263,6 +262,8 @@ impl Upload {
         let mut rounds = 0;
         loop {
             if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
+                // Others begin before this one is answered.
+                scratch::keep(std::mem::take(&mut self.out));
                 return Poll::Ready(Ok(()));
             }
             if self.splices() {

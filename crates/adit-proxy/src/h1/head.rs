@@ -426,7 +426,8 @@ fn take_host(headers: &mut HeaderMap, uri: &Uri, version: Version) -> Result<Str
 
 /// The characters of `uri-host [":" port]` (RFC 3986 §3.2.2); user information is refused, an empty host allowed.
 pub fn is_host(host: &str) -> bool {
-    let (name, port) = match host.rfind(':') {
+    // So short a text is searched sooner byte by byte.
+    let (name, port) = match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if !host[colon..].contains(']') => (&host[..colon], &host[colon + 1..]),
         _ => (host, ""),
     };
