@@ -5,9 +5,10 @@ use std::process::Command;
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::support::adit::{Adit, BINARY};
 use crate::support::curl::curl;
 use crate::support::nginx::Nginx;
-use crate::support::{TempFolder, require};
+use crate::support::{TempFolder, project_root, require, require_python_with};
 use crate::{start_connector, start_edge};
 
 /// Resident memory of a process in KiB, at its peak.
@@ -44,6 +45,46 @@ fn slow_one_gibibyte_down_and_up_arrives_whole_at_constant_memory() {
     assert_eq!(sha256(&source), sha256(&back));
     let peak = peak_kib(connector.process().id());
     assert!(peak < 200 * 1024, "the connector's memory peaked at {peak} KiB");
+}
+
+#[test]
+fn where_the_system_does_not_splice_large_content_arrives_whole_all_the_same() {
+    let Some(python) = require_python_with("ctypes") else { return };
+    if !require("curl") || !require("nginx") {
+        return;
+    }
+    let nginx = Nginx::start("location / { dav_methods PUT; }");
+    let origin = nginx.address();
+    let folder = TempFolder::new("content");
+    let content: Vec<u8> = (0..12_000_000u32).map(|i| (i % 251) as u8).collect();
+    let source = folder.write("source", &content).display().to_string();
+    let configuration = format!(
+        "entryPoints:\n  web: {{ address: \"127.0.0.1:0\" }}\n  raw: {{ address: \"127.0.0.1:0\" }}\n\
+         admin: {{ address: \"127.0.0.1:0\" }}\nhttp:\n  \
+         routers: {{ r: {{ rule: \"PathPrefix(`/`)\", service: s, entryPoints: [ web ] }} }}\n  \
+         services: {{ s: {{ loadBalancer: {{ servers: [ {{ url: \"http://{origin}\" }} ] }} }} }}\ntcp:\n  \
+         routers: {{ r: {{ rule: \"HostSNI(`*`)\", service: s, entryPoints: [ raw ] }} }}\n  \
+         services: {{ s: {{ loadBalancer: {{ servers: [ {{ address: \"{origin}\" }} ] }} }} }}\n"
+    );
+    // EPERM, EINVAL, ENOSYS.
+    for error in ["1", "22", "38"] {
+        let mut command = Command::new(&python);
+        command.arg(project_root().join("tests/peer/refuse_splice.py")).args([error, BINARY]);
+        let mut adit = Adit::start_by(command, TempFolder::new("refused"), "refused", &configuration);
+        for entry_point in ["web", "raw"] {
+            let address = adit.entry_point(entry_point);
+            let url = format!("http://a.test/{entry_point}{error}");
+            let sent = curl(address, &url, &["--http1.1", "--upload-file", &source]);
+            assert_eq!(sent.status, 201, "{entry_point} {error}: {}", sent.headers);
+            let back = curl(address, &url, &["--http1.1"]);
+            assert!(back.status == 200 && back.body == content, "{entry_point} {error}: {}", back.headers);
+        }
+        assert!(adit.metric("adit_proxy_spliced_bytes_total ") <= 0.0, "nothing was spliced");
+        assert!(adit.metric("adit_proxy_splice_denied_total ") >= 1.0, "it is counted");
+        assert!(adit.metric("adit_proxy_splice_pipes ") <= 0.0, "no pipe is kept");
+        let said = adit.process().output().matches("splice_refused").count();
+        assert_eq!(said, 1, "and said once:\n{}", adit.process().output());
+    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The binary under test as `adit run` with a configuration of the test's.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -26,8 +25,20 @@ impl Adit {
     /// The same in a folder that holds files of the test's.
     #[track_caller]
     pub(crate) fn start_in(folder: TempFolder, name: &str, configuration: &str) -> Self {
+        Self::start_by(Command::new(BINARY), folder, name, configuration)
+    }
+
+    /// The same by a command that runs what its last argument names with the arguments that follow.
+    #[track_caller]
+    pub(crate) fn start_by(
+        mut command: Command,
+        folder: TempFolder,
+        name: &str,
+        configuration: &str,
+    ) -> Self {
         let path = folder.write("adit.yaml", configuration);
-        let mut process = run(name, &path);
+        command.arg("run").arg("--config").arg(&path).stdin(Stdio::null());
+        let mut process = Process::start(name, &mut command);
         let line = process.wait_for_line("Starting metrics server on ");
         let address = line.split("metrics server on ").nth(1).and_then(|rest| rest.split('/').next());
         let admin = address.and_then(|text| text.trim().parse().ok()).expect("the line names an address");
@@ -101,8 +112,5 @@ impl Adit {
     }
 }
 
-fn run(name: &str, configuration: &PathBuf) -> Process {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
-    command.arg("run").arg("--config").arg(configuration).stdin(Stdio::null());
-    Process::start(name, &mut command)
-}
+/// The program under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_adit");

@@ -189,6 +189,34 @@ fn slow_a_thousand_connections_live_side_by_side() {
 }
 
 #[test]
+fn nobody_is_waited_for_at_an_address_of_nobody() {
+    run(async {
+        let pair = Pair::new(Wire::default(), Limits::default());
+        for nobody in ["10.0.0.77:1", "[fd00::77]:1"] {
+            let error = pair.stacks[0].connect(address(nobody), BufferClass::Small).await.unwrap_err();
+            assert_eq!(error, ConnectError::Unreachable, "{nobody}");
+        }
+        assert_eq!(pair.stacks[0].statistics().connections, 0);
+        assert_eq!(pair.stacks[0].statistics().buffer_bytes, 0);
+    });
+}
+
+#[test]
+fn what_was_taken_away_is_no_end_of_the_stream() {
+    run(async {
+        let pair = Pair::new(Wire::default(), Limits::default());
+        let (mut ours, mut theirs) = connected(&pair, V4).await;
+        theirs.write_all(b"two parts").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        ours.read_exact(&mut [0; 3]).await.unwrap();
+        pair.disown();
+        until(|| pair.stacks[0].statistics().of(StackDrop::PeerChanged) > 0).await;
+        let end = ours.read(&mut [0; 9]).await;
+        assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
 fn buffers_beyond_the_budget_are_refused_by_name() {
     run(async {
         let limits = Limits { buffer_bytes_max: 8 * BufferClass::Small.bytes(), ..Limits::default() };

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use crate::h1::encode;
 use crate::h1::framing::parse_length;
 use crate::h1::head::HeadError;
+use crate::names::Names;
 
 /// The fields of a request or response.
 #[derive(Clone, Default)]
@@ -236,8 +237,13 @@ impl Fields {
 
     /// The fields of a head, none of them known yet; [`Self::push_line`] is to follow for each.
     pub(crate) fn begin(head: &Bytes, side: Side) -> Self {
+        Self::begin_with(head.clone(), side)
+    }
+
+    /// [`Self::begin`] for a head that nobody else looks at.
+    pub(crate) fn begin_with(head: Bytes, side: Side) -> Self {
         let mut lines = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        lines.head = head.clone();
+        lines.head = head;
         lines.side = side;
         Self { lines: Some(lines), map: OnceLock::new() }
     }
@@ -334,7 +340,11 @@ impl Fields {
 
     /// The fields as a map.
     pub fn into_map(mut self) -> HeaderMap {
-        std::mem::take(self.deref_mut())
+        match (self.map.take(), &self.lines) {
+            (Some(map), _) => *map,
+            (None, Some(lines)) => lines.to_map(),
+            (None, None) => HeaderMap::new(),
+        }
     }
 
     /// True if it is known without looking at any field that none is of these kinds.
@@ -492,15 +502,17 @@ impl Lines {
 
     fn to_map(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(self.lines.len() + self.added.len() + MAP_SPARE);
-        for line in self.iter() {
-            let value = self.head.slice_ref(self.text(line.value));
-            let name = HeaderName::from_bytes(self.text(line.name));
-            let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) else {
-                debug_assert!(false, "what httparse takes for a field is one");
-                continue;
-            };
-            map.append(name, value);
-        }
+        Names::with(|names| {
+            for (place, line) in self.iter().enumerate() {
+                let value = self.head.slice_ref(self.text(line.value));
+                let name = names.name(place, self.text(line.name));
+                let (Some(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value)) else {
+                    debug_assert!(false, "what httparse takes for a field is one");
+                    continue;
+                };
+                map.append(name, value);
+            }
+        });
         for field in &self.added {
             map.insert(field.name(), field.value().clone());
         }

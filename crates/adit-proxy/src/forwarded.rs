@@ -316,7 +316,8 @@ fn set_absent(
 }
 
 fn port_of(host: &str) -> Option<&str> {
-    let (name, port) = host.rsplit_once(':')?;
+    let (name, port) = host.split_at(host.bytes().rposition(|byte| byte == b':')?);
+    let port = &port[1..];
     // A literal without brackets has no port, and a literal in brackets ends in one.
     (!port.is_empty() && !port.ends_with(']') && (name.ends_with(']') || !name.contains(':'))).then_some(port)
 }

@@ -2,10 +2,13 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 use tokio_rustls::{client, server};
@@ -215,6 +218,30 @@ impl Reader {
         }
     }
 
+    /// Both halves, unless a byte or an end waits in the kernel, of which the reactor may not have heard yet: one system
+    /// call. Halves of TLS are put together for it, and taken apart again.
+    pub(crate) fn if_silent(self, writer: WriteIo) -> Option<(Self, WriteIo)> {
+        let (io, writer) = match (self.io, writer) {
+            (ReadIo::Tcp(read), write) => (has_nothing(read.as_ref()).then_some(ReadIo::Tcp(read))?, write),
+            (ReadIo::Unix(read), write) => (has_nothing(read.as_ref()).then_some(ReadIo::Unix(read))?, write),
+            (ReadIo::TlsClient(read), WriteIo::TlsClient(write)) => {
+                let stream = read.unsplit(write);
+                let is_silent = match stream.get_ref().0 {
+                    Inlet::Tcp(socket) => has_nothing(socket),
+                    Inlet::Other(_) => true,
+                };
+                is_silent.then(|| Io::TlsClient(stream).into_split())?
+            }
+            (ReadIo::TlsUnix(read), WriteIo::TlsUnix(write)) => {
+                let stream = read.unsplit(write);
+                has_nothing(stream.get_ref().0).then(|| Io::TlsUnix(stream).into_split())?
+            }
+            // What is no socket of the kernel has told everything itself.
+            halves => halves,
+        };
+        Some((Self { io, ..self }, writer))
+    }
+
     /// Reads once. `Ok(0)` is the end of the stream.
     ///
     /// The buffer grows with a sender that fills it and is given back while nothing arrives, so that an idle
@@ -273,6 +300,11 @@ impl Reader {
         SHARED.set(Some(shared));
         poll.map_ok(|()| bytes)
     }
+}
+
+/// Whether neither a byte nor an end waits in a socket.
+fn has_nothing(socket: &impl AsFd) -> bool {
+    recv(socket, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) == Err(Errno::AGAIN)
 }
 
 thread_local! {

@@ -181,7 +181,7 @@ impl Lanes {
     }
 
     /// The same for visitors of tunnels alone: they are served where a tunnel's connections are run, up to
-    /// [`NEAR_TUNNELS_MAX`] more of them than elsewhere.
+    /// 64 more of them than elsewhere.
     #[must_use]
     pub fn near_tunnels(&self) -> Self {
         Self { near_tunnels: true, ..self.clone() }

@@ -29,6 +29,7 @@ pub mod mesh;
 pub mod message;
 pub mod metrics;
 pub mod middleware;
+mod names;
 pub mod origin;
 pub mod pool;
 pub mod proxy_protocol;

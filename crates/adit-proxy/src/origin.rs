@@ -248,7 +248,9 @@ impl Origin {
         if !is_http1 || request.upgrade.is_some() {
             return None;
         }
-        let connection = self.pool.take(name)?;
+        // One that the origin is about to close costs such a request its answer.
+        let once = !request.body.is_empty() || !is_idempotent(&request.method);
+        let connection = self.pool.take(name, once)?;
         Some(self.over_h1(connection, request, name))
     }
 

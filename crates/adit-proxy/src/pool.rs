@@ -139,12 +139,20 @@ impl Pool {
         })
     }
 
-    /// The newest idle connection opened for `name` that its origin has not closed.
-    pub fn take(&self, name: Option<&str>) -> Option<OriginConnection> {
+    /// The newest idle connection opened for `name` that its origin has not closed: as far as the reactor has heard, or, for
+    /// a request that can be sent only `once`, as the kernel knows.
+    pub fn take(&self, name: Option<&str>, once: bool) -> Option<OriginConnection> {
         loop {
-            let mut candidate = self.own().take(name).or_else(|| self.take_elsewhere(name))?;
-            if clock::now() - candidate.since < self.idle_timeout && candidate.connection.is_fresh() {
-                return Some(candidate.connection);
+            let IdleConnection { mut connection, since, .. } =
+                self.own().take(name).or_else(|| self.take_elsewhere(name))?;
+            if clock::now() - since >= self.idle_timeout {
+                continue;
+            }
+            if !once && connection.is_fresh() {
+                return Some(connection);
+            }
+            if once && let Some(connection) = connection.if_fresh_now() {
+                return Some(connection);
             }
         }
     }
@@ -216,10 +224,17 @@ impl Home {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;
+    use crate::inlet::Inlet;
     use crate::io::Io;
+    use crate::tls;
 
     /// Puts new connections into a lane's part of the pool.
     async fn put(pool: &Pool, lane: usize, connections: usize) {
@@ -249,6 +264,57 @@ mod tests {
         assert_eq!(pool.idle_connections(), 20, "places of connections in use are not kept for them");
         put(&pool, 1, 50).await;
         assert!(idle_of(&pool, 1) >= share && pool.idle_connections() == 20);
+    }
+
+    /// Closes the far end of a connection that waits in the pool, at a moment when the reactor cannot hear of it.
+    fn close(far: Io, near: impl AsFd) {
+        drop(far);
+        // That the kernel has heard does not mean that the reactor has: it has no turn until somebody awaits something.
+        assert_eq!(poll(&mut [PollFd::new(&near, PollFlags::IN)], None), Ok(1));
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// Both ends of a connection through TLS.
+    async fn tls_pair(near: TcpStream, far: TcpStream) -> (Io, Io) {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let chain: Vec<CertificateDer<'static>> = vec![made.cert.der().clone()];
+        let server = rustls::ServerConfig::builder_with_provider(tls::provider());
+        let server = server.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let mut server = server.with_single_cert(chain, key.into()).unwrap();
+        // They would wait to be read; the first answer brings them otherwise.
+        server.send_tls13_tickets = 0;
+        let acceptor = TlsAcceptor::from(Arc::new(server));
+        let connector = TlsConnector::from(tls::client_config(None, true, false).unwrap());
+        let name = ServerName::try_from("a.test").unwrap();
+        let (near, far) =
+            tokio::join!(connector.connect(name, Inlet::Tcp(near)), acceptor.accept(Inlet::Tcp(far)));
+        (Io::TlsClient(Box::new(near.unwrap())), Io::TlsServer(Box::new(far.unwrap())))
+    }
+
+    #[tokio::test]
+    async fn what_an_origin_has_closed_a_moment_ago_is_not_taken_for_what_can_be_sent_once() {
+        for is_tls in [false, true] {
+            let (near, far) = pair().await;
+            let watched = near.as_fd().try_clone_to_owned().unwrap();
+            let (near, far) = match is_tls {
+                true => tls_pair(near, far).await,
+                false => (Io::Tcp(near), Io::Tcp(far)),
+            };
+            let pool = Pool::new(4, Duration::from_secs(60));
+            pool.home(None).put(OriginConnection::new(near));
+            let kept = pool.take(None, true).expect("it is open");
+            pool.home(None).put(kept);
+            close(far, &watched);
+            let before = pool.take(None, false).expect("the reactor has not heard");
+            pool.home(None).put(before);
+            assert!(pool.take(None, true).is_none(), "{is_tls}");
+        }
     }
 
     #[tokio::test]

@@ -183,6 +183,7 @@ fn listen_with<S: Service>(service: S, connection: Options) -> (SocketAddr, Drai
         connections_max: 100,
         reuse_port: false,
         device: None,
+        unsent_bytes_max: None,
         lanes: None,
         connection,
     };
@@ -724,21 +725,7 @@ async fn slow_a_silent_http2_visitor_does_not_keep_its_connection() {
     let metrics = prometheus::Registry::new();
     let mut connection = options(&metrics);
     connection.keep_alive_timeout = Duration::from_millis(100);
-    let options = ListenerOptions {
-        name: "h2".to_owned(),
-        tls: None,
-        switch: None,
-        proxy_protocol: None,
-        connections_max: 10,
-        reuse_port: false,
-        device: None,
-        lanes: None,
-        connection,
-    };
-    let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), options).unwrap();
-    let address = listener.local_addr().unwrap();
-    let (_signal, drained) = drain::channel();
-    tokio::spawn(listener.run(Arc::new(Application), drained));
+    let (address, _signal) = listen_with(Application, connection);
     let mut stream = TcpStream::connect(address).await.unwrap();
     // Preface and SETTINGS, then nothing: GOAWAY is not answered.
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();

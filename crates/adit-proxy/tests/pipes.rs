@@ -46,6 +46,7 @@ impl Proxy {
             connections_max: 1000,
             reuse_port: false,
             device: None,
+            unsent_bytes_max: None,
             lanes: None,
             connection: Options {
                 header_timeout: minute,

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 /// The host without port and brackets, in lower case; a trailing dot stays.
 pub fn canonical_host(authority: &str) -> Cow<'_, str> {
     let host = without_port(authority).trim();
+    if host.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(host);
+    }
     match host.chars().any(char::is_uppercase) {
         true => Cow::Owned(host.to_lowercase()),
         false => Cow::Borrowed(host),
@@ -13,7 +16,9 @@ pub fn canonical_host(authority: &str) -> Cow<'_, str> {
 
 /// As Go splits `host:port`: what cannot be split stays as it is.
 fn without_port(authority: &str) -> &str {
-    let Some((host, _)) = authority.rsplit_once(':') else { return authority };
+    // So short a text is searched sooner byte by byte.
+    let Some(colon) = authority.bytes().rposition(|byte| byte == b':') else { return authority };
+    let host = &authority[..colon];
     match host.strip_prefix('[') {
         Some(inner) => match inner.strip_suffix(']') {
             Some(literal) if !literal.contains(['[', ']']) => literal,
@@ -62,7 +67,7 @@ impl HostExpression {
 
 /// What wildcards are found by: everything from the first dot on.
 pub(crate) fn wildcard_key(host: &str) -> Option<&str> {
-    host.find('.').map(|dot| &host[dot..])
+    host.bytes().position(|byte| byte == b'.').map(|dot| &host[dot..])
 }
 
 /// Without one trailing dot.

@@ -76,7 +76,7 @@ pub fn normalize(raw_path: &str, sanitize: bool) -> Result<Normalized<'_>, Refus
         true => Cow::Owned(clean(&escaped)),
         false => escaped,
     };
-    let routing_path = match (upstream_path.contains('%'), &upstream_path) {
+    let routing_path = match (memchr_percent(upstream_path.as_bytes()).is_some(), &upstream_path) {
         (true, _) => Cow::Owned(routing_path(&upstream_path).into_owned()),
         (false, Cow::Borrowed(path)) => Cow::Borrowed(*path),
         (false, Cow::Owned(path)) => Cow::Owned(path.clone()),
@@ -207,7 +207,7 @@ fn may_stand(byte: u8) -> bool {
 }
 
 fn is_unclean(path: &str) -> bool {
-    path.contains("//") || path.contains("/.")
+    path.as_bytes().windows(2).any(|pair| matches!(pair, b"//" | b"/."))
 }
 
 /// Removes `.`, `..` and empty segments (RFC 3986 §5.2.4); a slash at the end stays.

@@ -5,14 +5,14 @@
 //! the whole format and refuses what breaks it: this one never refuses, it only passes on.
 
 /// A head whose texts all lie within the message.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Flat<'a> {
-    segment: Segment<'a>,
     /// First 16 bits of the root's data.
     pub(crate) data: u16,
     /// The root's first pointer.
     pub(crate) text: &'a [u8],
-    list: List,
+    /// Key and value of each entry, in order.
+    pub(crate) entries: Vec<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Flat<'a> {
@@ -30,34 +30,15 @@ impl<'a> Flat<'a> {
         let pointer = |index| (index < root.pointers).then_some(root.at + root.data + index);
         let text = pointer(0).map_or(Some(&words[..0]), |at| segment.text(at))?;
         let list = pointer(1).map_or(Some(List::default()), |at| segment.list(at))?;
-        let flat = Self { segment, data, text, list };
+        let mut entries = Vec::with_capacity(list.count.min(ENTRIES_USUAL));
         // Against pointers that all lead to the same bytes, as the general reader has a limit too.
         let mut budget = words.len();
         for index in 0..list.count {
-            let (key, value) = flat.pair(index)?;
+            let (key, value) = segment.pair(list, index)?;
             budget = budget.checked_sub(key.len() + value.len())?;
+            entries.push((key, value));
         }
-        Some(flat)
-    }
-
-    /// How many entries the list has.
-    pub(crate) fn len(self) -> usize {
-        self.list.count
-    }
-
-    /// Key and value of each entry, in order.
-    pub(crate) fn entries(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        // Each has been read before.
-        (0..self.list.count).filter_map(move |index| self.pair(index))
-    }
-
-    fn pair(self, index: usize) -> Option<(&'a [u8], &'a [u8])> {
-        let at = self.list.at + index * self.list.stride() + self.list.data;
-        let text = |index| match index < self.list.pointers {
-            true => self.segment.text(at + index),
-            false => Some(&self.segment.0[..0]),
-        };
-        Some((text(0)?, text(1)?))
+        Some(Self { data, text, entries })
     }
 }
 
@@ -97,6 +78,16 @@ impl<'a> Segment<'a> {
     /// Whether so many words are there.
     fn holds(self, at: usize, words: usize) -> Option<()> {
         (at.checked_add(words)?.checked_mul(8)? <= self.0.len()).then_some(())
+    }
+
+    /// The first two texts of a list's element.
+    fn pair(self, list: List, index: usize) -> Option<(&'a [u8], &'a [u8])> {
+        let at = list.at + index * list.stride() + list.data;
+        let text = |index| match index < list.pointers {
+            true => self.text(at + index),
+            false => Some(&self.0[..0]),
+        };
+        Some((text(0)?, text(1)?))
     }
 
     fn structure(self, pointer: usize) -> Option<Structure> {
@@ -154,6 +145,8 @@ fn target(pointer: usize, word: u64) -> Option<usize> {
     (pointer + 1).checked_add_signed(offset as isize)
 }
 
+/// Most heads have fewer entries: one allocation for those.
+const ENTRIES_USUAL: usize = 24;
 const KIND: u64 = 3;
 const KIND_STRUCT: u64 = 0;
 const KIND_LIST: u64 = 1;

@@ -249,7 +249,7 @@ fn decode_request(message: &Bytes) -> Result<RequestHead<HeaderLines>, PreambleE
         Some(flat) => {
             let dest = std::str::from_utf8(flat.text).map_err(|_| PreambleError::Malformed("dest"))?;
             let kind = from_wire(flat.data.try_into())?;
-            read_request(message, (kind, dest), flat.len(), flat.entries().map(Ok))
+            read_request(message, (kind, dest), flat.entries.len(), flat.entries.into_iter().map(Ok))
         }
         None => decode_general_request(message),
     }
@@ -292,7 +292,7 @@ fn read_request<'a>(
 
 fn decode_response(message: &Bytes) -> Result<ConnectResponse<HeaderLines>, PreambleError> {
     match Flat::read(message) {
-        Some(flat) => read_response(message, flat.text, flat.len(), flat.entries().map(Ok)),
+        Some(flat) => read_response(message, flat.text, flat.entries.len(), flat.entries.into_iter().map(Ok)),
         None => decode_general_response(message),
     }
 }

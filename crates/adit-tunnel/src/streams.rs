@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use quinn::VarInt;
 use thiserror::Error;
+use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
     http2,
@@ -374,6 +375,15 @@ pub(crate) fn reset_soon(reset: impl FnOnce() + Send + 'static) {
 pub(crate) fn has_ended(stream: &mut quinn::RecvStream) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
     matches!(pin!(stream.read_chunk(0, true)).poll(&mut cx), Poll::Ready(Ok(None)))
+}
+
+/// [`tokio::time::timeout`] for what is mostly ready at once: the clock is read only if it is not.
+pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut future = pin!(future);
+    match poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        Poll::Ready(done) => Ok(done),
+        Poll::Pending => timeout(limit, future).await,
+    }
 }
 
 pub(crate) fn read_error(error: &quinn::ReadError) -> StreamError {

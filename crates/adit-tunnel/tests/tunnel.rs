@@ -11,7 +11,8 @@ use std::{
 
 use adit_config::Secret;
 use adit_tunnel::{
-    ConnectionPhase, Connector, ConnectorError, Loss, OpenError, ResponseError, StreamError, TlsError,
+    ConnectionPhase, Connector, ConnectorError, EdgeLane, Loss, OpenError, ResponseError, StreamError,
+    TlsError,
 };
 use adit_tunnel_proto::ConnectionType;
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use support::{
     Identity, Origin, PATIENCE, RunningConnector, RunningEdge, TUNNEL, counter, eventually, fetch, grant,
     options, read_all, request, write,
 };
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
 async fn pair(connections: u8) -> (Identity, RunningEdge, RunningConnector) {
     let identity = Identity::new();
@@ -38,6 +39,50 @@ async fn a_request_crosses_and_comes_back() {
     assert_eq!(head.status, StatusCode::OK);
     assert_eq!(head.headers.get_all("set-cookie").iter().count(), 2);
     assert_eq!(body, b"GET a.home.example http://a.home.example/x?y=1");
+}
+
+#[tokio::test]
+async fn requests_prefer_a_connection_of_their_own_lane_until_it_has_much_to_do() {
+    let (told, ends): (Vec<_>, Vec<_>) = (0..2).map(|_| lane()).unzip();
+    let identity = Identity::new();
+    let edge = RunningEdge::start_on(&identity, &told);
+    let connector = RunningConnector::start(options(&identity, edge.address, 2));
+    connector.wait_ready(2).await;
+    edge.wait_connections(2).await;
+    assert!(told.iter().all(|lane| lane.connections.load(Ordering::Relaxed) == 1));
+    let open = |lane: usize| {
+        let handle = edge.handle.clone();
+        let opening = async move { handle.open(TUNNEL, &request("hang")).await.unwrap() };
+        told[lane].runtime.spawn(opening)
+    };
+    let mut held = [Vec::new(), Vec::new()];
+    for _ in 0..17 {
+        for (lane, held) in held.iter_mut().enumerate() {
+            held.push(open(lane).await.unwrap());
+        }
+    }
+    let [own, other] = [0, 1].map(|lane: usize| held[lane][0].connection.index);
+    assert_ne!(own, other);
+    for (lane, index) in [own, other].into_iter().enumerate() {
+        assert!(held[lane].iter().all(|opened| opened.connection.index == index), "lane {lane}");
+    }
+    held[1].clear();
+    eventually("requests given up", || {
+        let tunnels = edge.handle.tunnels();
+        tunnels[0].connections.iter().all(|connection| connection.index != other || connection.in_flight == 0)
+    })
+    .await;
+    assert_eq!(open(0).await.unwrap().connection.index, other);
+    drop(ends);
+}
+
+/// A runtime of one thread, until the other half is dropped.
+fn lane() -> (EdgeLane, oneshot::Sender<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let lane = EdgeLane { runtime: runtime.handle().clone(), connections: Arc::default() };
+    let (end, ended) = oneshot::channel();
+    std::thread::spawn(move || drop(runtime.block_on(ended)));
+    (lane, end)
 }
 
 #[tokio::test]

@@ -151,9 +151,8 @@ impl ConnectorService {
             Err(status) => Ok(Response::status(status)),
             Ok(Answerer::Hello) => Ok(self.hello.answer(request, trip)),
             Ok(Answerer::Origin(origin)) => {
-                let began = std::time::Instant::now();
                 let result = origin.send(request).await;
-                self.metrics.connected(began.elapsed());
+                self.metrics.connected(trip.began.elapsed());
                 if matches!(&result, Err(ForwardError::Buffer(BodyError::TooLarge))) {
                     return Ok(Response::status(StatusCode::PAYLOAD_TOO_LARGE));
                 }

@@ -118,7 +118,9 @@ struct Running {
 struct Settings {
     entry_point: EntryPoint,
     limits: adit_config::Limits,
-    /// All of its visitors are for tunnels: there are no routers.
+    /// Its visitors may be for tunnels.
+    is_edges: bool,
+    /// All of them are: there are no routers.
     is_edges_alone: bool,
 }
 
@@ -240,10 +242,12 @@ impl Listeners {
                 let bound = if entry_point.transport == EntryPointTransport::Udp {
                     self.prepare_udp(name, entry_point, place, config, &mut prepared)
                 } else {
+                    let is_edges = config.edge.iter().any(|edge| edge.public.contains(name));
                     let settings = Settings {
                         entry_point: entry_point.clone(),
                         limits: config.limits.clone(),
-                        is_edges_alone: config.edge.iter().any(|edge| edge.public.contains(name))
+                        is_edges,
+                        is_edges_alone: is_edges
                             && config.providers.file.is_none()
                             && config.dynamic.http.routers.is_empty(),
                     };
@@ -549,12 +553,17 @@ impl Listeners {
             connections_max: settings.limits.connections_max as usize,
             reuse_port: entry_point.reuse_port,
             device: None,
+            unsent_bytes_max: settings.is_edges.then_some(UNSENT_BYTES_MAX),
             lanes: Some(if settings.is_edges_alone { self.lanes.near_tunnels() } else { self.lanes.clone() }),
             connection: self.connection_options(settings),
         }
     }
 }
 
+/// Where a tunnel's credit is short, the streams of who reads next to nothing are stopped: less than 64 KiB in 10 s. The kernel
+/// would take up to 4 MiB (`net.ipv4.tcp_wmem`), and no more before a third of that has left, for which a visitor of 160
+/// kbit/s needs a minute. With this it asks for more after each half of it.
+const UNSENT_BYTES_MAX: u32 = 128 * 1024;
 /// What Go's server adds to `maxHeaderBytes`.
 const HEAD_BYTES_SLACK: usize = 4096;
 /// Stands for "no limit": longer than any process lives.

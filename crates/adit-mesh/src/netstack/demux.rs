@@ -19,7 +19,7 @@ use super::lifecycle::{Departed, Entry};
 use super::link::{Answers, Emitted, Links, Width};
 use super::packet::{
     FourTuple, Header, ICMP, ICMPV6, IPV4_LEN, IPV6_LEN, Segment, TCP, TCP_LEN, UDP, complete_tcp,
-    echo_reply, port_unreachable, too_big,
+    echo_reply, port_unreachable, too_big, unreachable,
 };
 use super::shared::{Inbox, Place, Port, Shared};
 use crate::device::Device;
@@ -35,6 +35,8 @@ pub struct Netstack {
     /// When connections are to be looked at; one entry each at most.
     pub(super) timers: BTreeSet<(Instant, FourTuple)>,
     pub(super) answers: Answers,
+    /// What handles want sent; [`Shared`] bounds its bytes.
+    datagrams: VecDeque<Vec<u8>>,
     /// One for each peer that has sent something, of at most 10,000 configured ones.
     pub(super) peers: HashMap<PeerId, PeerUse>,
     pub(super) half_open: usize,
@@ -81,6 +83,7 @@ impl Netstack {
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             answers: Answers::default(),
+            datagrams: VecDeque::new(),
             peers: HashMap::new(),
             half_open: 0,
             departed: Departed::default(),
@@ -109,6 +112,8 @@ impl Netstack {
                     self.answers.push(reply);
                 } else if let Some(tuple) = too_big(&header, contents) {
                     self.narrow(tuple);
+                } else if let Some(tuple) = unreachable(&header, contents) {
+                    self.give_up(&tuple);
                 }
                 Ok(())
             }
@@ -200,6 +205,11 @@ impl Netstack {
             if let Some(len) = self.answers.pop(buffer) {
                 return Some((Offload::NONE, len));
             }
+            if let Some(datagram) = self.datagrams.pop_front() {
+                self.shared.release_packet(datagram.len());
+                buffer[..datagram.len()].copy_from_slice(&datagram);
+                return Some((Offload::NONE, datagram.len()));
+            }
             while let Some(tuple) = self.ready.pop_front() {
                 if let Some(emitted) = self.drain(&tuple, buffer, now) {
                     return Some((finish(buffer, emitted), emitted.len));
@@ -224,9 +234,7 @@ impl Netstack {
         for connect in inbox.connects.drain(..) {
             self.connect(connect, now);
         }
-        for datagram in inbox.datagrams.drain(..) {
-            self.answers.push(datagram);
-        }
+        self.datagrams.extend(inbox.datagrams.drain(..));
         self.inbox = inbox;
     }
 

@@ -85,7 +85,7 @@ impl Entry {
     /// A connection that is over on both sides gives way to a new one between the same ports (RFC 9293 §3.6.1). What
     /// is late from the old one WireGuard has dropped as a replay.
     pub(super) fn may_be_replaced(&self) -> bool {
-        self.state == State::TimeWait
+        matches!(self.state, State::TimeWait | State::Closed)
     }
 
     fn width(&self) -> Width {
@@ -152,6 +152,8 @@ impl Netstack {
         let mut held = connection.lock();
         let socket = held.socket();
         socket.set_timeout(Some(HALF_OPEN_TIMEOUT));
+        // Before it is established: smoltcp sends a first keep-alive at once.
+        socket.set_keep_alive(Some(KEEP_ALIVE));
         // Cannot fail: the socket is new and port 0 is refused when a segment is read.
         let listens = socket.listen(tuple.local).is_ok();
         drop(held);
@@ -195,6 +197,7 @@ impl Netstack {
         let mut held = connection.lock();
         let socket = held.socket();
         socket.set_timeout(Some(CONNECT_TIMEOUT));
+        socket.set_keep_alive(Some(KEEP_ALIVE));
         let connected = socket.connect(self.links.of(Width::Wide).context(), remote, tuple.local);
         drop(held);
         // Port 0 or the unspecified address.
@@ -222,7 +225,7 @@ impl Netstack {
         // there is nothing to wait for.
         let is_small = segment.payload_len < SMALL_PAYLOAD && !segment.ends();
         let delay = (is_small || entry.delays_ack).then_some(ACK_DELAY);
-        held.socket().set_ack_delay(delay);
+        held.socket().set_ack_delay(delay.map(smoltcp_time));
         entry.delays_ack |= is_small && segment.payload_len > 0;
         let link = self.links.of(entry.width());
         let queued = held.socket().send_queue();
@@ -236,7 +239,22 @@ impl Netstack {
                 }
             }
         }
-        link.ingress(packet, &mut held.sockets, &mut self.answers, now);
+        if segment.opens() && entry.opening.is_none() {
+            // A peer that has forgotten this connection. smoltcp says nothing to its SYN; what it says to an ACK out of
+            // nowhere tells the peer to reset it (RFC 9293 §3.10.7.4).
+            let mut out_of_nowhere = PartialAck::of(segment, packet);
+            let packet = out_of_nowhere.up_to(entry.acknowledged.unwrap_or_default());
+            link.ingress(packet, &mut held.sockets, &mut self.answers, now);
+        } else {
+            link.ingress(packet, &mut held.sockets, &mut self.answers, now);
+        }
+        // smoltcp's probe of a shut window never ends when our end has been acknowledged, and is sent in a busy loop: nothing
+        // more is to be sent, so that it may as well be open.
+        let is_shut = segment.window == 0 && segment.acknowledges() && !segment.ends();
+        if is_shut && held.socket().state() == State::FinWait2 {
+            let mut open = PartialAck::of(segment, packet);
+            link.ingress(open.with_room(segment), &mut held.sockets, &mut self.answers, now);
+        }
         drop(held);
         self.settle(&tuple, Cause::Packet, now);
         self.mark(&tuple);
@@ -272,7 +290,7 @@ impl Netstack {
         self.settle(tuple, Cause::Time, now);
         let entry = self.connections.get_mut(tuple)?;
         // The peer's end may still have to be acknowledged: without that it would repeat it for a minute.
-        let owes_ack = at.is_some_and(|at| at <= now + Duration::from(ACK_DELAY));
+        let owes_ack = at.is_some_and(|at| at <= now + ACK_DELAY);
         entry.is_quiet = entry.state == State::TimeWait && !owes_ack;
         if !has_peer || (entry.is_quiet && abandoned) {
             // What is left to read, the stream has.
@@ -298,6 +316,20 @@ impl Netstack {
         if let Some(entry) = self.connections.get_mut(&tuple) {
             // What was lost is repeated in shorter segments.
             entry.is_narrow = true;
+        }
+    }
+
+    /// Whoever is to be connected to cannot be reached. Established connections outlast such news (RFC 1122 §4.2.3.9).
+    pub(super) fn give_up(&mut self, tuple: &FourTuple) {
+        let Some(entry) = self.connections.get_mut(tuple) else { return };
+        if entry.state != State::SynSent {
+            return;
+        }
+        let opening = entry.opening.take();
+        entry.connection.lock().socket().abort();
+        self.forget(tuple);
+        if let Some(opening) = opening {
+            opening.fail(ConnectError::Unreachable);
         }
     }
 
@@ -348,7 +380,9 @@ impl Netstack {
         {
             held.failure.get_or_insert(cause.failure());
         }
-        let Some(opening) = &entry.opening else { return };
+        let Some(opening) = &entry.opening else {
+            return keep_alive(held.socket());
+        };
         match state {
             State::SynSent | State::SynReceived => {
                 if opening.is_given_up() {
@@ -359,7 +393,6 @@ impl Netstack {
             State::Listen | State::Closed => {}
             _ => {
                 held.socket().set_timeout(Some(SILENCE_TIMEOUT));
-                held.socket().set_keep_alive(Some(KEEP_ALIVE));
                 held.socket().set_congestion_control(CongestionControl::None);
             }
         }
@@ -480,10 +513,20 @@ impl Cause {
     }
 }
 
+/// Asks sooner after a peer that has yet to acknowledge something: smoltcp repeats neither an end that was lost before three
+/// duplicate acknowledgements nor what was lost as the window shut, until the peer has been asked.
+fn keep_alive(socket: &mut Socket<'_>) {
+    let is_owed = socket.send_queue() > 0
+        || matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+    let wanted = if is_owed { KEEP_ALIVE_OWED } else { KEEP_ALIVE };
+    if socket.keep_alive() != Some(wanted) {
+        socket.set_keep_alive(Some(wanted));
+    }
+}
+
 /// A connection whose stream is gone delivers what was written, but not for ever; its latest end.
 fn orphan(socket: &mut Socket<'_>, ends_at: Option<Instant>, now: Instant) -> Option<Instant> {
     if ends_at.is_none() {
-        socket.set_keep_alive(None);
         socket.set_timeout(Some(ORPHAN_SILENCE));
     }
     // Bytes for nobody (RFC 9293 §3.6, RFC 2525 §2.17).
@@ -510,13 +553,15 @@ const FIRST_FLIGHT: u8 = 10;
 /// Packets up to this length carry no payload worth counting: headers with selective acknowledgements.
 const SHORT_PACKET: usize = 100;
 /// How long it waits: an answer of a server nearby takes less.
-const ACK_DELAY: smoltcp::time::Duration = smoltcp_time(Duration::from_millis(10));
+const ACK_DELAY: Duration = Duration::from_millis(10);
 /// For the last packet of a handshake that a peer began.
 const HALF_OPEN_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(20));
 /// For the answer to a SYN of ours.
 const CONNECT_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(60));
 /// As the entry points' kernel sockets; finds peers that vanished.
 const KEEP_ALIVE: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(180));
+/// The same while the peer has yet to acknowledge something.
+const KEEP_ALIVE_OWED: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(15));
 /// Nothing heard for so long, keep-alives included, ends a connection.
 const SILENCE_TIMEOUT: smoltcp::time::Duration = smoltcp_time(Duration::from_secs(600));
 /// The same where nobody holds the stream any more.

@@ -42,7 +42,7 @@ pub(super) struct Emitted {
     pub(super) segment_size: Option<u16>,
 }
 
-/// Packets that wait to be read: answers to what came in, and datagrams.
+/// Packets that wait to be read: answers to what came in.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
     packets: VecDeque<Vec<u8>>,
@@ -283,7 +283,7 @@ const TRAIN_BYTES_MAX: usize = 65_507;
 const TRAIN_SEGMENTS_MAX: usize = 64;
 /// WireGuard's header and tag, and padding to 16 bytes.
 const SEALED_BYTES_MAX: usize = 48;
-/// Answers and datagrams that wait to be read: with 256 KiB some 4,000 resets or acknowledgements.
+/// Answers that wait to be read: with 256 KiB some 4,000 resets or acknowledgements.
 const ANSWER_BYTES_MAX: usize = 256 * 1024;
 /// Buffers kept for the next answers; most are smaller than 100 bytes.
 const SPARE_BUFFERS_MAX: usize = 64;

@@ -92,6 +92,9 @@ pub enum ConnectError {
     /// The peer did not answer for a minute.
     #[error("connection timed out")]
     TimedOut,
+    /// No peer has that address, or nobody knows where it is.
+    #[error("no route to host")]
+    Unreachable,
     /// This node has no address of that family in the mesh.
     #[error("this node has no address of that family in the mesh")]
     NoAddress,
@@ -108,6 +111,7 @@ impl From<ConnectError> for io::Error {
         let kind = match error {
             ConnectError::Reset => io::ErrorKind::ConnectionRefused,
             ConnectError::TimedOut => io::ErrorKind::TimedOut,
+            ConnectError::Unreachable => io::ErrorKind::HostUnreachable,
             ConnectError::NoAddress => io::ErrorKind::AddrNotAvailable,
             ConnectError::Refused(_) => io::ErrorKind::QuotaExceeded,
             ConnectError::Ended => io::ErrorKind::NotConnected,

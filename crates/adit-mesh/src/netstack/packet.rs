@@ -33,6 +33,8 @@ pub(super) struct Segment {
     pub(super) flags: u8,
     /// What it acknowledges, if it does.
     pub(super) acknowledged: u32,
+    /// As it is written: not scaled.
+    pub(super) window: u16,
     pub(super) payload_len: usize,
 }
 
@@ -117,6 +119,7 @@ impl Header {
             tuple,
             flags: header[13],
             acknowledged,
+            window: u16::from_be_bytes([header[14], header[15]]),
             payload_len: tcp.len() - header_len,
         })
     }
@@ -185,6 +188,16 @@ impl PartialAck {
         Self { packet: copy, transport }
     }
 
+    /// The same from behind the payload, with room for a byte.
+    pub(super) fn with_room(&mut self, segment: &Segment) -> &[u8] {
+        let tcp = &mut self.packet[self.transport..self.transport + TCP_LEN];
+        let payload_len = u32::try_from(segment.payload_len).unwrap_or(0);
+        let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add(payload_len);
+        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+        tcp[14..16].copy_from_slice(&[0, 1]);
+        &self.packet[..self.transport + TCP_LEN]
+    }
+
     /// The packet that acknowledges up to here.
     pub(super) fn up_to(&mut self, acknowledged: u32) -> &[u8] {
         self.packet[self.transport + 8..self.transport + 12].copy_from_slice(&acknowledged.to_be_bytes());
@@ -224,9 +237,24 @@ pub(super) fn port_unreachable(header: &Header, packet: &[u8]) -> Vec<u8> {
 /// nothing of the kind.
 pub(super) fn too_big(header: &Header, packet: &[u8]) -> Option<FourTuple> {
     let icmp = &packet[header.transport..header.len];
-    if !matches!((header.protocol, icmp.first()?, icmp.get(1)?), (ICMP, 3, 4) | (ICMPV6, 2, 0)) {
-        return None;
-    }
+    let is_too_big = matches!((header.protocol, icmp.first()?, icmp.get(1)?), (ICMP, 3, 4) | (ICMPV6, 2, 0));
+    is_too_big.then(|| quoted(icmp))?
+}
+
+/// The connection, seen from us, whose other end says of itself that it cannot be reached (RFC 792, RFC 4443 §3.1): in the
+/// name of that end, which nobody but its peer can use, speaks the engine too. `None` if `packet` says nothing of the kind.
+pub(super) fn unreachable(header: &Header, packet: &[u8]) -> Option<FourTuple> {
+    let icmp = &packet[header.transport..header.len];
+    let is_unreachable = match (header.protocol, icmp.first()?, icmp.get(1)?) {
+        (ICMP, 3, code) => *code != 4,
+        (ICMPV6, kind, _) => *kind == 1,
+        _ => false,
+    };
+    quoted(icmp).filter(|tuple| is_unreachable && tuple.remote.ip() == header.source)
+}
+
+/// The connection that an ICMP error quotes, seen from us.
+fn quoted(icmp: &[u8]) -> Option<FourTuple> {
     let quoted = icmp.get(ICMP_LEN..)?;
     let (source, destination, protocol, transport): (IpAddr, IpAddr, u8, usize) = match quoted.first()? >> 4 {
         4 => {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -26,6 +26,8 @@ pub(super) struct Shared {
     place: Mutex<Arc<Place>>,
     pub(super) limits: Limits,
     pub(super) budget: Arc<Budget>,
+    /// Of datagrams that have not been read by the lane yet.
+    datagram_bytes: AtomicUsize,
     pub(super) drops: DropCounters,
     pub(super) gauges: Gauges,
 }
@@ -53,7 +55,6 @@ pub(super) struct Inbox {
     pub(super) touched: Vec<FourTuple>,
     pub(super) connects: Vec<Connect>,
     pub(super) datagrams: Vec<Vec<u8>>,
-    datagram_bytes: usize,
     pub(super) place: Option<Arc<Place>>,
     /// The lane waits and has to be woken.
     asleep: bool,
@@ -119,6 +120,7 @@ impl Shared {
             place: Mutex::new(Arc::new(place)),
             budget: Arc::new(Budget::new(limits.buffer_bytes_max)),
             limits,
+            datagram_bytes: AtomicUsize::new(0),
             drops: DropCounters::default(),
             gauges: Gauges::default(),
         })
@@ -163,14 +165,20 @@ impl Shared {
     /// Queues a packet of a UDP socket; says whether there was room.
     pub(super) fn send_packet(&self, packet: Vec<u8>) -> Result<bool, ConnectError> {
         let queued = self.post(|inbox| {
-            let room = inbox.datagram_bytes + packet.len() <= DATAGRAM_BYTES_MAX;
+            // Only here does it grow, and under the lock.
+            let room = self.datagram_bytes.load(Ordering::Relaxed) + packet.len() <= DATAGRAM_BYTES_MAX;
             if room {
-                inbox.datagram_bytes += packet.len();
+                self.datagram_bytes.fetch_add(packet.len(), Ordering::Relaxed);
                 inbox.datagrams.push(packet);
             }
             room
         });
         queued.ok_or(ConnectError::Ended)
+    }
+
+    /// A datagram of `len` bytes waits no longer.
+    pub(super) fn release_packet(&self, len: usize) {
+        self.datagram_bytes.fetch_sub(len, Ordering::Relaxed);
     }
 
     /// Has other addresses or another MTU from now on.
@@ -200,7 +208,6 @@ impl Shared {
         std::mem::swap(&mut inbox.touched, &mut taken.touched);
         std::mem::swap(&mut inbox.connects, &mut taken.connects);
         std::mem::swap(&mut inbox.datagrams, &mut taken.datagrams);
-        inbox.datagram_bytes = 0;
         taken.place = inbox.place.take();
         true
     }
@@ -252,5 +259,5 @@ pub(super) fn add(counter: &AtomicU64, by: u64) {
 
 /// Outgoing connections that wait for the lane's next turn, which takes less than a millisecond.
 const CONNECTS_MAX: usize = 1024;
-/// Datagrams that wait for the lane's next turn, in bytes.
+/// Datagrams that wait for the lane to seal them, in bytes.
 const DATAGRAM_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -50,8 +50,10 @@ pub(super) struct Held {
 impl Connection {
     /// A closed socket with buffers of `class`.
     pub(super) fn new(tuple: FourTuple, class: BufferClass, reservation: Reservation) -> Arc<Self> {
-        // Zeroed pages that nobody has touched cost no memory.
-        let buffer = || SocketBuffer::new(vec![0; class.bytes()]);
+        // Zeroed pages that nobody has touched cost no memory. Less than a power of two: smoltcp takes the window of its
+        // SYN, at most 65,535 and never scaled (RFC 7323 §2.2), for a scaled one, and would accept more than there is
+        // room for, which ends in a panic.
+        let buffer = || SocketBuffer::new(vec![0; class.bytes() - 1]);
         let mut socket = Socket::new(buffer(), buffer());
         // Writers here write whole answers: waiting for more only adds a round trip (RFC 896).
         socket.set_nagle_enabled(false);
@@ -170,6 +172,10 @@ impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut held = self.connection.lock();
         let failure = held.failure;
+        if held.revoked {
+            // Not an end: what is missing was taken away.
+            return Poll::Ready(Err(failure.unwrap_or(io::ErrorKind::ConnectionReset).into()));
+        }
         let socket = held.socket();
         if !socket.can_recv() && socket.may_recv() {
             socket.register_recv_waker(cx.waker());

@@ -92,6 +92,15 @@ impl OriginConnection {
         self.reader.buffer.is_empty() && self.reader.is_silent()
     }
 
+    /// The connection, if it [`Self::is_fresh`] also as the kernel knows it, which the reactor may not have asked for a while.
+    pub(crate) fn if_fresh_now(mut self) -> Option<Self> {
+        if !self.is_fresh() {
+            return None;
+        }
+        let (reader, writer) = self.reader.if_silent(self.writer)?;
+        Some(Self { reader, writer })
+    }
+
     /// Sends a request; what is returned is the response once its head is there, or [`ExchangeError`], after which the
     /// connection is closed.
     ///
@@ -242,7 +251,6 @@ enum UploadState {
 impl Upload {
     /// The connection for the next exchange.
     fn finished(self, reader: Reader) -> OriginConnection {
-        scratch::keep(self.out);
         OriginConnection { reader, writer: self.writer }
     }
 
@@ -254,6 +262,8 @@ impl Upload {
         let mut rounds = 0;
         loop {
             if matches!(self.state, UploadState::Done | UploadState::Failed(_)) {
+                // Others begin before this one is answered.
+                scratch::keep(std::mem::take(&mut self.out));
                 return Poll::Ready(Ok(()));
             }
             if self.splices() {
@@ -494,7 +504,9 @@ fn poll_final_head(
     cx: &mut Context<'_>,
 ) -> Poll<Result<ResponseHead, ExchangeError>> {
     loop {
-        if let Some(length) = scanner.scan(&reader.buffer, bytes_max)? {
+        if !reader.buffer.is_empty()
+            && let Some(length) = scanner.find(&reader.buffer, bytes_max)?
+        {
             let head = head::parse_response(&reader.buffer.split_to(length).freeze(), method)?;
             if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                 continue;

@@ -37,11 +37,16 @@ pub fn target(uri: &Uri) -> Cow<'_, str> {
 /// Appends a status line and fields.
 pub fn response_head(out: &mut BytesMut, status: StatusCode, headers: &Fields) {
     out.reserve(headers.bytes() + LINES_BYTES);
-    out.put_slice(b"HTTP/1.1 ");
-    out.put_slice(status.as_str().as_bytes());
-    out.put_u8(b' ');
-    out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
-    out.put_slice(b"\r\n");
+    if status == StatusCode::OK {
+        // Most answers, in one piece: each costs as much as its bytes.
+        out.put_slice(b"HTTP/1.1 200 OK\r\n");
+    } else {
+        out.put_slice(b"HTTP/1.1 ");
+        out.put_slice(status.as_str().as_bytes());
+        out.put_u8(b' ');
+        out.put_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+        out.put_slice(b"\r\n");
+    }
     headers.write(out);
 }
 
@@ -55,7 +60,13 @@ pub fn field(out: &mut BytesMut, name: &str, value: &[u8]) {
 
 /// Appends `Content-Length`.
 pub fn content_length(out: &mut BytesMut, bytes: u64) {
-    field(out, "Content-Length", itoa::Buffer::new().format(bytes).as_bytes());
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(bytes).as_bytes();
+    let mut line = *b"Content-Length: 18446744073709551615\r\n";
+    let end = LENGTH_START + digits.len();
+    line[LENGTH_START..end].copy_from_slice(digits);
+    line[end..end + 2].copy_from_slice(b"\r\n");
+    out.put_slice(&line[..end + 2]);
 }
 
 /// Appends the field that frames content of this length; nothing for [`Length::Raw`].
@@ -139,6 +150,8 @@ const WEBSOCKET: &[u8] = b"Sec-Websocket-";
 const WEBSOCKET_S: usize = 7;
 /// First line, `Host`, `Date`, framing, `Connection` and the empty line, as far as it is not known how long they are.
 const LINES_BYTES: usize = 192;
+/// Where the digits of a content length begin.
+const LENGTH_START: usize = b"Content-Length: ".len();
 
 #[cfg(test)]
 mod tests {
@@ -153,6 +166,17 @@ mod tests {
         let mut out = BytesMut::new();
         request_head(&mut out, &Method::GET, &"/p?q".parse().unwrap(), "h", &headers.into());
         assert_eq!(&out[..], b"GET /p?q HTTP/1.1\r\nHost: h\r\nSec-WebSocket-Key: k\r\nX-A: 1\r\nX-A: 2\r\n");
+    }
+
+    #[test]
+    fn lines_that_are_written_in_one_piece_say_the_same() {
+        let mut out = BytesMut::new();
+        response_head(&mut out, StatusCode::OK, &Fields::new());
+        response_head(&mut out, StatusCode::NO_CONTENT, &Fields::new());
+        [0, 10, u64::MAX].into_iter().for_each(|bytes| content_length(&mut out, bytes));
+        let wanted = "HTTP/1.1 200 OK\r\nHTTP/1.1 204 No Content\r\nContent-Length: 0\r\nContent-Length: 10\r\n\
+            Content-Length: 18446744073709551615\r\n";
+        assert_eq!(out, wanted);
     }
 
     #[test]

@@ -133,15 +133,29 @@ impl HeadScanner {
     /// # Errors
     /// [`HeadError::BareLf`] as soon as it is seen, [`HeadError::TooLarge`] above `bytes_max`.
     pub fn scan(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
+        let scanned = self.scanned;
+        let end = self.find(buffer, bytes_max)?;
+        if end.is_some_and(|end| has_bare_lf(&buffer[..end], scanned)) {
+            return Err(HeadError::BareLf);
+        }
+        Ok(end)
+    }
+
+    /// [`Self::scan`] without a look for [`HeadError::BareLf`] at what the end has come with: the parsers look for themselves.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) fn find(&mut self, buffer: &[u8], bytes_max: usize) -> Result<Option<usize>, HeadError> {
         // What was looked at before may be the beginning of the end.
         let from = self.scanned.saturating_sub(END.len() - 1);
         let end = END_FINDER.find(&buffer[from..]).map(|at| from + at + END.len());
         let head = &buffer[..end.unwrap_or(buffer.len())];
-        if has_bare_lf(head, self.scanned) {
+        let is_large = head.len() > bytes_max;
+        if (end.is_none() || is_large) && has_bare_lf(head, self.scanned) {
             return Err(HeadError::BareLf);
         }
         self.scanned = if end.is_some() { 0 } else { buffer.len() };
-        if head.len() > bytes_max { Err(HeadError::TooLarge) } else { Ok(end) }
+        if is_large { Err(HeadError::TooLarge) } else { Ok(end) }
     }
 }
 
@@ -174,6 +188,9 @@ pub fn parse_request(head: &Bytes) -> Result<RequestHead, HeadError> {
         && fields.lack(ODD_REQUEST)
     {
         return plain_request(method, uri, fields);
+    }
+    if has_bare_lf(head, 0) {
+        return Err(HeadError::BareLf);
     }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
@@ -218,6 +235,9 @@ pub fn parse_response(head: &Bytes, method: &Method) -> Result<ResponseHead, Hea
         && fields.lack(ODD)
     {
         return plain_response(fields, status, method);
+    }
+    if has_bare_lf(head, 0) {
+        return Err(HeadError::BareLf);
     }
     let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Response::new(&mut []);
@@ -426,7 +446,8 @@ fn take_host(headers: &mut HeaderMap, uri: &Uri, version: Version) -> Result<Str
 
 /// The characters of `uri-host [":" port]` (RFC 3986 §3.2.2); user information is refused, an empty host allowed.
 pub fn is_host(host: &str) -> bool {
-    let (name, port) = match host.rfind(':') {
+    // So short a text is searched sooner byte by byte.
+    let (name, port) = match host.bytes().rposition(|byte| byte == b':') {
         Some(colon) if !host[colon..].contains(']') => (&host[..colon], &host[colon + 1..]),
         _ => (host, ""),
     };
@@ -635,6 +656,32 @@ mod tests {
                 None => scanner.scan(text, 1000).unwrap(),
             };
             assert_eq!(end, Some(27), "split at {split}");
+        }
+    }
+
+    #[test]
+    fn a_bare_line_feed_is_refused_by_whoever_sees_it() {
+        for text in [
+            "\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\nA: 1\r\n\r\n",
+        ] {
+            let (mut scanner, mut finder) = (HeadScanner::default(), HeadScanner::default());
+            assert_eq!(scanner.scan(text.as_bytes(), 1000), Err(HeadError::BareLf), "{text:?}");
+            assert_eq!(finder.find(text.as_bytes(), 1000), Ok(Some(text.len())), "{text:?}");
+            assert_eq!(parse_request(&text.into()).err(), Some(HeadError::BareLf), "{text:?}");
+            assert_eq!(finder.find(text.as_bytes(), 10), Err(HeadError::BareLf), "{text:?}");
+            assert_eq!(
+                finder.find(&text.as_bytes()[..text.len() - 1], 1000),
+                Err(HeadError::BareLf),
+                "{text:?}"
+            );
+            let answer = text.replace("GET / HTTP/1.1", "HTTP/1.1 200 OK");
+            assert_eq!(
+                parse_response(&answer.into(), &Method::GET).err(),
+                Some(HeadError::BareLf),
+                "{text:?}"
+            );
         }
     }
 

@@ -9,6 +9,6 @@ pub mod encode;
 pub mod framing;
 pub mod head;
 mod plain;
-mod scratch;
+pub(crate) mod scratch;
 pub mod server;
 pub mod source;

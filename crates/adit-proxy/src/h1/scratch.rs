@@ -25,14 +25,14 @@ pub(super) fn encode(bytes: usize, write: impl FnOnce(&mut BytesMut)) -> Bytes {
 }
 
 /// An empty batch, with room if there is some.
-pub(super) fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     ROOM.take()
 }
 
 /// Keeps the room of a batch that was written.
-pub(super) fn keep(mut batch: Batch) {
+pub(crate) fn keep(mut batch: Batch) {
     batch.clear();
-    if batch.capacity() <= ROOM_MAX {
+    if (1..=ROOM_MAX).contains(&batch.capacity()) {
         ROOM.set(batch);
     }
 }

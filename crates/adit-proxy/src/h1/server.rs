@@ -720,7 +720,7 @@ fn poll_head(
                 idle.restart(options.header_timeout);
             }
             if let Some(length) =
-                scanner.scan(&reader.buffer, options.head_bytes_max).map_err(Refused::Head)?
+                scanner.find(&reader.buffer, options.head_bytes_max).map_err(Refused::Head)?
             {
                 return Poll::Ready(Ok(Some(length)));
             }

@@ -84,8 +84,7 @@ pub(crate) fn lines(headers: &HeaderMap) -> Fields {
     for (name, value) in headers {
         encode::line(&mut head, name, value);
     }
-    let head = head.freeze();
-    let mut fields = Fields::begin(&head, Side::Visitor);
+    let mut fields = Fields::begin_with(head.freeze(), Side::Visitor);
     let mut start = 0;
     for (name, value) in headers {
         let named = start..start + name.as_str().len();

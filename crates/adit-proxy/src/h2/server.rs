@@ -1,6 +1,7 @@
 //! One visitor's HTTP/2 connection: one task for the connection and all its requests.
 
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -56,8 +57,7 @@ pub async fn serve<S: Service>(
         look: Idle::new(options.keep_alive_timeout),
         stall: (0, Idle::new(options.write_idle_timeout)),
     };
-    poll_fn(|cx| session.poll(cx, |(request, respond)| answer(request, respond, Arc::clone(&exchange))))
-        .await;
+    poll_fn(|cx| session.poll(cx, |asked| begin(asked, &exchange))).await;
 }
 
 /// A connection and what is being answered on it.
@@ -84,7 +84,7 @@ where
     F: Future<Output = ()>,
 {
     /// One turn: what was woken, then the connection with the frames of all, until there is nothing left to do at the moment.
-    fn poll(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> Option<F>) -> Poll<()> {
         self.streams.begin(cx);
         let waker = self.streams.connection_waker();
         let mut own = Context::from_waker(&waker);
@@ -110,13 +110,17 @@ where
     }
 
     /// Ready at the end of the connection.
-    fn poll_connection(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> F) -> Poll<()> {
+    fn poll_connection(&mut self, cx: &mut Context<'_>, begin: impl Fn(Asked) -> Option<F>) -> Poll<()> {
         self.io.begin();
         for _ in 0..ACCEPTED_MAX {
             match self.connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok(asked))) => {
                     self.look.touch();
-                    self.streams.push(begin(asked));
+                    // As for its polls: a fault of one is not to end those beside it.
+                    let answer = catch_unwind(AssertUnwindSafe(|| begin(asked)));
+                    if let Ok(Some(answer)) = answer {
+                        self.streams.push(answer);
+                    }
                 }
                 Poll::Ready(Some(Err(error))) => {
                     tracing::debug!(%error, reason = "h2_connection", "connection ended");
@@ -208,53 +212,67 @@ struct Exchange<S> {
     options: Options,
 }
 
-async fn answer<S: Service>(
-    request: http::Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    exchange: Arc<Exchange<S>>,
-) {
-    let metrics = &exchange.options.metrics;
+/// What answers a request; none if that is done.
+fn begin<S: Service>(
+    (request, mut respond): Asked,
+    exchange: &Arc<Exchange<S>>,
+) -> Option<impl Future<Output = ()> + use<S>> {
     let is_head = *request.method() == Method::HEAD;
-    let mut ending = Ending { metrics, is_answered: false };
-    let (request, mut wanted) = match translate(request, &exchange) {
-        Ok(translated) => translated,
+    match translate(request, exchange) {
+        Ok((request, wanted)) => Some(answer(request, wanted, (respond, is_head), Arc::clone(exchange))),
         Err(refused) => {
-            metrics.refused(refused.reason);
+            exchange.options.metrics.refused(refused.reason);
             let mut refusal = http::Response::new(());
             *refusal.status_mut() = refused.status;
             let _ = respond.send_response(refusal, true);
-            ending.is_answered = true;
-            return;
+            None
         }
-    };
-    let is_upgrade = request.upgrade.is_some();
-    let mut call = pin!(exchange.service.call(request));
-    let response = poll_fn(|cx| {
-        if let Poll::Ready(response) = call.as_mut().poll(cx) {
-            return Poll::Ready(Some(response));
+    }
+}
+
+/// No `async fn`, which would keep its arguments twice: this future is moved as a whole once for each request. So nothing large
+/// is kept in it while it waits, either.
+#[expect(clippy::manual_async_fn, reason = "what it returns is smaller")]
+fn answer<S: Service>(
+    request: Request,
+    mut wanted: Option<oneshot::Receiver<()>>,
+    (mut respond, is_head): (SendResponse<Bytes>, bool),
+    exchange: Arc<Exchange<S>>,
+) -> impl Future<Output = ()> + use<S> {
+    async move {
+        let Exchange { service, options, .. } = &*exchange;
+        let mut ending = Ending { metrics: &options.metrics, is_answered: false };
+        let is_upgrade = request.upgrade.is_some();
+        let mut begun = {
+            let mut call = pin!(service.call(request));
+            poll_fn(|cx| {
+                if let Poll::Ready(response) = call.as_mut().poll(cx) {
+                    return Poll::Ready(Some(send(response, is_upgrade, &mut respond, is_head, options)));
+                }
+                if let Some(waiting) = &mut wanted
+                    && let Poll::Ready(result) = Pin::new(waiting).poll(cx)
+                {
+                    wanted = None;
+                    if result.is_ok() {
+                        let _ = respond.send_informational(wanted::go_on());
+                    }
+                }
+                // The visitor reset the stream: dropping the call aborts the exchange with the origin.
+                respond.poll_reset(cx).map(|_| None)
+            })
+            .await
+        };
+        let sent = match &mut begun {
+            Some(Ok(Some(outgoing))) => poll_fn(|cx| outgoing.poll(cx)).await,
+            Some(Ok(None)) => Ok(()),
+            Some(Err(failure)) => Err(*failure),
+            None => return,
+        };
+        match sent {
+            Ok(()) => ending.is_answered = true,
+            Err(SendFailure::Stalled) => options.metrics.refused("write_stalled"),
+            Err(SendFailure::Peer | SendFailure::Body) => {}
         }
-        if let Some(waiting) = &mut wanted
-            && let Poll::Ready(result) = Pin::new(waiting).poll(cx)
-        {
-            wanted = None;
-            if result.is_ok() {
-                let _ = respond.send_informational(wanted::go_on());
-            }
-        }
-        // The visitor reset the stream: dropping the call aborts the exchange with the origin.
-        respond.poll_reset(cx).map(|_| None)
-    })
-    .await;
-    let Some(response) = response else { return };
-    let response = if is_upgrade { websocket::answer(response) } else { response };
-    // The whole-time limits are for messages, not for what an upgraded connection carries.
-    let limit = exchange.options.write_timeout.filter(|_| response.body.length() != Length::Raw);
-    let body = Deadline::limit(response.body, limit);
-    let response = Response { body, ..response };
-    match send(response, &mut respond, is_head, exchange.options.write_idle_timeout).await {
-        Ok(()) => ending.is_answered = true,
-        Err(SendFailure::Stalled) => metrics.refused("write_stalled"),
-        Err(SendFailure::Peer | SendFailure::Body) => {}
     }
 }
 
@@ -272,20 +290,22 @@ impl Drop for Ending<'_> {
     }
 }
 
-async fn send(
+/// Sends the head of an answer; then the content is to follow, if there is any.
+fn send(
     response: Response,
+    is_upgrade: bool,
     respond: &mut SendResponse<Bytes>,
     is_head: bool,
-    stall: Duration,
-) -> Result<(), SendFailure> {
-    let (head, body) = fields::write(response, is_head);
+    options: &Options,
+) -> Result<Option<Outgoing>, SendFailure> {
+    let response = if is_upgrade { websocket::answer(response) } else { response };
+    // The whole-time limits are for messages, not for what an upgraded connection carries.
+    let limit = options.write_timeout.filter(|_| response.body.length() != Length::Raw);
+    let body = Deadline::limit(response.body, limit);
+    let (head, body) = fields::write(Response { body, ..response }, is_head);
     let ends = body.is_empty();
     let stream = respond.send_response(head, ends).map_err(|_| SendFailure::Peer)?;
-    if ends {
-        return Ok(());
-    }
-    let mut outgoing = Outgoing::new(stream, body, stall);
-    poll_fn(|cx| outgoing.poll(cx)).await
+    Ok((!ends).then(|| Outgoing::new(stream, body, options.write_idle_timeout)))
 }
 
 /// The request in our own form, with the checks that HTTP/1.1's parser does for its side; and what tells when its content

@@ -8,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use http::HeaderMap;
 
 use crate::body::{BATCH_BYTES_MAX, Batch, Body, BodyError, BodySource};
+use crate::h1::scratch;
 use crate::headers;
 use crate::idle::Idle;
 
@@ -102,7 +103,14 @@ pub(super) enum SendFailure {
 impl Outgoing {
     /// `stall` limits how long the other end may grant no credit while content waits.
     pub(super) fn new(stream: SendStream<Bytes>, body: Body, stall: Duration) -> Self {
-        Self { stream, body, batch: Batch::new(), body_done: false, finished: false, stall: Idle::new(stall) }
+        Self {
+            stream,
+            body,
+            batch: scratch::batch(),
+            body_done: false,
+            finished: false,
+            stall: Idle::new(stall),
+        }
     }
 
     /// Sends until all content and the trailers are handed to the connection.
@@ -176,5 +184,6 @@ impl Drop for Outgoing {
         if !self.finished {
             self.stream.send_reset(h2::Reason::CANCEL);
         }
+        scratch::keep(std::mem::take(&mut self.batch));
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
@@ -19,6 +19,8 @@ pub(super) struct Streams<F> {
     connection: Waker,
     /// Slots that were woken and are to be polled in this pass.
     turn: VecDeque<usize>,
+    /// Slots for the next pass: taken since, or woken while they were polled.
+    next: Vec<usize>,
 }
 
 struct Slot<F> {
@@ -45,8 +47,8 @@ struct Woken {
 struct SlotWake {
     wakes: Arc<Wakes>,
     slot: usize,
-    /// Stands among the woken.
-    queued: AtomicBool,
+    /// [`WOKEN`] and [`OURS`].
+    state: AtomicU8,
 }
 
 struct ConnectionWake(Arc<Wakes>);
@@ -57,7 +59,8 @@ impl<F: Future<Output = ()>> Streams<F> {
         let wakes = Arc::new(Wakes::default());
         wakes.lock().connection = true;
         let connection = Waker::from(Arc::new(ConnectionWake(Arc::clone(&wakes))));
-        Self { slots: Vec::new(), free: Vec::new(), wakes, connection, turn: VecDeque::new() }
+        let (slots, free, turn, next) = (Vec::new(), Vec::new(), VecDeque::new(), Vec::new());
+        Self { slots, free, wakes, connection, turn, next }
     }
 
     /// What wakes the connection.
@@ -73,9 +76,8 @@ impl<F: Future<Output = ()>> Streams<F> {
     /// Takes one more, to be polled in the next turn.
     pub(super) fn push(&mut self, future: F) {
         let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
-        let Slot { future: place, wake, .. } = &mut self.slots[slot];
-        *place = Some(Box::pin(future));
-        wake.queue();
+        self.slots[slot].future = Some(Box::pin(future));
+        self.next.push(slot);
     }
 
     /// Begins a turn of the task: until its end nothing that is woken wakes the task, because the task looks by itself.
@@ -90,13 +92,13 @@ impl<F: Future<Output = ()>> Streams<F> {
 
     /// Whether there is anything to do.
     pub(super) fn are_woken(&self) -> bool {
-        let woken = self.wakes.lock();
-        woken.connection || !woken.slots.is_empty()
+        !self.next.is_empty() || self.wakes.lock().is_any()
     }
 
-    /// Begins a pass: those that were woken until now are polled in it, once each.
+    /// Begins a pass: those that were taken or woken until now are polled in it, once each.
     pub(super) fn begin_pass(&mut self) {
         self.turn.extend(self.wakes.lock().slots.drain(..));
+        self.turn.extend(self.next.drain(..));
     }
 
     /// Polls some of the pass; true if there are more. The connection is to be polled between: frames that wait for it
@@ -116,6 +118,7 @@ impl<F: Future<Output = ()>> Streams<F> {
             self.slots.shrink_to(SLOTS_KEPT);
             self.free.shrink_to(SLOTS_KEPT);
             self.turn.shrink_to(SLOTS_KEPT);
+            self.next.shrink_to(SLOTS_KEPT);
         }
         !self.turn.is_empty()
     }
@@ -133,7 +136,7 @@ impl<F: Future<Output = ()>> Streams<F> {
     /// Ends the turn. What has not been taken up wakes the task again, behind all others that wait for their turn.
     pub(super) fn end(&mut self, cx: &Context<'_>) {
         let mut woken = self.wakes.lock();
-        woken.awake = woken.connection || !woken.slots.is_empty();
+        woken.awake = !self.next.is_empty() || woken.is_any();
         if woken.awake {
             cx.waker().wake_by_ref();
         }
@@ -142,21 +145,25 @@ impl<F: Future<Output = ()>> Streams<F> {
     fn poll(&mut self, slot: usize) {
         // One that has ended, or whose slot has been given up, may be woken by who still knows of it.
         let Some(Slot { future: place, wake, waker }) = self.slots.get_mut(slot) else { return };
-        wake.queued.store(false, Ordering::Release);
+        // Whatever was done before it was woken is seen from here on.
+        wake.state.swap(OURS, Ordering::AcqRel);
         let Some(future) = place else { return };
         let mut cx = Context::from_waker(waker);
         // A fault of one answer is not to end those beside it, as it would not if each had a task.
         let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut cx)));
         if !matches!(polled, Ok(poll) if poll.is_pending()) {
+            // Whoever still wakes it wakes nobody: the state stays ours.
             *place = None;
             self.free.push(slot);
+        } else if !wake.release() {
+            self.next.push(slot);
         }
     }
 
     fn add_slot(&mut self) -> usize {
         let slot = self.slots.len();
         let wakes = Arc::clone(&self.wakes);
-        let wake = Arc::new(SlotWake { wakes, slot, queued: AtomicBool::new(false) });
+        let wake = Arc::new(SlotWake { wakes, slot, state: AtomicU8::new(OURS) });
         let waker = Waker::from(Arc::clone(&wake));
         self.slots.push(Slot { future: None, wake, waker });
         slot
@@ -178,6 +185,10 @@ impl Wakes {
 }
 
 impl Woken {
+    fn is_any(&self) -> bool {
+        self.connection || !self.slots.is_empty()
+    }
+
     fn wake_task(&mut self) {
         if !self.awake {
             self.awake = true;
@@ -188,11 +199,16 @@ impl Woken {
 
 impl SlotWake {
     fn queue(&self) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
+        if self.state.fetch_or(WOKEN, Ordering::AcqRel) == 0 {
             let mut woken = self.wakes.lock();
             woken.slots.push(self.slot);
             woken.wake_task();
         }
+    }
+
+    /// Lets who wakes it put it among the woken again; false if it was woken meanwhile, and is to be polled once more.
+    fn release(&self) -> bool {
+        self.state.compare_exchange(OURS, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -218,6 +234,10 @@ impl Wake for ConnectionWake {
     }
 }
 
+/// A slot was woken and has not been polled since.
+const WOKEN: u8 = 1;
+/// A slot is empty, waits for its first poll or is being polled: [`Streams`] looks by itself whether it is woken.
+const OURS: u8 = 2;
 /// Slots that an idle connection keeps, some 100 bytes each: most visitors ask for few things at a time.
 const SLOTS_KEPT: usize = 8;
 /// How many are polled before the connection takes their frames: two for a small answer, of some 300 bytes each in `h2`.
@@ -276,6 +296,7 @@ mod tests {
         assert_eq!((polls.load(Ordering::SeqCst), streams.is_empty()), (2, false));
         // It has ended: whoever still wakes it wakes nobody.
         theirs.wake();
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
         turn(&mut streams, &waker);
         assert_eq!(polls.load(Ordering::SeqCst), 2);
     }
@@ -292,6 +313,31 @@ mod tests {
         turn(&mut streams, &waker);
         assert!(streams.are_woken());
         assert_eq!(task.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn one_that_is_woken_while_it_ends_leaves_a_slot_for_another() {
+        let task = Arc::new(Task::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut streams = Streams::<Boxed>::new();
+        streams.push(Box::pin(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Ready(())
+        })));
+        turn(&mut streams, &waker);
+        assert!(streams.is_empty() && !streams.are_woken());
+        let theirs = Arc::new(Mutex::new(None::<Waker>));
+        let kept = Arc::clone(&theirs);
+        streams.push(Box::pin(poll_fn(move |cx| match kept.lock().unwrap().replace(cx.waker().clone()) {
+            Some(_) => Poll::Ready(()),
+            None => Poll::Pending,
+        })));
+        turn(&mut streams, &waker);
+        assert_eq!((streams.slots.len(), streams.is_empty(), task.0.load(Ordering::SeqCst)), (1, false, 0));
+        theirs.lock().unwrap().as_ref().unwrap().wake_by_ref();
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
+        turn(&mut streams, &waker);
+        assert!(streams.is_empty());
     }
 
     #[test]

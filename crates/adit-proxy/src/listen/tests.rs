@@ -118,6 +118,7 @@ fn listener_options(switch: Switch, proxy_protocol: Option<ProxyProtocolPolicy>)
         connections_max: 16,
         reuse_port: false,
         device: None,
+        unsent_bytes_max: None,
         lanes: None,
         connection: options(),
     }
@@ -184,6 +185,54 @@ async fn echo_server() -> SocketAddr {
         }
     });
     address
+}
+
+#[tokio::test]
+async fn how_fast_a_visitor_reads_shows_however_large_the_socket_buffer_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let visitor = tokio::net::TcpSocket::new_v4().unwrap();
+    visitor.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut visitor = visitor.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, remote) = listener.accept().await.unwrap();
+    SockRef::from(&accepted).set_send_buffer_size(4 * 1024 * 1024).unwrap();
+    let accepted = accepted.into_std().unwrap();
+    let served = inlet::Accepted::Kernel(accepted.try_clone().unwrap(), remote);
+    let active = Active::new(ListenerOptions {
+        name: "web".to_owned(),
+        tls: None,
+        switch: None,
+        proxy_protocol: None,
+        connections_max: 1,
+        reuse_port: false,
+        device: None,
+        unsent_bytes_max: Some(128 * 1024),
+        lanes: None,
+        connection: options(),
+    });
+    let permit = Arc::clone(&active.permits).try_acquire_owned().unwrap();
+    let (mut tasks, (_signal, drain)) = (JoinSet::new(), drain::channel());
+    active.serve(&mut tasks, served, permit, (&Arc::new(Describe), &drain));
+    let accepted = TcpStream::from_std(accepted).unwrap();
+    let taken = || {
+        let mut taken = 0;
+        while let Ok(bytes) = accepted.try_write(&[0; 16 * 1024]) {
+            taken += bytes;
+        }
+        taken
+    };
+    accepted.writable().await.unwrap();
+    let at_first = taken();
+    assert!(at_first < 1024 * 1024, "{at_first} bytes for who reads nothing");
+    let (mut read, mut buffer) = (0, [0; 16 * 1024]);
+    while read < 512 * 1024 {
+        tokio::select! {
+            got = visitor.read(&mut buffer) => read += got.unwrap(),
+            writable = accepted.writable() => {
+                writable.unwrap();
+                taken();
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
     is_management,
     reader::Readers,
     request::{ConnectionLabel, Reply, RequestHandler, TunnelRequest},
-    streams::{RecvHalf, SendHalf, read_error},
+    streams::{RecvHalf, SendHalf, read_error, within},
 };
 
 /// Serves one stream to its end.
@@ -26,7 +26,7 @@ pub(super) async fn serve<H: RequestHandler>(
     readers: Arc<Readers>,
     (mut send, mut recv): (quinn::SendStream, quinn::RecvStream),
 ) {
-    let reason = match timeout(PREAMBLE_TIMEOUT, read_preamble(&mut recv)).await {
+    let reason = match within(PREAMBLE_TIMEOUT, read_preamble(&mut recv)).await {
         Ok(Ok((Preamble::Request(head), early))) => {
             let body = RecvHalf::request(recv, early, &readers);
             let reply = Reply::quic(send, head.kind);

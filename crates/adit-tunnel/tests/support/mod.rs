@@ -19,7 +19,7 @@ use adit_config::{
 };
 use adit_tunnel::{
     Connector, ConnectorError, ConnectorHandle, ConnectorOptions, Edge, EdgeCertificate, EdgeError,
-    EdgeHandle, EdgeOptions, Grant, RecvHalf, RequestHandler, SendHalf, StreamError, TunnelRequest,
+    EdgeHandle, EdgeLane, EdgeOptions, Grant, RecvHalf, RequestHandler, SendHalf, StreamError, TunnelRequest,
 };
 use adit_tunnel_proto::{ConnectionType, HeaderPairs, RequestHead, ResponseHead};
 use bytes::Bytes;
@@ -85,23 +85,27 @@ pub(crate) struct RunningEdge {
 
 impl RunningEdge {
     pub(crate) fn start(identity: &Identity, listen: &str) -> Self {
-        Self::bind(identity, listen.parse().unwrap()).unwrap()
+        Self::bind(identity, listen.parse().unwrap(), &[]).unwrap()
+    }
+
+    pub(crate) fn start_on(identity: &Identity, lanes: &[EdgeLane]) -> Self {
+        Self::bind(identity, "127.0.0.1:0".parse().unwrap(), lanes).unwrap()
     }
 
     /// Starts on the address of an edge that just ended, once its socket is free.
     pub(crate) async fn restart(identity: &Identity, address: SocketAddr) -> Self {
         let mut edge = None;
         eventually("free address", || {
-            edge = Self::bind(identity, address).ok();
+            edge = Self::bind(identity, address, &[]).ok();
             edge.is_some()
         })
         .await;
         edge.unwrap()
     }
 
-    fn bind(identity: &Identity, listen: SocketAddr) -> Result<Self, EdgeError> {
+    fn bind(identity: &Identity, listen: SocketAddr, lanes: &[EdgeLane]) -> Result<Self, EdgeError> {
         let options = EdgeOptions {
-            lanes: Vec::new(),
+            lanes: lanes.to_vec(),
             listen,
             certificate: identity.certificate(),
             location: "here".into(),

@@ -575,6 +575,7 @@ fn start_admin(
             connections_max: ADMIN_CONNECTIONS_MAX,
             reuse_port: false,
             device: None,
+            unsent_bytes_max: None,
             lanes: None,
             connection: Options {
                 header_timeout: Duration::from_secs(10),
