@@ -459,7 +459,7 @@ fn a_run_that_breaks_off_keeps_its_report() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit"));
     command.args(["bench", "client", &server.address.to_string(), "-t", "60", "-i", "0.1", "--json"]);
     let client = command.stdout(Stdio::piped()).spawn().expect("the binary starts");
-    server.process.wait_for_line("begins TCP");
+    server.process.wait_for_line("begins tcp");
     // Long enough for some intervals.
     pause(Duration::from_secs(1));
     server.process.signal("TERM");
