@@ -133,8 +133,6 @@ impl Edge {
         metrics.connections_max.set(i64::from(options.connections_max));
         let configs = configs(options.certificate)?;
         let listen = |source| EdgeError::Listen { address: options.listen, source };
-        // Where the first connection will be: a connector with one has all on one thread.
-        let _entered = options.lanes.first().map(|lane| lane.runtime.enter());
         let endpoint = transport::listening_endpoint(options.listen, configs.first(), &metrics.udp);
         let endpoint = endpoint.map_err(listen)?;
         let shared = Shared {

@@ -213,6 +213,8 @@ mod tests {
         let mut rest = Vec::new();
         theirs.read_to_end(&mut rest).await.unwrap();
         assert_eq!((first, rest.as_slice()), (large, &b"more"[..]));
+        let kept = SPARE.take().capacity();
+        assert!((GATHERED_BYTES_MIN..=GATHERED_BYTES_MAX).contains(&kept), "{kept}");
     }
 
     #[tokio::test]

@@ -296,6 +296,7 @@ mod tests {
         assert_eq!((polls.load(Ordering::SeqCst), streams.is_empty()), (2, false));
         // It has ended: whoever still wakes it wakes nobody.
         theirs.wake();
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
         turn(&mut streams, &waker);
         assert_eq!(polls.load(Ordering::SeqCst), 2);
     }
@@ -312,6 +313,31 @@ mod tests {
         turn(&mut streams, &waker);
         assert!(streams.are_woken());
         assert_eq!(task.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn one_that_is_woken_while_it_ends_leaves_a_slot_for_another() {
+        let task = Arc::new(Task::default());
+        let waker = Waker::from(Arc::clone(&task));
+        let mut streams = Streams::<Boxed>::new();
+        streams.push(Box::pin(poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            Poll::Ready(())
+        })));
+        turn(&mut streams, &waker);
+        assert!(streams.is_empty() && !streams.are_woken());
+        let theirs = Arc::new(Mutex::new(None::<Waker>));
+        let kept = Arc::clone(&theirs);
+        streams.push(Box::pin(poll_fn(move |cx| match kept.lock().unwrap().replace(cx.waker().clone()) {
+            Some(_) => Poll::Ready(()),
+            None => Poll::Pending,
+        })));
+        turn(&mut streams, &waker);
+        assert_eq!((streams.slots.len(), streams.is_empty(), task.0.load(Ordering::SeqCst)), (1, false, 0));
+        theirs.lock().unwrap().as_ref().unwrap().wake_by_ref();
+        assert_eq!(task.0.load(Ordering::SeqCst), 1);
+        turn(&mut streams, &waker);
+        assert!(streams.is_empty());
     }
 
     #[test]

@@ -21,7 +21,12 @@ use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use super::status::{EdgeConnectionStatus, TunnelStatus};
-use crate::{in_flight::Load, metrics::EdgeMetrics, reader::Readers, request::ConnectionLabel};
+use crate::{
+    in_flight::{Load, Unanswered},
+    metrics::EdgeMetrics,
+    reader::Readers,
+    request::ConnectionLabel,
+};
 
 /// A registered connection.
 #[derive(Debug)]
@@ -35,6 +40,7 @@ pub(super) struct Connection {
     /// The thread that runs it, where that is always the same.
     pub(super) lane: Option<ThreadId>,
     pub(super) load: Arc<Load>,
+    pub(super) unanswered: Unanswered,
     pub(super) draining: AtomicBool,
     pub(super) silent: AtomicBool,
     /// Others come first: slow readers hold its window, or it did not take a head in time.

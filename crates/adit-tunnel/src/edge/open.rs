@@ -22,7 +22,6 @@ use super::{
 use crate::{
     in_flight::InFlight,
     is_management,
-    reader::Readers,
     request::ConnectionLabel,
     streams::{Loss, RecvHalf, SendHalf, StreamError, read_error, within, write_error},
 };
@@ -60,7 +59,7 @@ impl EncodedHead {
 /// A response that has not come yet. Dropping it gives the request up.
 pub struct PendingResponse {
     recv: quinn::RecvStream,
-    readers: Arc<Readers>,
+    connection: Arc<Connection>,
     kind: ConnectionType,
     in_flight: InFlight,
     shared: Arc<Shared>,
@@ -74,9 +73,14 @@ impl PendingResponse {
     /// # Errors
     /// When the connector fails, breaks off or is lost.
     pub async fn recv(mut self) -> Result<(ResponseHead<HeaderLines>, RecvHalf), ResponseError> {
-        match read_response(&mut self.recv, self.kind).await {
+        let response = read_response(&mut self.recv, self.kind).await;
+        if !matches!(response, Err(ResponseError::ConnectionLost(_))) {
+            self.connection.unanswered.answered();
+        }
+        match response {
             Ok((head, early)) => {
-                let body = RecvHalf::quic(self.recv, early, &self.readers, Some(self.in_flight));
+                let readers = &self.connection.readers;
+                let body = RecvHalf::quic(self.recv, early, readers, Some(self.in_flight));
                 Ok((head, body))
             }
             Err(error) => {
@@ -120,9 +124,11 @@ pub(super) async fn open(
         match begin(&connection, preamble.clone(), is_whole).await {
             Ok((send, recv)) => {
                 shared.metrics.streams.inc();
-                let (readers, shared) = (Arc::clone(&connection.readers), Arc::clone(shared));
-                let response = PendingResponse { recv, readers, kind, in_flight, shared };
-                return Ok(Opened { send, response, connection: connection.label.clone() });
+                connection.unanswered.sent();
+                let label = connection.label.clone();
+                let shared = Arc::clone(shared);
+                let response = PendingResponse { recv, connection, kind, in_flight, shared };
+                return Ok(Opened { send, response, connection: label });
             }
             // The connector cannot have seen a whole head, so another connection may carry it.
             Err(error) => {
@@ -146,8 +152,9 @@ fn choose(shared: &Shared, routes: &Routes) -> Result<Arc<Connection>, OpenError
     let picked = pick(connections.len(), start, in_flight_max, |at| {
         let connection = &connections[at];
         let count = connection.load.count();
-        // What another thread runs is taken when this one's has much more to do.
-        let away = if connection.lane == lane { 0 } else { AWAY_COST };
+        // What another thread runs is taken when this one's has much more to do, or does not answer.
+        let is_near = connection.lane == lane && !connection.unanswered.is_hushed();
+        let away = if is_near { 0 } else { AWAY_COST };
         Candidate {
             in_flight: count.max((count + away).min(in_flight_max.saturating_sub(1))),
             draining: connection.draining.load(Ordering::Relaxed),

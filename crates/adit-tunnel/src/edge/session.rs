@@ -28,7 +28,7 @@ use super::{CLOSE_CODE, Shared, book::Connection};
 use crate::{
     channel::{Channel, ChannelError},
     credit::Credit,
-    in_flight::Load,
+    in_flight::{Load, Unanswered},
     liveness::{DEAD, LOOK_INTERVAL, Liveness, QUIET},
     request::ConnectionLabel,
     streams::{Loss, RecvHalf, SendHalf},
@@ -184,6 +184,7 @@ impl<'a> Session<'a> {
             quic,
             lane: shared.lane(),
             load: Arc::<Load>::default(),
+            unanswered: Unanswered::new(),
             draining: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             stalled: AtomicBool::new(false),

@@ -52,6 +52,13 @@ pub(super) fn credentials(grants: &[Grant], name: &str) -> Option<TunnelCredenti
     })
 }
 
+/// Whether all that this process serves are visitors of its tunnels.
+fn is_alone(config: &Config, edge: &EdgeSettings) -> bool {
+    config.providers.file.is_none()
+        && config.dynamic.http.routers.is_empty()
+        && config.entry_points.keys().all(|name| edge.public.contains(name))
+}
+
 /// Ids and secrets of tunnels that were given none, kept for the life of the process.
 type MadeTunnels = HashMap<String, (TunnelId, Secret)>;
 
@@ -81,7 +88,13 @@ impl RunningEdge {
             hostnames_per_tunnel_max: config.limits.hostnames_per_tunnel_max,
             lanes,
         };
+        // Where the first connection will be: a connector with one has all on one thread. Unless others work there whose
+        // turns are long, as relays of large content do: the packets of all tunnels would wait for them.
+        let lane = options.lanes.first().filter(|_| is_alone(config, settings));
+        let lane = lane.map(|lane| lane.runtime.clone());
+        let entered = lane.as_ref().map(|runtime| runtime.enter());
         let edge = Edge::bind(options, grants.clone(), registry)?;
+        drop(entered);
         let address = edge
             .local_addr()
             .map_err(|source| adit_tunnel::EdgeError::Listen { address: settings.listen, source })?;
