@@ -11,8 +11,8 @@ use std::{
 
 use adit_config::Secret;
 use adit_tunnel::{
-    ConnectionPhase, Connector, ConnectorError, EdgeLane, Loss, OpenError, ResponseError, StreamError,
-    TlsError,
+    ConnectionPhase, Connector, ConnectorError, EdgeLane, Loss, OpenError, Opened, ResponseError,
+    StreamError, TlsError,
 };
 use adit_tunnel_proto::ConnectionType;
 use bytes::Bytes;
@@ -52,7 +52,12 @@ async fn requests_prefer_a_connection_of_their_own_lane_until_it_has_much_to_do(
     assert!(told.iter().all(|lane| lane.connections.load(Ordering::Relaxed) == 1));
     let open = |lane: usize| {
         let handle = edge.handle.clone();
-        let opening = async move { handle.open(TUNNEL, &request("hang")).await.unwrap() };
+        // Answered, because a connection that does not answer is not preferred.
+        let opening = async move {
+            let Opened { send, response, connection } = handle.open(TUNNEL, &request("hang")).await.unwrap();
+            let (_, body) = response.recv().await.unwrap();
+            (connection.index, (send, body))
+        };
         told[lane].runtime.spawn(opening)
     };
     let mut held = [Vec::new(), Vec::new()];
@@ -61,10 +66,10 @@ async fn requests_prefer_a_connection_of_their_own_lane_until_it_has_much_to_do(
             held.push(open(lane).await.unwrap());
         }
     }
-    let [own, other] = [0, 1].map(|lane: usize| held[lane][0].connection.index);
+    let [own, other] = [0, 1].map(|lane: usize| held[lane][0].0);
     assert_ne!(own, other);
     for (lane, index) in [own, other].into_iter().enumerate() {
-        assert!(held[lane].iter().all(|opened| opened.connection.index == index), "lane {lane}");
+        assert!(held[lane].iter().all(|(chosen, _)| *chosen == index), "lane {lane}");
     }
     held[1].clear();
     eventually("requests given up", || {
@@ -72,7 +77,7 @@ async fn requests_prefer_a_connection_of_their_own_lane_until_it_has_much_to_do(
         tunnels[0].connections.iter().all(|connection| connection.index != other || connection.in_flight == 0)
     })
     .await;
-    assert_eq!(open(0).await.unwrap().connection.index, other);
+    assert_eq!(open(0).await.unwrap().0, other);
     drop(ends);
 }
 
