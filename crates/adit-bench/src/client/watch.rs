@@ -100,7 +100,7 @@ impl Silence {
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// No sign of any kind. A connection over a line that loses four repetitions in a row comes back after 6.2 s (0.2 s, doubled
-/// each time: RFC 6298 §5.5); the server waits about as long for a client (11 s).
+/// each time: RFC 6298 §5.5).
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Load is acknowledged, and nothing else comes: a process that stands still, whose kernel's buffers a slow rate takes long to
 /// fill; or a question that waits in a queue, which holds 30 s at 400 kbit/s where it is as long as Linux makes it (1,000
