@@ -75,9 +75,15 @@ fn datagrams_that_are_lost_are_counted_on_the_way_there_and_back() {
         );
         namespace.unfilter();
         assert_eq!(number(&run, "/end/sum_sent/packets"), 500, "{run:#}");
-        let (received, lost) =
-            (number(&run, "/end/sum_received/packets"), number(&run, "/end/sum_received/lost_packets"));
-        assert_eq!(received + lost, 500, "{run:#}");
+        // As iperf3 has it: what was lost is among the packets, and the sum is of what was sent.
+        let lost = number(&run, "/end/sum_received/lost_packets");
+        assert_eq!(number(&run, "/end/sum_received/packets"), 500, "{run:#}");
+        assert_eq!(number(&run, "/end/sum_received/bytes"), (500 - lost) * 1000, "{run:#}");
+        for path in ["/end/sum", "/end/streams/0/udp"] {
+            assert_eq!(number(&run, &format!("{path}/bytes")), 500_000, "{run:#}");
+            assert_eq!(number(&run, &format!("{path}/packets")), 500, "{run:#}");
+            assert_eq!(number(&run, &format!("{path}/lost_packets")), lost, "{run:#}");
+        }
         assert!(lost >= 25, "{run:#}");
     }
 }
@@ -91,6 +97,22 @@ fn a_slow_link_is_given_time_to_deliver_what_its_queues_hold() {
     let (sent, received) = (number(&run, "/end/sum_sent/bytes"), number(&run, "/end/sum_received/bytes"));
     assert!(received > 0 && received <= sent, "{run:#}");
     assert!(number(&run, "/end/sum_sent/retransmits") > 0, "{run:#}");
+}
+
+#[test]
+fn slow_a_link_that_is_cut_ends_a_run_of_bytes() {
+    let Some(cable) = cable(1500) else { return };
+    let _server = server(&cable.right);
+    for direction in ["--upload", "--reverse"] {
+        let mut command = cable.left.command(env!("CARGO_BIN_EXE_adit"));
+        command.args(["bench", "client", "192.0.2.2", "-n", "1G", "-b", "10M", "-i", "0.1", direction]);
+        let mut client = Process::start("bench client", &mut command);
+        client.wait_for_line("0.00-0.");
+        cable.right.filter("input", &["drop"]);
+        assert_eq!(client.wait().code(), Some(1), "{}", client.output());
+        cable.right.unfilter();
+        assert!(client.output().contains("nothing came from it for 10 s"), "{}", client.output());
+    }
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(crate) struct CpuUse {
     pub(crate) busiest_thread: f64,
     /// Whether other runs used the same process meanwhile, so that their CPU time is in here too.
     pub(crate) shared: bool,
+    /// Whether a watched process ended meanwhile, so that its CPU time is unknown.
+    pub(crate) incomplete: bool,
     /// Other processes: id, name, CPU-seconds.
     pub(crate) others: Vec<(u32, String, f64)>,
 }
@@ -62,10 +64,14 @@ impl CpuMark {
             let total = to.total.saturating_sub(from.total);
             (total > 0).then(|| to.busy.saturating_sub(from.busy) as f64 / total as f64)
         });
+        let mut incomplete = false;
         let others = self.others.iter().map(|(pid, name, from)| {
-            let to = process(*pid).map_or(*from, |(_, cpu)| cpu);
+            let to = process(*pid).map(|(_, cpu)| cpu);
+            incomplete |= to.is_none();
+            let to = to.unwrap_or(*from);
             (*pid, name.clone(), (to.total().saturating_sub(from.total())).as_secs_f64())
         });
+        let others = others.collect();
         CpuUse {
             seconds: self.at.elapsed().as_secs_f64(),
             user: own.user.saturating_sub(self.own.user).as_secs_f64(),
@@ -74,7 +80,8 @@ impl CpuMark {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             busiest_thread: 0.0,
             shared: false,
-            others: others.collect(),
+            incomplete,
+            others,
         }
     }
 }
@@ -98,7 +105,7 @@ impl CpuUse {
         json!({
             "seconds": self.seconds, "user": self.user, "system": self.system, "host_busy": self.host_busy,
             "cores": self.cores, "busiest_thread": self.busiest_thread, "shared": self.shared,
-            "others": others.collect::<Vec<_>>(),
+            "incomplete": self.incomplete, "others": others.collect::<Vec<_>>(),
         })
     }
 
@@ -119,6 +126,7 @@ impl CpuUse {
             cores: value["cores"].as_u64().and_then(|cores| usize::try_from(cores).ok()).unwrap_or(1).max(1),
             busiest_thread: number("busiest_thread"),
             shared: value["shared"].as_bool().unwrap_or_default(),
+            incomplete: value["incomplete"].as_bool().unwrap_or_default(),
             others: others.collect(),
         }
     }

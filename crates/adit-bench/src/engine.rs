@@ -23,6 +23,8 @@ pub(crate) struct Engine {
     tasks: JoinSet<()>,
     switch: Arc<Switch>,
     congestion: Option<String>,
+    /// Of the first stream's socket: what the kernel grants to send and to receive.
+    buffers: Option<(usize, usize)>,
 }
 
 /// A stream that has not begun.
@@ -44,6 +46,7 @@ impl Engine {
             tasks: JoinSet::new(),
             switch: Switch::new(),
             congestion: None,
+            buffers: None,
         }
     }
 
@@ -55,6 +58,7 @@ impl Engine {
         if self.congestion.is_none() {
             self.congestion = tcp::congestion(&socket);
         }
+        self.note_buffers(&socket2::SockRef::from(&socket));
         let ends = (socket.local_addr().map_err(failed())?, socket.peer_addr().map_err(failed())?);
         let under = Under::Tcp(socket.try_clone().map_err(failed())?);
         self.add(index, ends, under, Work::Tcp(socket));
@@ -64,6 +68,7 @@ impl Engine {
     /// Takes a UDP socket whose peer is proven.
     pub(crate) fn add_udp(&mut self, index: u16, flow: UdpFlow) {
         let ends = flow.ends();
+        self.note_buffers(&socket2::SockRef::from(flow.socket()));
         self.add(index, ends, Under::Nothing, Work::Udp(flow));
     }
 
@@ -94,6 +99,16 @@ impl Engine {
     /// Congestion control of the first TCP stream.
     pub(crate) fn congestion(&self) -> Option<&str> {
         self.congestion.as_deref()
+    }
+
+    /// Bytes that the kernel grants the first stream's socket to send and to receive; those of QUIC are the endpoint's.
+    pub(crate) fn buffers(&self) -> Option<(usize, usize)> {
+        self.buffers
+    }
+
+    fn note_buffers(&mut self, socket: &socket2::SockRef<'_>) {
+        let granted = socket.send_buffer_size().ok().zip(socket.recv_buffer_size().ok());
+        self.buffers = self.buffers.or(granted);
     }
 
     /// The largest share of one CPU that the thread of a flow took (0–1); flows of QUIC have none.
@@ -142,6 +157,14 @@ impl Engine {
         }
         self.flows.iter().for_each(|flow| flow.cut());
         let _ = tokio::time::timeout(GRACE, self.ended()).await;
+        self.tasks.abort_all();
+    }
+
+    /// Ends at once what is still under way.
+    pub(crate) async fn abandon(&mut self) {
+        self.stop();
+        self.flows.iter().for_each(|flow| flow.cut());
+        let _ = tokio::time::timeout(CUT_MAX, self.ended()).await;
         self.tasks.abort_all();
     }
 
@@ -195,6 +218,8 @@ impl Drop for Engine {
 
 /// For what is under way when a run ends.
 const GRACE: Duration = Duration::from_secs(10);
+/// For threads to notice that their sockets are shut.
+const CUT_MAX: Duration = Duration::from_secs(1);
 /// A run of bytes ends with the last of them, if they come at all: ten minutes, the default bound of a server's run.
 const GRACES_OF_BYTES: u32 = 60;
 /// The longest that [`Engine::finish`] takes in a run of time.

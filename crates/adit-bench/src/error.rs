@@ -1,6 +1,7 @@
 //! Why a run ends without a result, and the exit status that says so.
 
 use std::io;
+use std::time::Duration;
 
 use crate::wire::Refusal;
 
@@ -23,6 +24,14 @@ pub enum BenchError {
     Connect {
         /// Where to.
         target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A server cannot take its address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: std::net::SocketAddr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -107,3 +116,5 @@ pub(crate) const EXIT_REFUSED: u8 = 4;
 pub(crate) const EXIT_USAGE: u8 = 64;
 /// Ended by Ctrl-C, as shells have it; what was measured until then is printed.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
+/// For what is under way, and the server's figures, when a signal ends a run: whoever presses Ctrl-C is waiting.
+pub(crate) const HURRY: Duration = Duration::from_secs(5);

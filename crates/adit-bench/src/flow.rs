@@ -120,6 +120,19 @@ impl Flow {
         }
     }
 
+    /// Sums that grow with signs of the peer: what only its process can have said, and what its kernel may have acknowledged.
+    pub(crate) fn signs(&self) -> (u64, u64) {
+        match &self.under {
+            // Acknowledgements of QUIC are the process's own.
+            Under::Quic(connection) => (connection.stats().udp_rx.datagrams, 0),
+            Under::Tcp(socket) if self.sends => {
+                (0, TcpState::of(socket).map_or(0, |state| state.acknowledged))
+            }
+            Under::Tcp(_) | Under::Nothing if self.sends => (0, 0),
+            Under::Tcp(_) | Under::Nothing => (self.counters.bytes.load(Ordering::Relaxed), 0),
+        }
+    }
+
     /// Counts what one task alone writes.
     pub(crate) fn count(counter: &AtomicU64, more: u64) {
         counter.store(counter.load(Ordering::Relaxed).saturating_add(more), Ordering::Relaxed);

@@ -158,8 +158,8 @@ impl ClientOptions {
         };
         let (length, rate) = match transport {
             Transport::Udp => (segment_bytes.unwrap_or(UDP_LENGTH).min(UDP_LENGTH), Some(UDP_RATE)),
-            Transport::Tcp => (TCP_LENGTH, None),
-            Transport::Quic => (QUIC_LENGTH, None),
+            Transport::Tcp => (block(TCP_LENGTH, self.rate), None),
+            Transport::Quic => (block(QUIC_LENGTH, self.rate), None),
         };
         let plan = Plan {
             transport,
@@ -406,6 +406,11 @@ fn usage(why: &str) -> BenchError {
     BenchError::Usage(why.to_owned())
 }
 
+/// Bytes of a write: at a low rate no more than a tenth of a second of it, so that one write does not exceed the rate.
+fn block(most: u64, rate: Option<u64>) -> u64 {
+    rate.filter(|rate| *rate > 0).map_or(most, |rate| (rate / 80).clamp(1, most))
+}
+
 /// As iperf3 has it.
 const TCP_LENGTH: u64 = 128 * 1024;
 /// The tunnel's batches are as large.
@@ -493,6 +498,19 @@ mod tests {
         assert_eq!(parse(&["http://hub/"]).unwrap().direction, Direction::Down);
         assert_eq!(parse(&["http://hub/", "--upload"]).unwrap().direction, Direction::Up);
         assert_eq!(parse(&["http://hub/", "--bidir"]).unwrap().direction, Direction::Both);
+    }
+
+    #[test]
+    fn a_write_is_a_tenth_of_a_second_of_a_low_rate() {
+        let length = |arguments: &[&str], transport| {
+            parse(&[&["hub"], arguments].concat()).unwrap().plan(transport, None).unwrap().length
+        };
+        assert_eq!(length(&["-b", "1"], Transport::Tcp), 1);
+        assert_eq!(length(&["-b", "1M"], Transport::Tcp), 12_500);
+        assert_eq!(length(&["-q", "-b", "1M"], Transport::Quic), 12_500);
+        assert_eq!(length(&["-b", "1M", "-l", "64K"], Transport::Tcp), 65_536);
+        assert_eq!(length(&["-b", "0"], Transport::Tcp), 131_072);
+        assert_eq!(length(&["-b", "10G"], Transport::Tcp), 131_072);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a run has shown: figures only; `verdict.rs` judges and `report/` tells.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::cpu::CpuUse;
 use crate::flow::Look;
@@ -26,6 +26,19 @@ pub(crate) struct Head {
     pub(crate) window: Option<u32>,
     /// How a URL is asked, such as `GET http://…`.
     pub(crate) request: Option<String>,
+    pub(crate) began: SystemTime,
+    pub(crate) sockets: Sockets,
+}
+
+/// What is told of a run over the bench's own protocol alone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sockets {
+    /// The run's name in hexadecimal; it lets nobody in any more when it is told.
+    pub(crate) cookie: Option<String>,
+    /// Of TCP's segments on the path.
+    pub(crate) segment_bytes: Option<u64>,
+    /// Bytes that the kernel grants the first stream's socket to send and to receive.
+    pub(crate) buffers: Option<(usize, usize)>,
 }
 
 /// One stream of the run.
@@ -126,6 +139,8 @@ pub(crate) struct Outcome {
     pub(crate) far: Option<CpuUse>,
     pub(crate) congestion: (Option<String>, Option<String>),
     pub(crate) failures: Vec<String>,
+    /// The exit status of what broke the run off; its words are the first of the failures.
+    pub(crate) broken_by: Option<u8>,
     pub(crate) interrupted: bool,
 }
 
@@ -225,10 +240,21 @@ impl Outcome {
         [true, false].into_iter().filter_map(|is_up| self.carried(is_up)).map(|sum| sum.bytes).sum()
     }
 
-    /// CPU-seconds of both ends and the processes between.
-    pub(crate) fn cpu_seconds(&self) -> f64 {
+    /// CPU-seconds of both ends and the processes between, as far as they are known.
+    pub(crate) fn known_cpu_seconds(&self) -> f64 {
         let of = |cpu: &CpuUse| cpu.total() + cpu.others.iter().map(|(_, _, seconds)| seconds).sum::<f64>();
         of(&self.near) + self.far.as_ref().map_or(0.0, of)
+    }
+
+    /// The same if all are known, or whose are not.
+    pub(crate) fn cpu_seconds(&self) -> Result<f64, &'static str> {
+        match &self.far {
+            None => Err("the server's CPU time is unknown"),
+            Some(far) if far.incomplete || self.near.incomplete => {
+                Err("a process of --cpu-of ended during the run")
+            }
+            Some(_) => Ok(self.known_cpu_seconds()),
+        }
     }
 
     /// CPU-seconds for each GiB carried.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::histogram::Histogram;
 pub(crate) struct Pinger {
     task: JoinHandle<()>,
     found: Arc<Mutex<Found>>,
+    answers: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -33,20 +35,15 @@ impl Pinger {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let mut idle = Histogram::default();
-        for number in 0..IDLE_COUNT {
-            let began = Instant::now();
-            writer.write_all(&message(number)).await?;
-            answer(&mut reader, number).await?;
-            idle.record(began.elapsed());
-        }
-        let found = Arc::new(Mutex::new(Found::default()));
+        let idle = tokio::time::timeout(IDLE_MAX, before_the_load(&mut reader, &mut writer));
+        let idle = idle.await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let (found, answered) = (Arc::new(Mutex::new(Found::default())), Arc::new(AtomicU64::new(0)));
         let task = tokio::spawn({
-            let found = Arc::clone(&found);
+            let (found, answered) = (Arc::clone(&found), Arc::clone(&answered));
             async move {
                 tokio::select! {
                     _ = questions(&mut writer, &found) => {}
-                    _ = answers(&mut reader, &found) => {}
+                    _ = answers(&mut reader, &found, &answered) => {}
                 }
                 // From now on nobody is answered, which shows as a question that waits.
                 let mut found = lock(&found);
@@ -55,7 +52,12 @@ impl Pinger {
                 }
             }
         });
-        Ok((Self { task, found }, idle))
+        Ok((Self { task, found, answers: answered }, idle))
+    }
+
+    /// Counts questions that were answered.
+    pub(crate) fn answers(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.answers)
     }
 
     /// Forgets what it found until now (the warm-up).
@@ -88,6 +90,21 @@ pub(crate) async fn echo<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(mut reader
     }
 }
 
+async fn before_the_load<R, W>(reader: &mut R, writer: &mut W) -> io::Result<Histogram>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut idle = Histogram::default();
+    for number in 0..IDLE_COUNT {
+        let began = Instant::now();
+        writer.write_all(&message(number)).await?;
+        answer(reader, number).await?;
+        idle.record(began.elapsed());
+    }
+    Ok(idle)
+}
+
 async fn questions<W: AsyncWrite + Unpin>(writer: &mut W, found: &Mutex<Found>) -> io::Result<()> {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -102,10 +119,15 @@ async fn questions<W: AsyncWrite + Unpin>(writer: &mut W, found: &Mutex<Found>) 
     }
 }
 
-async fn answers<R: AsyncRead + Unpin>(reader: &mut R, found: &Mutex<Found>) -> io::Result<()> {
+async fn answers<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    found: &Mutex<Found>,
+    answered: &AtomicU64,
+) -> io::Result<()> {
     for number in IDLE_COUNT.. {
         answer(reader, number).await?;
         lock(found).answered();
+        answered.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
@@ -150,6 +172,8 @@ const MESSAGE_BYTES: usize = 64;
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Before the load.
 const IDLE_COUNT: u64 = 20;
+/// For all of them: a second each.
+const IDLE_MAX: Duration = Duration::from_secs(20);
 /// Of half a minute: after as long a silence, waiting for more of them says nothing new. 48 KiB.
 const UNANSWERED_MAX: usize = 3000;
 

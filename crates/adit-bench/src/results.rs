@@ -72,6 +72,8 @@ impl Counted {
                 receive_window_us: numbers[8],
                 send_buffer_us: numbers[9],
                 pacing_rate: numbers[10],
+                // For the end that sends alone.
+                acknowledged: 0,
             });
         let quic =
             list("quic").and_then(|numbers| <[u64; 7]>::try_from(numbers).ok()).map(|numbers| QuicState {

@@ -27,6 +27,8 @@ pub(crate) struct TcpState {
     pub(crate) send_buffer_us: u64,
     /// Bytes a second that pacing allows.
     pub(crate) pacing_rate: u64,
+    /// Bytes of ours that the peer has acknowledged.
+    pub(crate) acknowledged: u64,
 }
 
 impl TcpState {
@@ -46,6 +48,7 @@ impl TcpState {
             receive_window_us: raw.rwnd_limited,
             send_buffer_us: raw.sndbuf_limited,
             pacing_rate: raw.pacing_rate,
+            acknowledged: raw.bytes_acked,
         })
     }
 }
@@ -75,7 +78,7 @@ struct RawTcpInfo {
     total_retrans: u32,
     pacing_rate: u64,
     _max_pacing_rate: u64,
-    _bytes_acked: u64,
+    bytes_acked: u64,
     _bytes_received: u64,
     _segs_out: u32,
     _segs_in: u32,

@@ -28,6 +28,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         _ => -1.0,
     };
     let seconds = number.parse::<f64>().ok().map(|number| number * scale);
+    if seconds.is_some_and(|seconds| seconds.is_finite() && seconds > SECONDS_MAX) {
+        return Err(format!("`{text}` is longer than a week, the longest that a time may be"));
+    }
     seconds
         .filter(|seconds| (0.0..=SECONDS_MAX).contains(seconds))
         .map(Duration::from_secs_f64)
@@ -109,6 +112,14 @@ mod tests {
         for text in ["", "ms", "-1s", "1 day", "inf"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_time_that_is_too_long_is_refused_as_that() {
+        for text in ["999999", "169h"] {
+            assert!(duration(text).is_err_and(|why| why.contains("longer than a week")), "{text}");
+        }
+        assert!(duration("168h").is_ok());
     }
 
     #[test]

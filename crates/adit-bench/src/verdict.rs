@@ -39,9 +39,13 @@ pub(crate) fn missed(outcome: &Outcome, thresholds: &Thresholds) -> Vec<String> 
                 rate_text(min as f64)
             ));
         }
-        if let Some(max) = thresholds.loss_percent_max.filter(|max| sum.lost_percent() > *max) {
-            missed.push(format!("{name}: {:.3} % of datagrams lost is above {max} %", sum.lost_percent()));
-        }
+        missed.extend(thresholds.loss_percent_max.and_then(|max| match outcome.received(is_up) {
+            Some(sum) if sum.lost_percent() <= max => None,
+            Some(sum) => {
+                Some(format!("{name}: {:.3} % of datagrams lost is above {max} %", sum.lost_percent()))
+            }
+            None => Some(format!("{name}: how many datagrams were lost is unknown")),
+        }));
     }
     if let Some(min) = thresholds.requests_min {
         let rate = outcome.requests_per_second().unwrap_or(0.0);
@@ -54,8 +58,10 @@ pub(crate) fn missed(outcome: &Outcome, thresholds: &Thresholds) -> Vec<String> 
     );
     missed.extend(thresholds.p99_max.and_then(|max| p99_missed(outcome, max)));
     let cpu = outcome.cpu_seconds();
-    missed.extend(cpu_missed(outcome.per_gib(cpu), thresholds.cpu_per_gib_max, "GiB"));
-    missed.extend(cpu_missed(outcome.per_requests(cpu), thresholds.cpu_per_requests_max, "100,000 requests"));
+    let per_gib = cpu.map(|cpu| outcome.per_gib(cpu));
+    missed.extend(cpu_missed(per_gib, thresholds.cpu_per_gib_max, "GiB"));
+    let per_requests = cpu.map(|cpu| outcome.per_requests(cpu));
+    missed.extend(cpu_missed(per_requests, thresholds.cpu_per_requests_max, "100,000 requests"));
     missed
 }
 
@@ -90,12 +96,13 @@ fn p99_missed(outcome: &Outcome, max: Duration) -> Option<String> {
 }
 
 /// A figure that could not be had does not pass.
-fn cpu_missed(spent: Option<f64>, max: Option<f64>, unit: &str) -> Option<String> {
+fn cpu_missed(spent: Result<Option<f64>, &'static str>, max: Option<f64>, unit: &str) -> Option<String> {
     let max = max?;
     match spent {
-        Some(spent) if spent <= max => None,
-        Some(spent) => Some(format!("{spent:.3} CPU-seconds for each {unit} are above {max}")),
-        None => Some(format!("no CPU-seconds for each {unit} were measured")),
+        Ok(Some(spent)) if spent <= max => None,
+        Ok(Some(spent)) => Some(format!("{spent:.3} CPU-seconds for each {unit} are above {max}")),
+        Ok(None) => Some(format!("no CPU-seconds for each {unit} were measured: nothing was carried")),
+        Err(why) => Some(format!("no CPU-seconds of both ends for each {unit}: {why}")),
     }
 }
 
@@ -116,10 +123,17 @@ fn capped(outcome: &Outcome, is_up: bool) -> Option<String> {
     let sum = outcome.sent(is_up).or_else(|| outcome.received(is_up))?;
     let share = sum.bits_per_second() / cap;
     let lost = lossy(outcome, is_up).map_or_else(String::new, |lost| format!("; {lost}"));
-    (share >= CAP_SHARE).then(|| {
-        let rate = rate_text(rate as f64);
-        format!("the rate cap of {rate} a stream ({:.0} % of it was sent{lost})", share * 100.0)
-    })
+    (share >= CAP_SHARE)
+        .then(|| format!("the rate cap of {} a stream ({}{lost})", rate_text(rate as f64), cap_text(share)))
+}
+
+/// How much of a cap was used; the last write or datagram may end behind the time that it is counted in.
+fn cap_text(share: f64) -> String {
+    if share > 1.005 {
+        "all of it was sent".to_owned()
+    } else {
+        format!("{:.0} % of it was sent", share * 100.0)
+    }
 }
 
 /// A stream is one thread: when that is busy all the time, more CPUs do not help.
@@ -167,7 +181,7 @@ fn busy_machine(outcome: &Outcome) -> Option<String> {
 
 /// Share of the client's machine that the ends and the watched processes take; those of another machine count as if here.
 fn own_share(outcome: &Outcome) -> f64 {
-    outcome.cpu_seconds() / outcome.near.seconds.max(1e-9) / outcome.near.cores.max(1) as f64
+    outcome.known_cpu_seconds() / outcome.near.seconds.max(1e-9) / outcome.near.cores.max(1) as f64
 }
 
 /// What the kernel's clocks of a sender say (TCP_INFO).
@@ -341,6 +355,13 @@ mod tests {
     }
 
     #[test]
+    fn no_more_than_all_of_a_cap_is_told() {
+        assert_eq!(cap_text(0.97), "97 % of it was sent");
+        assert_eq!(cap_text(1.0), "100 % of it was sent");
+        assert_eq!(cap_text(1_034_545.43), "all of it was sent");
+    }
+
+    #[test]
     fn failed_requests_are_held_against_a_count_or_a_share() {
         let requests = Requests { done: 99, failed: vec![("status 5xx", 1)] };
         assert!(failed_missed(&requests, FailedMax::default()).is_some());
@@ -352,9 +373,12 @@ mod tests {
 
     #[test]
     fn a_figure_that_is_missing_does_not_pass() {
-        assert!(cpu_missed(None, Some(1.0), "GiB").is_some());
-        assert!(cpu_missed(Some(0.9), Some(1.0), "GiB").is_none());
-        assert!(cpu_missed(Some(1.1), Some(1.0), "GiB").is_some());
-        assert!(cpu_missed(None, None, "GiB").is_none());
+        assert!(cpu_missed(Ok(None), Some(1.0), "GiB").is_some());
+        assert!(cpu_missed(Ok(Some(0.9)), Some(1.0), "GiB").is_none());
+        assert!(cpu_missed(Ok(Some(1.1)), Some(1.0), "GiB").is_some());
+        assert!(cpu_missed(Ok(None), None, "GiB").is_none());
+        let unknown = cpu_missed(Err("nobody knows"), Some(1000.0), "GiB").unwrap();
+        assert!(unknown.contains("both ends") && unknown.contains("nobody knows"), "{unknown}");
+        assert!(cpu_missed(Err("nobody knows"), None, "GiB").is_none());
     }
 }

@@ -54,6 +54,7 @@ pub(super) async fn connect(address: SocketAddr, bind: Option<IpAddr>) -> Result
         let stream = tcp::connect(address, bind, None)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
+        socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive())?;
         Ok(stream)
     });
     let failed = |source| BenchError::Connect { target: address.to_string(), source };
@@ -190,3 +191,12 @@ fn malformed(why: &str) -> BenchError {
 
 /// Longer than the server waits for the last streams.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Notices a path that is cut where nothing else can (`watch.rs`): after a minute, by many probes, because load over UDP may
+/// lose nine in ten of them.
+fn keep_alive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(1))
+        .with_retries(55)
+}

@@ -2,6 +2,7 @@
 
 mod control;
 mod socket;
+mod watch;
 
 use crate::error::{BenchError, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_THRESHOLD};
 use crate::options::{ClientOptions, Target};
@@ -20,7 +21,7 @@ pub(crate) async fn run(options: ClientOptions, parts: QuicParts) -> Result<u8, 
     let outcome = match result {
         Ok(outcome) => outcome,
         Err(error) if options.json => {
-            reporter.failure(&error);
+            reporter.failure(&error, options.title.as_deref());
             return Ok(error.exit_code());
         }
         Err(error) => return Err(error),
@@ -33,6 +34,8 @@ pub(crate) async fn run(options: ClientOptions, parts: QuicParts) -> Result<u8, 
 fn exit_code(outcome: &Outcome, missed: &[String]) -> u8 {
     if outcome.interrupted {
         EXIT_INTERRUPTED
+    } else if let Some(status) = outcome.broken_by {
+        status
     } else if !outcome.failures.is_empty() {
         EXIT_FAILED
     } else if !missed.is_empty() {

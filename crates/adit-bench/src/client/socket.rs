@@ -1,6 +1,7 @@
 //! A run over the bench's own protocol: TCP, UDP or QUIC.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,12 +9,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
 use super::control::{self, Control, Results};
+use super::watch::Watch;
 use crate::cpu::{CpuMark, CpuUse};
 use crate::engine::{Engine, FINISH_BYTES_MAX, FINISH_MAX};
-use crate::error::BenchError;
+use crate::error::{BenchError, HURRY};
 use crate::histogram::Histogram;
 use crate::options::{ClientOptions, Target};
-use crate::outcome::{FlowOutcome, Head, Outcome, Side, StreamHead};
+use crate::outcome::{FlowOutcome, Head, Outcome, Side, Sockets, StreamHead};
 use crate::ping::Pinger;
 use crate::plan::{Amount, Plan, Transport};
 use crate::quic::{self, QuicParts};
@@ -23,7 +25,7 @@ use crate::resolve::resolve;
 use crate::schedule::{Due, Ticks};
 use crate::tcp_state::TcpState;
 use crate::udp::{self, UdpFlow};
-use crate::wire::{Header, Kind};
+use crate::wire::{self, Header, Kind};
 use crate::{signals, tcp};
 
 /// One run against a bench server.
@@ -45,10 +47,12 @@ pub(super) async fn run(
         engine: Engine::new(plan.clone(), true),
         control,
         plan,
+        segment,
         endpoints: Vec::new(),
         connections: Vec::new(),
         fits: JoinSet::new(),
         pinger: None,
+        watch: None,
         idle: None,
         loaded: None,
     };
@@ -62,6 +66,8 @@ struct Run<'a> {
     options: &'a ClientOptions,
     plan: Plan,
     control: Control,
+    /// Bytes of TCP's segments on the path.
+    segment: Option<u64>,
     engine: Engine,
     /// Kept: a QUIC connection ends with its endpoint.
     endpoints: Vec<quinn::Endpoint>,
@@ -69,6 +75,7 @@ struct Run<'a> {
     /// Fit the windows of each to its line; end with the run.
     fits: JoinSet<()>,
     pinger: Option<Pinger>,
+    watch: Option<Watch>,
     idle: Option<Histogram>,
     loaded: Option<Histogram>,
 }
@@ -78,6 +85,8 @@ struct Ended {
     seconds: f64,
     near: CpuUse,
     interrupted: bool,
+    /// Why the server's figures are not had.
+    broken: Option<BenchError>,
 }
 
 impl Run<'_> {
@@ -183,6 +192,7 @@ impl Run<'_> {
             Pinger::start(reader, writer).await
         };
         let (pinger, idle) = started.map_err(BenchError::io("the server does not answer pings"))?;
+        self.watch = Some(Watch::new(&self.plan, self.engine.flows(), pinger.answers()));
         self.pinger = Some(pinger);
         self.idle = Some(idle);
         Ok(())
@@ -196,32 +206,42 @@ impl Run<'_> {
         // What the server has sent meanwhile counts, the way of its answer does not.
         recorder.start_clock();
         self.engine.start(true);
-        let ended = Box::pin(self.load(&mut recorder, reporter)).await?;
-        let results = self.wind_up(&mut recorder, &ended, reporter).await?;
+        let stop = signals::stop();
+        tokio::pin!(stop);
+        let mut ended = Box::pin(self.load(&mut recorder, reporter, stop.as_mut())).await?;
+        let results = self.wind_up(&mut recorder, &mut ended, reporter, stop).await;
         Ok(self.outcome(head, recorder, ended, results))
     }
 
     /// Until time, bytes, a signal or the server end it.
-    async fn load(&mut self, recorder: &mut Recorder, reporter: &mut Reporter) -> Result<Ended, BenchError> {
+    async fn load(
+        &mut self,
+        recorder: &mut Recorder,
+        reporter: &mut Reporter,
+        mut stop: Pin<&mut impl Future<Output = Result<(), BenchError>>>,
+    ) -> Result<Ended, BenchError> {
         let mut mark = CpuMark::now(&self.options.watched);
-        let stop = signals::stop();
-        tokio::pin!(stop);
         let mut warm_up = (!self.plan.omit.is_zero()).then_some(self.plan.omit.as_secs_f64());
         let mut ticks = self.options.interval.map(Ticks::new);
-        let interrupted = loop {
+        let (interrupted, broken) = loop {
             let due = Due::next(warm_up.or(self.time()), ticks.as_ref());
             tokio::select! {
                 () = due.wait(recorder) => {}
-                signal = &mut stop => { signal?; break true; }
+                signal = &mut stop => { signal?; break (true, None); }
                 // Flows that end early have failed, unless bytes end the run.
-                () = self.engine.ended() => break false,
-                broken = self.control.broken() => return Err(self.control.last_words(broken).await),
+                () = self.engine.ended() => break (false, None),
+                broken = self.control.broken() => {
+                    break (false, Some(self.control.last_words(broken).await));
+                }
+                lost = lost(&mut self.watch) => break (false, Some(lost)),
             }
             if matches!(due, Due::Line(_)) {
                 reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
                 ticks.iter_mut().for_each(Ticks::advance);
             } else if warm_up.take().is_some() {
-                self.control.omit().await?;
+                if let Err(lost) = self.control.omit().await {
+                    break (false, Some(lost));
+                }
                 // After the word, which may have to wait: counters, clock and CPU time begin together.
                 reporter.interval(recorder.cut(recorder.elapsed(), true));
                 recorder.end_warm_up();
@@ -229,12 +249,12 @@ impl Run<'_> {
                 mark = CpuMark::now(&self.options.watched);
                 ticks = self.options.interval.map(Ticks::new);
             } else {
-                break false;
+                break (false, None);
             }
         };
         self.engine.stop();
-        self.loaded = self.pinger.take().map(|pinger| pinger.found());
-        Ok(Ended { seconds: recorder.elapsed(), near: mark.elapsed(), interrupted })
+        self.loaded = self.pinger.as_ref().map(Pinger::found);
+        Ok(Ended { seconds: recorder.elapsed(), near: mark.elapsed(), interrupted, broken })
     }
 
     /// When time ends the run.
@@ -245,41 +265,79 @@ impl Run<'_> {
         }
     }
 
-    /// Ends all flows on both ends.
+    /// Ends all flows on both ends, and fetches what the server counted.
     async fn wind_up(
         &mut self,
         recorder: &mut Recorder,
-        ended: &Ended,
+        ended: &mut Ended,
         reporter: &mut Reporter,
-    ) -> Result<Results, BenchError> {
-        // Our receivers end when the server's senders do, and the other way round: the senders are stopped already.
-        let patience = match self.plan.amount {
-            Amount::Time(_) => FINISH_MAX,
-            Amount::Bytes(_) => FINISH_BYTES_MAX,
-        };
-        let (control, engine) = (&mut self.control, &mut self.engine);
-        let finish = async {
-            engine.finish().await;
-            recorder.elapsed()
-        };
-        let (results, at) = tokio::join!(Box::pin(control.end(patience)), Box::pin(finish));
+        stop: Pin<&mut impl Future<Output = Result<(), BenchError>>>,
+    ) -> Option<Results> {
+        let mut counted = None;
+        if ended.broken.is_none() {
+            match Box::pin(self.part(recorder, ended, stop)).await {
+                Ok(both) => counted = Some(both),
+                Err(error) => ended.broken = Some(error),
+            }
+        }
+        if counted.is_none() {
+            self.engine.abandon().await;
+        }
+        let (results, at) = counted.map_or((None, None), |(results, at)| (Some(results), Some(at)));
+        let is_udp = self.plan.transport == Transport::Udp;
         // What comes in the silence after the last datagram is counted, the silence is not.
-        let end = if self.plan.transport == Transport::Udp { ended.seconds } else { at };
+        let end = if is_udp { ended.seconds } else { at.unwrap_or_else(|| recorder.elapsed()) };
         reporter.interval(recorder.cut(end, false));
         results
     }
 
-    fn outcome(mut self, head: Head, recorder: Recorder, ended: Ended, results: Results) -> Outcome {
+    /// Has both ends finish; what the server counted, and when our flows had ended.
+    async fn part(
+        &mut self,
+        recorder: &Recorder,
+        ended: &mut Ended,
+        stop: Pin<&mut impl Future<Output = Result<(), BenchError>>>,
+    ) -> Result<(Results, f64), BenchError> {
+        let patience = match self.plan.amount {
+            Amount::Time(_) => FINISH_MAX,
+            Amount::Bytes(_) => FINISH_BYTES_MAX,
+        };
+        self.watch.iter_mut().for_each(Watch::load_is_over);
+        let (control, engine) = (&mut self.control, &mut self.engine);
+        // Our receivers end when the server's senders do, and the other way round: the senders are stopped already.
+        let finish = async {
+            engine.finish().await;
+            Ok(recorder.elapsed())
+        };
+        let both = async { tokio::try_join!(Box::pin(control.end(patience)), Box::pin(finish)) };
+        tokio::pin!(both);
+        if !ended.interrupted {
+            tokio::select! {
+                both = &mut both => return both,
+                lost = lost(&mut self.watch) => return Err(lost),
+                signal = stop => { signal?; ended.interrupted = true; }
+            }
+        }
+        let late = |_| BenchError::Timeout { what: "what the server counted", seconds: HURRY.as_secs() };
+        tokio::time::timeout(HURRY, both).await.map_err(late)?
+    }
+
+    fn outcome(mut self, head: Head, recorder: Recorder, ended: Ended, results: Option<Results>) -> Outcome {
         let totals = recorder.totals();
         let trips = recorder.round_trips();
         let near_seconds = recorder.last_end();
-        let far_seconds =
-            if self.plan.transport == Transport::Udp { near_seconds } else { results.cpu.seconds };
+        let far = results.as_ref().map(|results| results.cpu.seconds);
+        let far_seconds = far.filter(|_| self.plan.transport != Transport::Udp).unwrap_or(near_seconds);
         let mut failures = Vec::new();
+        failures.extend(ended.broken.as_ref().map(|error| match ended.interrupted {
+            true => format!("no figures of the server: {error}"),
+            false => error.to_string(),
+        }));
         let mut flows = Vec::new();
         for (at, flow) in recorder.flows().iter().enumerate() {
             let near = Side { seconds: near_seconds, look: totals[at] };
-            let theirs = results.flows.iter().find(|counted| counted.index == flow.index);
+            let counted = results.iter().flat_map(|results| &results.flows);
+            let theirs = counted.into_iter().find(|counted| counted.index == flow.index);
             let far = theirs.map(|counted| Side { seconds: far_seconds, look: counted.look });
             let (sender, receiver) = if flow.sends { (Some(near), far) } else { (far, Some(near)) };
             let (sender, receiver) = with_tail_loss(self.plan.transport, sender, receiver);
@@ -296,6 +354,8 @@ impl Run<'_> {
         }
         let mut near = ended.near;
         near.busiest_thread = self.engine.busiest_thread();
+        let (far, congestion) =
+            results.map_or((None, None), |results| (Some(results.cpu), results.congestion));
         Outcome {
             flows,
             seconds: near_seconds,
@@ -306,9 +366,10 @@ impl Run<'_> {
             latency_of_requests: false,
             far_sums: None,
             near,
-            far: Some(results.cpu),
-            congestion: (self.engine.congestion().map(str::to_owned), results.congestion),
+            far,
+            congestion: (self.engine.congestion().map(str::to_owned), congestion),
             failures,
+            broken_by: ended.broken.map(|error| error.exit_code()),
             interrupted: ended.interrupted,
             intervals: recorder.into_intervals(),
             head,
@@ -344,7 +405,21 @@ impl Run<'_> {
             rate: self.plan.rate,
             window: self.plan.window,
             request: None,
+            began: std::time::SystemTime::now(),
+            sockets: Sockets {
+                cookie: Some(wire::hex(&self.control.cookie)),
+                segment_bytes: self.segment,
+                buffers: self.engine.buffers(),
+            },
         }
+    }
+}
+
+/// Resolves when the server is gone; never before there are pings.
+async fn lost(watch: &mut Option<Watch>) -> BenchError {
+    match watch {
+        Some(watch) => watch.lost().await,
+        None => std::future::pending().await,
     }
 }
 

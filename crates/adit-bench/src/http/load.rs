@@ -55,6 +55,8 @@ pub(super) struct Worker {
     /// How long the rate has it wait before the next bytes.
     owed: Duration,
     failures_in_a_row: u32,
+    /// When the first of them was noticed.
+    failing_since: Option<Instant>,
 }
 
 /// What a worker has seen.
@@ -119,6 +121,7 @@ impl Worker {
             pace: Pace::new(load.rate),
             owed: Duration::ZERO,
             failures_in_a_row: 0,
+            failing_since: None,
         }
     }
 
@@ -155,7 +158,7 @@ impl Worker {
     }
 
     pub(super) fn succeeded(&mut self, began: Instant) {
-        self.failures_in_a_row = 0;
+        (self.failures_in_a_row, self.failing_since) = (0, None);
         Flow::count(&self.flow.counters.packets, 1);
         let now = Instant::now();
         let mut tally = lock(&self.tally);
@@ -167,6 +170,7 @@ impl Worker {
     pub(super) fn failed(&mut self, failure: Failure) {
         self.failures_in_a_row += 1;
         let now = Instant::now();
+        self.failing_since.get_or_insert(now);
         let mut tally = lock(&self.tally);
         *tally.failed.entry(failure.name()).or_default() += 1;
         if let Some(began) = tally.under_way.take() {
@@ -194,7 +198,7 @@ impl Worker {
     }
 
     async fn work(&mut self, shared: Option<Arc<exchange_h2::Connection>>) {
-        while self.failures_in_a_row < FAILURES_MAX {
+        while !self.has_given_up() {
             let is_done = match &shared {
                 Some(connection) => exchange_h2::work(self, connection).await,
                 None => exchange_h1::work(self).await,
@@ -207,7 +211,13 @@ impl Worker {
                 }
             }
         }
-        self.flow.fail("gave up after 50 failures in a row");
+        self.flow.fail(format!("gave up after {} failures in a row", self.failures_in_a_row));
+    }
+
+    /// Nothing works, or each attempt takes so long that fifty of them would take half an hour.
+    fn has_given_up(&self) -> bool {
+        self.failures_in_a_row >= FAILURES_MAX
+            || self.failing_since.is_some_and(|since| since.elapsed() >= FAILING_MAX)
     }
 }
 
@@ -241,6 +251,8 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(50);
 /// A worker that nothing works for ends.
 const FAILURES_MAX: u32 = 50;
+/// So does one that nothing works for in this time: a server that is gone is noticed by silence, again and again.
+const FAILING_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -282,6 +294,22 @@ mod tests {
         tally.end_warm_up();
         assert_eq!((tally.latency.count(), tally.failed.len()), (0, 0));
         assert_eq!(tally.waited(end), Some(Duration::from_millis(1800)));
+    }
+
+    #[test]
+    fn a_worker_gives_up_after_many_failures_or_a_long_time_of_them() {
+        let mut worker = worker();
+        (0..FAILURES_MAX - 1).for_each(|_| worker.failed(Failure::Connect));
+        assert!(!worker.has_given_up());
+        worker.failed(Failure::Connect);
+        assert!(worker.has_given_up());
+        let began = worker.waits();
+        worker.succeeded(began);
+        assert!(!worker.has_given_up());
+        worker.failed(Failure::Silent);
+        assert!(!worker.has_given_up());
+        worker.failing_since = worker.failing_since.and_then(|since| since.checked_sub(FAILING_MAX));
+        assert!(worker.has_given_up());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::origin::PATTERN_BYTES;
 use super::peer::{Alive, Counted, Peer};
 use super::tls::ClientTls;
 use crate::cpu::{self, CpuMark, CpuUse};
-use crate::error::BenchError;
+use crate::error::{BenchError, HURRY};
 use crate::flow::{Flow, Look, Switch, Under};
 use crate::histogram::Histogram;
 use crate::options::{ClientOptions, Direction};
@@ -206,6 +207,8 @@ fn head(options: &ClientOptions, url: &Uri, load: &Load) -> Head {
         rate: load.rate,
         window: options.window,
         request: Some(format!("{verb} {url}")),
+        began: std::time::SystemTime::now(),
+        sockets: Default::default(),
     }
 }
 
@@ -225,6 +228,8 @@ struct Ended {
     at: Instant,
     near: CpuUse,
     interrupted: bool,
+    /// What broke the run off.
+    broken: Option<BenchError>,
 }
 
 impl<'a> Run<'a> {
@@ -246,17 +251,44 @@ impl<'a> Run<'a> {
         let _alive = self.peer.as_ref().map(|peer| Alive::keep(Arc::clone(peer), Arc::clone(&self.load)));
         let mut recorder = Recorder::new(self.flows.clone());
         let mut workers = self.start();
-        let ended = Box::pin(self.drive(&mut recorder, reporter, &mut workers)).await?;
+        let stop = signals::stop();
+        tokio::pin!(stop);
+        let mut ended = Box::pin(self.drive(&mut recorder, reporter, &mut workers, stop.as_mut())).await?;
         reporter.interval(recorder.cut(recorder.elapsed(), false));
         self.load.switch.stop();
         self.ping.iter().for_each(|(load, _)| load.switch.stop());
-        let _ = tokio::time::timeout(GRACE, async { while workers.join_next().await.is_some() {} }).await;
-        // Bytes that are under way are counted when they have come, or when their connection is seen to have ended.
-        let counted = match &self.peer {
-            Some(peer) => Some(Box::pin(peer.end(&self.load)).await),
-            None => None,
-        };
+        let counted = self.wind_up(&mut ended, &mut workers, stop).await;
         self.outcome(head, recorder, ended, counted)
+    }
+
+    /// Lets the workers end and fetches what the server counted, if it is one of ours.
+    async fn wind_up(
+        &self,
+        ended: &mut Ended,
+        workers: &mut JoinSet<()>,
+        stop: Pin<&mut impl Future<Output = Result<(), BenchError>>>,
+    ) -> Option<Result<Counted, BenchError>> {
+        let both = async {
+            let _ = tokio::time::timeout(GRACE, async { while workers.join_next().await.is_some() {} }).await;
+            // Bytes that are under way are counted when they have come, or when their connection is seen to have ended.
+            match &self.peer {
+                Some(peer) => Some(Box::pin(peer.end(&self.load)).await),
+                None => None,
+            }
+        };
+        tokio::pin!(both);
+        if !ended.interrupted {
+            tokio::select! {
+                counted = &mut both => return counted,
+                signal = stop => match signal {
+                    Ok(()) => ended.interrupted = true,
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+        }
+        let late = || BenchError::Timeout { what: "what the server counted", seconds: HURRY.as_secs() };
+        let counted = tokio::time::timeout(HURRY, both).await;
+        counted.unwrap_or_else(|_| self.peer.is_some().then(|| Err(late())))
     }
 
     /// Where bodies are large, the time of a request says little: small ones beside them tell how long they wait.
@@ -317,22 +349,21 @@ impl<'a> Run<'a> {
         recorder: &mut Recorder,
         reporter: &mut Reporter,
         workers: &mut JoinSet<()>,
+        mut stop: Pin<&mut impl Future<Output = Result<(), BenchError>>>,
     ) -> Result<Ended, BenchError> {
         let mut mark = CpuMark::now(&self.options.watched);
-        let stop = signals::stop();
-        tokio::pin!(stop);
         let mut warm_up = (!self.options.omit.is_zero()).then_some(self.options.omit.as_secs_f64());
         let time = match (self.options.amount, self.options.requests) {
             (Amount::Time(time), None) => Some(time.as_secs_f64()),
             _ => None,
         };
         let mut ticks = self.options.interval.map(Ticks::new);
-        let interrupted = loop {
+        let (interrupted, broken) = loop {
             let due = Due::next(warm_up.or(time), ticks.as_ref());
             tokio::select! {
                 () = due.wait(recorder) => {}
-                signal = &mut stop => { signal?; break true; }
-                () = async { while workers.join_next().await.is_some() {} } => break false,
+                signal = &mut stop => { signal?; break (true, None); }
+                () = async { while workers.join_next().await.is_some() {} } => break (false, None),
             }
             if matches!(due, Due::Line(_)) {
                 reporter.interval(recorder.cut(recorder.elapsed(), warm_up.is_some()));
@@ -340,7 +371,10 @@ impl<'a> Run<'a> {
             } else if warm_up.take().is_some() {
                 // The way of the mark and of its answer is part of the warm-up: counters, clock and CPU time begin behind it.
                 if let Some(peer) = &self.peer {
-                    peer.mark(&self.load).await?;
+                    tokio::select! {
+                        marked = peer.mark(&self.load) => if let Err(error) = marked { break (false, Some(error)); },
+                        signal = &mut stop => { signal?; break (true, None); }
+                    }
                 }
                 reporter.interval(recorder.cut(recorder.elapsed(), true));
                 self.tallies.iter().for_each(|tally| lock(tally).end_warm_up());
@@ -349,10 +383,10 @@ impl<'a> Run<'a> {
                 mark = CpuMark::now(&self.options.watched);
                 ticks = self.options.interval.map(Ticks::new);
             } else {
-                break false;
+                break (false, None);
             }
         };
-        Ok(Ended { at: Instant::now(), near: mark.elapsed(), interrupted })
+        Ok(Ended { at: Instant::now(), near: mark.elapsed(), interrupted, broken })
     }
 
     /// What was counted until `end`: latencies of the requests or of small ones beside them, and who waited; reasons of failure.
@@ -396,7 +430,11 @@ impl<'a> Run<'a> {
             done: totals.iter().map(|look| look.packets).sum(),
             failed: failed.into_iter().collect(),
         };
-        if requests.done == 0 && totals.iter().all(|look| look.bytes == 0) && !ended.interrupted {
+        if requests.done == 0
+            && totals.iter().all(|look| look.bytes == 0)
+            && !ended.interrupted
+            && ended.broken.is_none()
+        {
             let why = requests.failed.first().map_or("no answer in time", |(reason, _)| reason);
             return Err(BenchError::Http(format!("not one request was answered: {why}")));
         }
@@ -417,6 +455,7 @@ impl<'a> Run<'a> {
             Some(Err(error)) => (None, Some(format!("no figures of the server: {error}"))),
             None => (None, None),
         };
+        let broken = ended.broken.iter().map(ToString::to_string);
         let failures = recorder
             .flows()
             .iter()
@@ -432,7 +471,7 @@ impl<'a> Run<'a> {
         let near = CpuUse { busiest_thread: busiest as f64 / 1000.0, ..ended.near };
         Ok(Outcome {
             flows: flows.collect(),
-            failures: failures.chain(unknown).collect(),
+            failures: broken.chain(failures).chain(unknown).collect(),
             far_sums,
             seconds,
             idle: self.idle,
@@ -443,6 +482,7 @@ impl<'a> Run<'a> {
             near,
             far: counted.map(|counted| counted.cpu),
             congestion: (None, None),
+            broken_by: ended.broken.as_ref().map(BenchError::exit_code),
             interrupted: ended.interrupted,
             intervals: recorder.into_intervals(),
             head,

@@ -1,6 +1,6 @@
 //! A run as one JSON document: iperf3's keys where iperf3 has them, more beside.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use serde_json::{Map, Value, json};
 
@@ -13,36 +13,44 @@ use crate::verdict;
 /// The whole document.
 pub(super) fn document(outcome: &Outcome, missed: &[String], title: Option<&str>) -> Value {
     let mut document = json!({
-        "start": start(outcome),
+        "start": start(&outcome.head),
         "intervals": outcome.intervals.iter().map(|part| interval(&outcome.head, part)).collect::<Vec<_>>(),
         "end": end(outcome, missed),
     });
     if let Some(title) = title {
         document["title"] = json!(title);
     }
-    if let Some(failure) = outcome.failures.first() {
-        document["error"] = json!(failure);
-    } else if outcome.interrupted {
+    if outcome.interrupted {
         document["error"] = json!("interrupt - the client has terminated");
+    } else if let Some(failure) = outcome.failures.first() {
+        document["error"] = json!(failure);
     }
     document
 }
 
-fn start(outcome: &Outcome) -> Value {
-    let head = &outcome.head;
+/// A run that came to nothing; `head` is known from the moment that its streams were connected.
+pub(super) fn failure(head: Option<&Head>, error: &str, title: Option<&str>) -> Value {
+    let start = head.map_or_else(|| json!({}), start);
+    let mut document = json!({ "start": start, "intervals": [], "end": {}, "error": error });
+    if let Some(title) = title {
+        document["title"] = json!(title);
+    }
+    document
+}
+
+fn start(head: &Head) -> Value {
     let connected = head.streams.iter().map(|stream| {
         json!({
             "socket": stream.index + 1, "local_host": stream.local.ip().to_string(), "local_port": stream.local.port(),
             "remote_host": stream.remote.ip().to_string(), "remote_port": stream.remote.port(),
         })
     });
-    let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let began = ended - outcome.seconds - head.omit;
-    json!({
+    let began = head.began.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let mut start = json!({
         "connected": connected.collect::<Vec<_>>(),
         "version": format!("adit {}", env!("CARGO_PKG_VERSION")),
         "system_info": system(),
-        "timestamp": { "timesecs": began as u64 },
+        "timestamp": { "time": date_text(began), "timesecs": began },
         "connecting_to": { "host": head.host, "port": head.port },
         "target_bitrate": head.rate.unwrap_or(0),
         "sock_bufsize": head.window.unwrap_or(0),
@@ -52,7 +60,40 @@ fn start(outcome: &Outcome) -> Value {
             "reverse": u8::from(head.up == 0), "bidirectional": u8::from(head.up > 0 && head.down > 0), "tos": 0,
             "target_bitrate": head.rate.unwrap_or(0), "request": head.request,
         },
-    })
+    });
+    let sockets = &head.sockets;
+    for (name, value) in [
+        ("cookie", sockets.cookie.as_ref().map(|cookie| json!(cookie))),
+        ("tcp_mss_default", sockets.segment_bytes.map(|bytes| json!(bytes))),
+        ("sndbuf_actual", sockets.buffers.map(|(send, _)| json!(send))),
+        ("rcvbuf_actual", sockets.buffers.map(|(_, receive)| json!(receive))),
+    ] {
+        value.into_iter().for_each(|value| start[name] = value);
+    }
+    start
+}
+
+/// Seconds since 1970 as HTTP writes dates (RFC 9110 §5.6.7), which is what iperf3 has here.
+fn date_text(seconds: u64) -> String {
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // 1 January 1970 was a Thursday.
+    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][(days % 7) as usize];
+    let is_leap =
+        |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let (mut year, mut day) = (1970, days);
+    while day >= 365 + u64::from(is_leap(year)) {
+        day -= 365 + u64::from(is_leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while day >= lengths[month] {
+        day -= lengths[month];
+        month += 1;
+    }
+    let month = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][month];
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{weekday}, {:02} {month} {year} {hour:02}:{minute:02}:{second:02} GMT", day + 1)
 }
 
 fn interval(head: &Head, interval: &Interval) -> Value {
@@ -101,11 +142,12 @@ fn end(outcome: &Outcome, missed: &[String]) -> Value {
                 value.insert("end".to_owned(), json!(sum.seconds));
                 value.insert("sender".to_owned(), json!(is_up));
                 end.insert(format!("sum_{role}{name}"), Value::Object(value.clone()));
-                // iperf3 gives what the receiver saw as the sum of UDP.
-                if head.protocol == "UDP" && role == "received" {
-                    end.insert(format!("sum{name}"), Value::Object(value));
-                }
             }
+        }
+        if head.protocol == "UDP" {
+            let both =
+                udp_of_both(end.get(&format!("sum_sent{name}")), end.get(&format!("sum_received{name}")));
+            both.into_iter().for_each(|sum| drop(end.insert(format!("sum{name}"), sum)));
         }
     }
     end.insert("cpu_utilization_percent".to_owned(), utilization(outcome));
@@ -166,12 +208,21 @@ fn stream(head: &Head, flow: &FlowOutcome) -> Value {
     if let Some(receiver) = &flow.receiver {
         document.insert("receiver".to_owned(), Value::Object(side(receiver, "received")));
     }
-    if head.protocol == "UDP"
-        && let Some(udp) = document.get("receiver").or(document.get("sender")).cloned()
-    {
-        document.insert("udp".to_owned(), udp);
+    if head.protocol == "UDP" {
+        let both = udp_of_both(document.get("sender"), document.get("receiver"));
+        both.into_iter().for_each(|udp| drop(document.insert("udp".to_owned(), udp)));
     }
     Value::Object(document)
+}
+
+/// What iperf3 tells of datagrams as one: bytes and rate of the sender, all else of the receiver.
+fn udp_of_both(sent: Option<&Value>, received: Option<&Value>) -> Option<Value> {
+    let (Some(sent), Some(received)) = (sent, received) else { return sent.or(received).cloned() };
+    let mut both = received.clone();
+    for name in ["bytes", "bits_per_second", "seconds", "end"] {
+        both[name] = sent[name].clone();
+    }
+    Some(both)
 }
 
 /// `role` is `None` in intervals, where our end's counters are all there is.
@@ -186,7 +237,8 @@ fn counted(head: &Head, sum: &Sum, role: Option<&str>) -> Map<String, Value> {
             value.insert(name.to_owned(), json!(sum.retransmits.unwrap_or(0)));
         }
         "UDP" => {
-            value.insert("packets".to_owned(), json!(sum.packets));
+            // All that are known of, as iperf3 has it: a receiver's with those that it lacks.
+            value.insert("packets".to_owned(), json!(sum.packets.saturating_add(sum.lost)));
             value.insert("jitter_ms".to_owned(), json!(sum.jitter_ms));
             value.insert("lost_packets".to_owned(), json!(sum.lost));
             value.insert("lost_percent".to_owned(), json!(sum.lost_percent()));
@@ -254,7 +306,7 @@ fn cpu_seconds(outcome: &Outcome) -> Value {
         value["others"] = Value::Array(others.collect());
         value
     };
-    json!({ "client": end(&outcome.near), "server": outcome.far.as_ref().map(end), "all": cost(outcome.cpu_seconds()) })
+    json!({ "client": end(&outcome.near), "server": outcome.far.as_ref().map(end), "all": outcome.cpu_seconds().ok().map(cost) })
 }
 
 fn latency(latency: &Histogram) -> Value {
@@ -270,4 +322,30 @@ fn latency(latency: &Histogram) -> Value {
 fn system() -> String {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
     format!("{} {} {}", read("ostype").trim(), read("hostname").trim(), read("osrelease").trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_written_as_http_has_them() {
+        assert_eq!(date_text(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(date_text(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(date_text(1_709_210_096), "Thu, 29 Feb 2024 12:34:56 GMT");
+        assert_eq!(date_text(1_735_689_599), "Tue, 31 Dec 2024 23:59:59 GMT");
+    }
+
+    #[test]
+    fn datagrams_as_one_are_bytes_sent_and_all_else_as_received() {
+        let sent = json!({ "bytes": 100, "bits_per_second": 8.0, "seconds": 100.0, "end": 100.0, "lost_packets": 0 });
+        let received =
+            json!({ "bytes": 90, "bits_per_second": 7.0, "seconds": 101.0, "end": 101.0, "lost_packets": 1 });
+        let both = udp_of_both(Some(&sent), Some(&received)).unwrap();
+        assert_eq!(
+            (&both["bytes"], &both["lost_packets"], &both["end"]),
+            (&json!(100), &json!(1), &json!(100.0))
+        );
+        assert_eq!(udp_of_both(Some(&sent), None), Some(sent));
+    }
 }

@@ -5,8 +5,6 @@ mod text;
 
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::error::BenchError;
 use crate::outcome::{Head, Interval, Outcome};
 use crate::print;
@@ -49,10 +47,7 @@ impl Reporter {
     }
 
     /// No run, told as JSON, as iperf3 does.
-    pub(crate) fn failure(&self, error: &BenchError) {
-        print(&format!(
-            "{:#}\n",
-            json!({ "start": {}, "intervals": [], "end": {}, "error": error.to_string() })
-        ));
+    pub(crate) fn failure(&self, error: &BenchError, title: Option<&str>) {
+        print(&format!("{:#}\n", json::failure(self.head.as_ref(), &error.to_string(), title)));
     }
 }

@@ -136,7 +136,7 @@ impl Server {
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, BenchError> {
-    let failed = |source| BenchError::Connect { target: format!("{address} (to listen)"), source };
+    let failed = |source| BenchError::Listen { address, source };
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None);
     let bound = socket.and_then(|socket| {
         socket.set_reuse_address(true)?;

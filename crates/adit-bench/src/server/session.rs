@@ -28,7 +28,7 @@ use crate::{ping, print};
 pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketAddr) {
     let _ = control.set_nodelay(true);
     // A client that vanishes without a word must not be sent to until the run's time is over.
-    let _ = socket2::SockRef::from(&control).set_tcp_keepalive(&keep_alive());
+    let _ = socket2::SockRef::from(&control).set_tcp_keepalive(&keep_alive(None));
     let (mut reader, mut writer) = control.into_split();
     let _session = server.registry.session();
     let mut stopping = server.stopping.subscribe();
@@ -51,7 +51,11 @@ pub(super) async fn serve(server: Arc<Server>, control: TcpStream, peer: SocketA
                 let drained = async { while matches!(reader.read(&mut rest).await, Ok(1..)) {} };
                 let _ = tokio::time::timeout(LINGER, drained).await;
             }
-            print(&format!("{peer}: {error}\n"));
+            // The words are a client's, whose peer is the server.
+            match error {
+                BenchError::Lost(why) => print(&format!("{peer}: the client is gone: {why}\n")),
+                error => print(&format!("{peer}: {error}\n")),
+            }
         }
     }
 }
@@ -66,6 +70,8 @@ async fn run(
         tokio::time::timeout(HANDSHAKE_TIMEOUT, Box::pin(agree(server, reader, writer, peer)))
             .await
             .map_err(|_| refuse(Refusal::Timeout, "the handshake took too long"))??;
+    let control = socket2::SockRef::from(reader.as_ref());
+    let _ = control.set_tcp_keepalive(&keep_alive(Some(&plan)));
     print(&format!("{peer}: begins {} with {} up, {} down\n", plan.transport.name(), plan.up, plan.down));
     let limit =
         server.registry.limits().duration + plan.omit.min(server.registry.limits().duration) + OVERTIME;
@@ -355,11 +361,24 @@ fn refuse(reason: Refusal, text: &str) -> BenchError {
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the agreement to the last stream.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(15);
-fn keep_alive() -> socket2::TcpKeepalive {
+/// Probes of the control connection: they tell of a client that has vanished, and share the path with the load.
+fn keep_alive(plan: Option<&Plan>) -> socket2::TcpKeepalive {
     socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(5))
-        .with_interval(Duration::from_secs(2))
-        .with_retries(3)
+        .with_interval(Duration::from_secs(1))
+        .with_retries(probes(plan))
+}
+
+/// How many are sent before a client has vanished, a second apart.
+fn probes(plan: Option<&Plan>) -> u32 {
+    match plan {
+        // Datagrams go on whatever comes of them: nobody is sent to for long who is not there. 11 s.
+        Some(plan) if plan.transport == Transport::Udp && plan.down > 0 => 6,
+        // Nothing is sent to the client, whose datagrams may drown nine in ten of its answers. A minute.
+        Some(plan) if plan.transport == Transport::Udp => 55,
+        // A probe waits behind the load: 1,000 packets, as long as Linux makes a queue, are 25 s at 480 kbit/s. 30 s.
+        _ => 25,
+    }
 }
 
 /// Buffers of one run's streams.
@@ -374,3 +393,20 @@ const OVERTIME: Duration = Duration::from_secs(30);
 const COMMANDS_MAX: usize = 4;
 /// Streams of questions of one run; our client has one.
 const ECHOES_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_client_that_datagrams_are_sent_to_has_little_time_to_answer_probes() {
+        let plan = |transport, down| {
+            let json = json!({ "transport": transport, "up": 1, "down": down, "bytes": 1, "length": 100 });
+            Plan::from_json(&json).unwrap()
+        };
+        assert_eq!(probes(Some(&plan("udp", 1))), 6);
+        assert_eq!(probes(Some(&plan("udp", 0))), 55);
+        assert_eq!(probes(Some(&plan("quic", 1))), 25);
+        assert_eq!(probes(None), 25);
+    }
+}
