@@ -218,7 +218,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let found = pinger.found();
-        assert!(found.count() >= 15 && found.max() >= Some(9 * INTERVAL), "{found:?}");
+        // The first may have been asked up to 5 ms late without those after it being put off.
+        assert!(found.count() >= 15 && found.max() >= Some(8 * INTERVAL), "{found:?}");
         pinger.reset();
         assert!(pinger.found().count() >= 10);
     }
