@@ -87,6 +87,8 @@ impl Recipe {
         let len = u16::try_from(transport.len()).unwrap();
         let checksum = pseudo_header(&packet[addresses], protocol, len).with(&packet[start..]).finish();
         let at = start + if self.tcp { 16 } else { 6 };
+        // RFC 768: zero says that there is none.
+        let checksum = if !self.tcp && checksum == [0, 0] { [0xff, 0xff] } else { checksum };
         packet[at..at + 2].copy_from_slice(&checksum);
         if self.corrupt {
             *packet.last_mut().unwrap() ^= 0x55;
@@ -209,6 +211,15 @@ fn recipes() -> impl Strategy<Value = Vec<(u32, Recipe)>> {
         }
         recipes
     })
+}
+
+#[test]
+fn a_udp_checksum_of_zero_goes_out_as_all_ones() {
+    // The last of five segments has it.
+    let whole = Recipe { id: 0xfffe, sequence: 0xffff_ff00, ..Recipe::new(true, false, 6905) };
+    let segments = split(&whole.build(), offload_of(&whole, 1381)).unwrap();
+    assert_eq!(segments[4][46..48], [0xff, 0xff]);
+    assert_eq!(segments, naive_split(&whole, 1381));
 }
 
 proptest! {
