@@ -68,7 +68,13 @@ impl Machine {
 
 /// A peer's program: named by an environment variable, or on PATH.
 pub(crate) fn peer(variable: &str, name: &str) -> Option<PathBuf> {
-    std::env::var_os(variable).map(PathBuf::from).or_else(|| find_program(name))
+    match std::env::var_os(variable).map(PathBuf::from) {
+        Some(named) => {
+            assert!(named.is_file(), "{variable} names {}, which is no file", named.display());
+            Some(named)
+        }
+        None => find_program(name),
+    }
 }
 
 /// What programs say about their versions.
